@@ -1,0 +1,357 @@
+"""Named components: register, find, describe and build them.
+
+A component is a plain, typed, keyword-only class or function. Its configuration schema (types, ranges,
+choices, documentation) is its signature. Names are found by scanning the source of medtrain's own component
+packages, so listing them imports nothing and adding one needs no second place to edit.
+
+This module imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medtrain.errors import MedtrainError, UsageError
+
+GROUPS = (
+    "task",
+    "model",
+    "data",
+    "loss",
+    "augment",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "inference",
+    "callbacks",
+    "logger",
+    "run",
+)
+"""The closed set of component groups; a typo in a group is an error at import."""
+
+PLUGIN_GROUP = "medtrain.plugins"
+_PACKAGE_DIR = Path(__file__).parent
+_COMPONENT_DIRS = (
+    "tasks",
+    "models",
+    "data",
+    "losses",
+    "optim",
+    "engine",
+    "inference",
+    "callbacks",
+    "loggers",
+    "run",
+)
+_REGISTER_CALL = re.compile(r'^@register\(\s*"(\w+)",\s*"(\w+)"', re.MULTILINE)
+_MISSING = inspect.Parameter.empty
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed numbers, written in an annotation: `Annotated[float, Range(ge=0, lt=1)]`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        pairs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in pairs if bound is not None)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A string with a syntax, written in an annotation: `Annotated[str, Format(parse, "500step")]`.
+
+    Args:
+        parse: Raises ValueError with the reason when the text is not valid.
+        example: Shown to the user, e.g. `"500step", "10ep", "20min"`.
+    """
+
+    parse: Callable[[str], Any]
+    example: str
+
+
+@dataclass(frozen=True)
+class Param:
+    """One configurable parameter of a component: its name, type with metadata, default and documentation."""
+
+    name: str
+    type: Any
+    default: Any = _MISSING
+    doc: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether the user must set it."""
+        return self.default is _MISSING
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered class or function and the schema read from its signature.
+
+    Args:
+        group: One of GROUPS.
+        name: The name used in configs; snake case, the paper's name.
+        target: The class or function.
+        params: What a config may set.
+        runtime: Parameters that the builder supplies and a config cannot set.
+        tags: Capabilities and families, for listing.
+        summary: First line of the docstring.
+        origin: Distribution or module that registered it.
+    """
+
+    group: str
+    name: str
+    target: Callable[..., Any]
+    params: Mapping[str, Param]
+    runtime: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    summary: str = ""
+    origin: str = ""
+
+    def defaults(self) -> dict[str, Any]:
+        """Every parameter with its default; required ones hold `"???"`."""
+        return {p.name: "???" if p.required else plain(p.default) for p in self.params.values()}
+
+
+@dataclass
+class _State:
+    components: dict[tuple[str, str], Component] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
+    plugins_loaded: bool = False
+
+
+_STATE = _State()
+
+
+def register(
+    group: str, name: str, *, runtime: Iterable[str] = (), tags: Iterable[str] = ()
+) -> Callable[[_T], _T]:
+    """Register a class or function as the component `name` of `group`.
+
+    Args:
+        group: One of GROUPS.
+        name: Unique within the group.
+        runtime: Parameters supplied by the builder (`params`, `num_classes`, ...), hidden from configs.
+        tags: Capabilities shown by `medtrain list --long`.
+
+    Raises:
+        TypeError: The group is unknown, the name is taken, or the signature cannot serve as a schema.
+    """
+
+    def decorate(target: _T) -> _T:
+        if group not in GROUPS:
+            raise TypeError(f"unknown component group {group!r}; groups are: {', '.join(GROUPS)}")
+        known = _STATE.components.get((group, name))
+        if known is not None and _identity(known.target) != _identity(target):
+            raise TypeError(
+                f"two components are named {group}={name}: {_identity(known.target)} and {_identity(target)}"
+            )
+        runtime_names = tuple(runtime)
+        _STATE.components[(group, name)] = Component(
+            group=group,
+            name=name,
+            target=target,
+            params=_read_params(target, runtime_names),
+            runtime=runtime_names,
+            tags=tuple(tags),
+            summary=(inspect.getdoc(target) or "").split("\n", 1)[0],
+            origin=target.__module__,
+        )
+        return target
+
+    return decorate
+
+
+def get(group: str, name: str) -> Component:
+    """Return a component, importing its module if needed.
+
+    Raises:
+        UsageError: No component has this name; the nearest names are suggested.
+    """
+    if (group, name) not in _STATE.components:
+        module = builtin_modules().get((group, name))
+        if module is not None:
+            importlib.import_module(module)
+        else:
+            load_plugins()
+    try:
+        return _STATE.components[(group, name)]
+    except KeyError:
+        known = names(group)
+        close = closest(name, known)
+        raise UsageError(
+            f"unknown {group} `{name}`; available: {', '.join(known)}",
+            hint=f"did you mean `{group}={close}`?" if close else None,
+        ) from None
+
+
+def names(group: str) -> list[str]:
+    """All names of a group, without importing any component."""
+    found = {name for g, name in builtin_modules() if g == group}
+    found |= {name for g, name in _STATE.components if g == group}
+    return sorted(found)
+
+
+def build(group: str, config: Mapping[str, Any], **runtime: Any) -> Any:
+    """Construct the component named by `config["name"]` with the config's values and the builder's runtime values.
+
+    Args:
+        group: One of GROUPS.
+        config: A checked mapping of `name` and parameters.
+        runtime: Values offered by the builder; a component receives those it declares in `runtime`.
+    """
+    component = get(group, config["name"])
+    values = {key: value for key, value in config.items() if key != "name"}
+    needed = {key: runtime[key] for key in component.runtime if key in runtime}
+    missing = [key for key in component.runtime if key not in runtime and _is_required(component, key)]
+    assert not missing, f"the builder does not offer {missing} to {group}={component.name}"
+    return component.target(**values, **needed)
+
+
+def load_plugins() -> list[str]:
+    """Import every installed package that declares the entry point `medtrain.plugins`, once; return their names."""
+    if not _STATE.plugins_loaded and not os.environ.get("MEDTRAIN_NO_PLUGINS"):
+        _STATE.plugins_loaded = True
+        for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+            try:
+                entry.load()
+            except Exception as error:
+                raise MedtrainError(
+                    f"the plug-in {entry.name} ({entry.value}) cannot be imported: {error}",
+                    hint="mend or uninstall it, or set MEDTRAIN_NO_PLUGINS=1",
+                ) from error
+            version = entry.dist.version if entry.dist else "unknown"
+            _STATE.plugins.append(f"{entry.name} {version}")
+    return list(_STATE.plugins)
+
+
+@functools.cache
+def builtin_modules() -> dict[tuple[str, str], str]:
+    """Map every built-in (group, name) to the module that registers it, read from the source without importing."""
+    found: dict[tuple[str, str], str] = {}
+    for folder in _COMPONENT_DIRS:
+        for path in sorted((_PACKAGE_DIR / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            for match in _REGISTER_CALL.finditer(text):
+                module = ".".join(("medtrain", *path.relative_to(_PACKAGE_DIR).with_suffix("").parts))
+                found[(match[1], match[2])] = module.removesuffix(".__init__")
+    return found
+
+
+def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The nearest known word, or None when nothing is near."""
+    import difflib
+
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def plain(value: Any) -> Any:
+    """Turn a default into YAML-able data: tuples become lists, dataclasses become dicts."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def read_params(target: Callable[..., Any]) -> dict[str, Param]:
+    """The parameters of a keyword-only class or function, in order, with types, defaults and documentation."""
+    return dict(_read_params(target, ()))
+
+
+def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> Mapping[str, Param]:
+    signature = inspect.signature(target)
+    hints = _type_hints(target)
+    docs = _read_arg_docs(target)
+    params: dict[str, Param] = {}
+    unknown = set(runtime) - set(signature.parameters)
+    if unknown:
+        raise TypeError(f"{_identity(target)}: runtime names {sorted(unknown)} are not parameters")
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise TypeError(f"{_identity(target)}: *{name} cannot be described by a schema")
+        if name in runtime:
+            continue
+        if name == "name":
+            raise TypeError(f"{_identity(target)}: the parameter `name` is reserved for the component's name")
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            raise TypeError(f"{_identity(target)}: parameter `{name}` must be keyword-only")
+        if name not in hints:
+            raise TypeError(f"{_identity(target)}: parameter `{name}` has no annotation")
+        default = parameter.default
+        params[name] = Param(name=name, type=hints[name], default=default, doc=docs.get(name, ""))
+    _fill_dataclass_factories(target, params)
+    return types.MappingProxyType(params)
+
+
+def _fill_dataclass_factories(target: Callable[..., Any], params: dict[str, Param]) -> None:
+    """Dataclass signatures show `<factory>` for default factories: replace it by the value."""
+    if isinstance(target, type) and dataclasses.is_dataclass(target):
+        for f in dataclasses.fields(target):
+            if f.name in params and f.default_factory is not dataclasses.MISSING:
+                params[f.name] = dataclasses.replace(params[f.name], default=f.default_factory())
+
+
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    if isinstance(target, type):
+        if dataclasses.is_dataclass(target):
+            return typing.get_type_hints(target, include_extras=True)
+        return typing.get_type_hints(target.__init__, include_extras=True)
+    return typing.get_type_hints(target, include_extras=True)
+
+
+def _read_arg_docs(target: Callable[..., Any]) -> dict[str, str]:
+    """Parse the `Args:` section of a Google docstring (and of the base classes') into {parameter: text}."""
+    owners = [c for c in reversed(target.__mro__) if c is not object] if isinstance(target, type) else [target]
+    docs: dict[str, str] = {}
+    for owner in owners:
+        raw = owner.__doc__
+        section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.cleandoc(raw) if raw else "", re.MULTILINE)
+        if section is None:
+            continue
+        current = ""
+        for line in section[1].splitlines():
+            entry = re.match(r"^ {4}(\w+):\s*(.*)$", line)
+            if entry:
+                current = entry[1]
+                docs[current] = entry[2].strip()
+            elif current and line.strip():
+                docs[current] += " " + line.strip()
+    return docs
+
+
+def _is_required(component: Component, name: str) -> bool:
+    return inspect.signature(component.target).parameters[name].default is _MISSING
+
+
+def _identity(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
