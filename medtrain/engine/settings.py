@@ -1,0 +1,72 @@
+"""The settings of a training run: how long, on what, in which precision, and how it is kept safe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from medtrain.engine.cadence import DurationText, TimeText
+from medtrain.registry import Range, register
+
+
+@register("trainer", "default", tags=("engine",))
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Settings of the training engine.
+
+    Args:
+        max_steps: Stop after this many optimizer steps.
+        max_epochs: Stop after this many epochs; converted to steps once.
+        max_time: Stop after this much wall-clock time, evaluations included; the schedule is fitted to the measured
+            step time so that it reaches its end at the limit. With no limit at all a default number of steps is
+            derived from the device.
+        device: Where to train. `auto` takes CUDA, then MPS, then the CPU; a device that is asked for and missing is
+            an error.
+        precision: `auto` is bf16 where the device computes it natively (CUDA >= 8.0, CPUs with AVX-512 bf16 or AMX),
+            fp16 on older GPUs, else fp32. `tf32` is fp32 with TF32 matrix products on CUDA.
+        accumulate: Micro-batches per optimizer step; the gradient equals that of the whole batch.
+        clip_norm: Largest gradient norm; null switches clipping off (the norm is still logged).
+        clip_value: Largest absolute value of a gradient element; null switches it off.
+        ema_decay: Decay of the exponential moving average of the weights, used for evaluation; null switches it off.
+        ema_warmup: Use min(ema_decay, (1 + n) / (10 + n)) after n updates, so that early averages forget the start.
+        eval_every: How often to evaluate.
+        eval_cases: Evaluate at most this many cases, evenly spread, during training; the final evaluation takes all.
+        checkpoint_every: How often to save a checkpoint, besides each new best, each stop and the end.
+        keep_last: How many of the newest checkpoints to keep; the best one is always kept.
+        keep_every: Keep a checkpoint at each of these points for good.
+        log_every: How often to log the training loss, the learning rate and the speed.
+        final_evaluation: Evaluate the best weights at the end on every validation case, with test-time augmentation.
+        nonfinite: What to do when the gradient is NaN or infinite: `skip` the step (at most `max_nonfinite` in a
+            row), `raise` at once, or `ignore`.
+        max_nonfinite: How many steps in a row may be skipped before the run stops with exit code 3.
+        deterministic: Use deterministic algorithms on CUDA as well (CPU runs always are).
+        channels_last: Memory format of images and weights; null chooses by device.
+        compile: Compile the model with torch.compile.
+        sanity_check: Run one training and one evaluation batch through the real path before the first step.
+        num_threads: CPU threads of the training process; null uses the cores available.
+    """
+
+    max_steps: Annotated[int, Range(ge=1)] | None = None
+    max_epochs: Annotated[int, Range(ge=1)] | None = None
+    max_time: TimeText | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    accumulate: Annotated[int, Range(ge=1)] = 1
+    clip_norm: Annotated[float, Range(gt=0)] | None = 12.0
+    clip_value: Annotated[float, Range(gt=0)] | None = None
+    ema_decay: Annotated[float, Range(ge=0, lt=1)] | None = 0.999
+    ema_warmup: bool = True
+    eval_every: DurationText = "10%"
+    eval_cases: Annotated[int, Range(ge=1)] | None = None
+    checkpoint_every: DurationText = "5min"
+    keep_last: Annotated[int, Range(ge=1)] = 2
+    keep_every: DurationText | None = None
+    log_every: DurationText = "10step"
+    final_evaluation: bool = True
+    nonfinite: Literal["skip", "raise", "ignore"] = "skip"
+    max_nonfinite: Annotated[int, Range(ge=1)] = 25
+    deterministic: bool = False
+    channels_last: bool | None = None
+    compile: bool = False
+    sanity_check: bool = True
+    num_threads: Annotated[int, Range(ge=1)] | None = None
