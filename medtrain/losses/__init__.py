@@ -1,1 +1,1 @@
-
+"""Losses on logits and labels, in float32."""

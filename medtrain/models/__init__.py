@@ -1,1 +1,1 @@
-
+"""Networks: registered components that map images to logits."""

@@ -1,0 +1,165 @@
+"""Soft Dice, alone and combined with cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from medtrain.losses.base import (
+    SegmentationLoss,
+    binary_cross_entropy,
+    check_class_weights,
+    cross_entropy,
+    one_hot,
+    probabilities,
+    split_ignored,
+    weights_buffer,
+)
+from medtrain.registry import Range, register
+
+
+def soft_counts(
+    probs: Tensor, label: Tensor, *, ignore_index: int | None, include_background: bool, batch_dice: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the voxels that count, per sample and class [B, K'] (per class [K'] over the batch with batch_dice).
+
+    Args:
+        probs: Class probabilities [B, K, *S].
+        label: Class indices [B, *S].
+        ignore_index: Voxels with this label are left out of every sum.
+        include_background: Keep class 0; it is always kept when K = 1.
+        batch_dice: Add up the samples.
+
+    Returns:
+        The sum of probability x target, of the probabilities and of the targets.
+    """
+    label, valid = split_ignored(label, ignore_index)
+    target = one_hot(label, probs.shape[1])
+    if probs.shape[1] > 1 and not include_background:
+        probs, target = probs[:, 1:], target[:, 1:]
+    if valid is not None:
+        target = target & valid.unsqueeze(1)
+        probs = probs * valid.unsqueeze(1)
+    axes = tuple(range(2, probs.dim()))
+    overlap = (probs * target).sum(axes)
+    predicted = probs.sum(axes)
+    present = target.sum(axes).to(probs.dtype)
+    if batch_dice:
+        return overlap.sum(0), predicted.sum(0), present.sum(0)
+    return overlap, predicted, present
+
+
+def soft_dice(overlap: Tensor, predicted: Tensor, present: Tensor, smooth: float) -> Tensor:
+    """Dice score (2 I + s) / (P + T + s) of soft counts; 1 when a class is neither there nor predicted."""
+    # without smoothing an absent, unpredicted class is 0/0: the floor makes it 0 with a finite gradient
+    tiny = torch.finfo(predicted.dtype).tiny
+    return (2 * overlap + smooth) / (predicted + present + smooth).clamp_min(tiny)
+
+
+class _DiceTerm:
+    """The Dice part of a loss, from logits."""
+
+    def __init__(self, *, include_background: bool, batch_dice: bool, smooth: float) -> None:
+        self.include_background = include_background
+        self.batch_dice = batch_dice
+        self.smooth = smooth
+
+    def __call__(self, probs: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+        counts = soft_counts(
+            probs,
+            label,
+            ignore_index=ignore_index,
+            include_background=self.include_background,
+            batch_dice=self.batch_dice,
+        )
+        return 1 - soft_dice(*counts, self.smooth).mean()
+
+
+@register("loss", "dice", runtime=("num_classes",), tags=("segmentation",))
+class DiceLoss(SegmentationLoss):
+    """Soft Dice loss: 1 minus the mean over classes and samples of the Dice score of the probabilities.
+
+    A class absent from a sample scores smooth / (sum of its probabilities + smooth): close to 0 while anything
+    is predicted, 1 when nothing is, as in nnU-Net. F. Milletari et al., V-Net, 2016.
+
+    Args:
+        num_classes: Classes K; 1 uses a sigmoid, more a softmax.
+        include_background: Count class 0 as a class (always, when K = 1).
+        batch_dice: Add up the whole batch before forming the score, for rare and small structures.
+        smooth: Added to numerator and denominator.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        include_background: bool = False,
+        batch_dice: bool = False,
+        smooth: Annotated[float, Range(ge=0)] = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.dice = _DiceTerm(include_background=include_background, batch_dice=batch_dice, smooth=smooth)
+        self.decomposable = not batch_dice
+
+    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+        """See the base class."""
+        return self.dice(probabilities(logits), label, ignore_index)
+
+
+@register("loss", "dice_ce", runtime=("num_classes",), tags=("segmentation",))
+class DiceCELoss(SegmentationLoss):
+    """Weighted sum of soft Dice and softmax cross-entropy, nnU-Net's loss.
+
+    Dice treats absent classes as `dice` does. With K = 1 the cross-entropy is the sigmoid one.
+
+    Args:
+        num_classes: Classes K.
+        dice_weight: Factor of the Dice term.
+        ce_weight: Factor of the cross-entropy.
+        include_background: Count class 0 in the Dice term.
+        batch_dice: Add up the whole batch before forming the Dice score.
+        smooth: Added to numerator and denominator of Dice.
+        class_weights: Cross-entropy weight per class, background first; null = all equal.
+        label_smoothing: Share of the target spread over all classes in the cross-entropy.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        dice_weight: Annotated[float, Range(ge=0)] = 1.0,
+        ce_weight: Annotated[float, Range(ge=0)] = 1.0,
+        include_background: bool = False,
+        batch_dice: bool = False,
+        smooth: Annotated[float, Range(ge=0)] = 1e-5,
+        class_weights: tuple[float, ...] | None = None,
+        label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        check_class_weights(class_weights, num_classes)
+        self.num_classes = num_classes
+        self.dice_weight = dice_weight
+        self.ce_weight = ce_weight
+        self.label_smoothing = label_smoothing
+        self.dice = _DiceTerm(include_background=include_background, batch_dice=batch_dice, smooth=smooth)
+        self.decomposable = not batch_dice
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights_buffer(class_weights), persistent=False)
+
+    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+        """See the base class."""
+        dice = self.dice(probabilities(logits), label, ignore_index)
+        if self.num_classes == 1:
+            ce = binary_cross_entropy(logits, label, ignore_index=ignore_index)
+        else:
+            ce = cross_entropy(
+                logits,
+                label,
+                ignore_index=ignore_index,
+                class_weights=self.class_weights,
+                label_smoothing=self.label_smoothing,
+            )
+        return self.dice_weight * dice + self.ce_weight * ce
