@@ -1,0 +1,48 @@
+"""The arguments and options that several commands share, so that they read and behave the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _complete(incomplete: str) -> list[tuple[str, str]]:
+    from medtrain.cli.complete import complete_override
+
+    return complete_override(incomplete)
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        help="Choose components (`model=unet`) and set values (`optimizer.lr=1e-3`).",
+        autocompletion=_complete,
+        show_default=False,
+    ),
+]
+"""The variadic overrides of a command: `def train(overrides: Overrides = None, ...)`."""
+
+ConfigDirs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config-dir",
+        metavar="DIR",
+        help="A folder laid out as conf/, searched before the built-in one; may be repeated.",
+        show_default=False,
+    ),
+]
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A Python module that registers your own components, such as my_lab.nets; may be repeated.",
+        show_default=False,
+    ),
+]
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
