@@ -1,1 +1,1 @@
-
+"""Side effects of a run: tables, pictures, progress, early stopping."""

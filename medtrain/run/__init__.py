@@ -1,1 +1,1 @@
-
+"""The run folder: layout, status, provenance, logging, seeds."""

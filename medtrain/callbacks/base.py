@@ -1,0 +1,135 @@
+"""What a callback is told and what it may see.
+
+Callbacks are for side effects: pictures, tables, early stopping, notices. Nothing that changes the numbers of a step
+is a callback. In a distributed run only the main process has callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from medtrain.loggers.base import LoggerSet
+from medtrain.metrics.spec import MetricSpec
+
+
+class WorstCase(TypedDict):
+    """The case with the lowest score of an evaluation; the three arrays share one grid.
+
+    `image` is float32 [C, D, H, W] (or [C, H, W] for a picture), `label` and `prediction` hold class indices
+    [D, H, W] (or [H, W]) and `spacing` has one mm value per axis.
+    """
+
+    case_id: str
+    score: float
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    spacing: Sequence[float]
+
+
+class EngineView(Protocol):
+    """The engine as callbacks see it: everything is read-only but `request_stop`."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        ...
+
+    @property
+    def epoch(self) -> float:
+        """Number of the current epoch, from 0."""
+        ...
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None while it is bounded by time."""
+        ...
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        ...
+
+    @property
+    def elapsed_s(self) -> float:
+        """Training time of the whole run, earlier sessions of a resumed run included."""
+        ...
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        ...
+
+    @property
+    def monitor(self) -> MetricSpec:
+        """The metric that decides which model is best."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The newest evaluation."""
+        ...
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """One entry per evaluation, `{"step", "epoch", **metrics}`, the newest last."""
+        ...
+
+    @property
+    def worst(self) -> WorstCase | None:
+        """The worst case of the newest evaluation, if it kept one."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes by index, background first."""
+        ...
+
+    @property
+    def loggers(self) -> LoggerSet:
+        """Where numbers and pictures go."""
+        ...
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the engine to stop after this step, as a run that is done; the reason goes to the log."""
+        ...
+
+
+class Callback:
+    """Does nothing; override what is needed.
+
+    The order of a run: `on_fit_start`, then for every logged step `on_log`, for every evaluation `on_evaluation_end`
+    and for every checkpoint `on_checkpoint`, `on_exception` if an error ends the run, and `on_fit_end` in any case.
+
+    Scalars that `on_log` receives: `train/loss` and its parts, `train/lr`, `train/grad_norm`, and timings under
+    `perf/`: `perf/samples_per_s` and `perf/data_wait` (share of the time spent waiting for data, 0 to 1).
+    """
+
+    def on_fit_start(self, view: EngineView) -> None:
+        """Training starts or continues; raise here what would make the callback fail later."""
+
+    def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
+        """The numbers of a training step were logged."""
+
+    def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
+        """An evaluation is over; `improved` says whether the monitored metric reached a new best."""
+
+    def on_checkpoint(self, view: EngineView, path: Path) -> None:
+        """A checkpoint was written to `path`."""
+
+    def on_exception(self, view: EngineView, error: BaseException) -> None:
+        """An error ends the run."""
+
+    def on_fit_end(self, view: EngineView, status: str) -> None:
+        """Training is over with `status` `done`, `stopped` or `failed`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for an exact resume: tensors and primitives only."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
