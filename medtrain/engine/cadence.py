@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from medtrain.registry import Format
+from typing import Literal
 
 Unit = Literal["step", "epoch", "second", "percent"]
 
@@ -70,10 +68,6 @@ def parse_time(text: str) -> float:
     if match is None or _UNITS[match[2]][0] != "second" or float(match[1]) <= 0:
         raise ValueError("expected a positive number with a unit of time: s, min, h or d")
     return parse_duration(text).value
-
-
-DurationText = Annotated[str, Format(parse_duration, '"500step", "10ep", "20min" or "5%"')]
-TimeText = Annotated[str, Format(parse_time, '"90s", "20min", "2h" or "1.5d"')]
 
 
 class Cadence:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from medtrain.engine.cadence import DurationText, TimeText
-from medtrain.registry import Range, register
+from medtrain.engine.cadence import parse_duration, parse_time
+from medtrain.registry import Format, Range, register
+
+DurationText = Annotated[str, Format(parse_duration, '"500step", "10ep", "20min" or "5%"')]
+TimeText = Annotated[str, Format(parse_time, '"90s", "20min", "2h" or "1.5d"')]
 
 
 @register("trainer", "default", tags=("engine",))

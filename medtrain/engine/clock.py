@@ -1,0 +1,116 @@
+"""The planned length of a run, by steps or by time, and how far along it is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a run ends: after `max_steps`, after `max_seconds`, or whichever comes first.
+
+    Args:
+        max_steps: Optimizer steps; None for a run bounded by time alone.
+        max_seconds: Wall-clock seconds over all sessions, evaluations included; None for a run bounded by steps.
+    """
+
+    max_steps: int | None
+    max_seconds: float | None
+
+    def __post_init__(self) -> None:
+        assert self.max_steps is not None or self.max_seconds is not None
+
+
+class RunClock:
+    """Measures the session and fits the planned number of steps to a time limit.
+
+    Args:
+        limit: The limit.
+        final_evaluation_cost: Cost of the final evaluation as a multiple of one during training; that much time is
+            kept free at the end of a time-bounded run.
+        started: `time.monotonic()` when the command began, so that preparing the data counts towards `max_seconds`.
+    """
+
+    def __init__(self, limit: Limit, *, final_evaluation_cost: float = 0.0, started: float | None = None) -> None:
+        self.limit = limit
+        self.final_evaluation_cost = final_evaluation_cost
+        self._started = time.monotonic() if started is None else started
+        self._before = 0.0
+        self._train_seconds = 0.0
+        self._timed_steps = 0
+        self._evaluation_seconds = 0.0
+        self._last_evaluation_seconds = 0.0
+
+    def elapsed(self) -> float:
+        """Seconds of this run, over all sessions."""
+        return self._before + time.monotonic() - self._started
+
+    def add_step(self, seconds: float) -> None:
+        """Record the duration of a step."""
+        self._train_seconds += seconds
+        self._timed_steps += 1
+
+    def add_evaluation(self, seconds: float) -> None:
+        """Record the duration of an evaluation."""
+        self._evaluation_seconds += seconds
+        self._last_evaluation_seconds = seconds
+
+    def remaining(self) -> float | None:
+        """Seconds left for training, or None without a time limit."""
+        if self.limit.max_seconds is None:
+            return None
+        reserve = self._last_evaluation_seconds * self.final_evaluation_cost
+        return self.limit.max_seconds - reserve - self.elapsed()
+
+    def total_steps(self, step: int) -> int:
+        """Planned optimizer steps, given `step` completed ones; fitted to the measured step time when bounded by time.
+
+        The share of time spent in evaluations so far is assumed to go on.
+        """
+        bound = self.limit.max_steps
+        remaining = self.remaining()
+        if remaining is None:
+            assert bound is not None
+            return bound
+        if self._timed_steps == 0:
+            return bound if bound is not None else step + 1000
+        busy = self._train_seconds + self._evaluation_seconds
+        step_seconds = busy / self._timed_steps
+        fitted = step + max(1, round(max(0.0, remaining) / max(step_seconds, 1e-9)))
+        return fitted if bound is None else min(bound, fitted)
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        shares = [0.0]
+        if self.limit.max_steps is not None:
+            shares.append(step / self.limit.max_steps)
+        remaining = self.remaining()
+        if remaining is not None and self.limit.max_seconds is not None:
+            shares.append(self.elapsed() / max(self.elapsed() + remaining, 1e-9))
+        return min(1.0, max(shares))
+
+    def finished(self, step: int) -> bool:
+        """Whether the limit is reached."""
+        if self.limit.max_steps is not None and step >= self.limit.max_steps:
+            return True
+        remaining = self.remaining()
+        return remaining is not None and remaining <= 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What a later session needs."""
+        return {
+            "elapsed": self.elapsed(),
+            "train_seconds": self._train_seconds,
+            "timed_steps": float(self._timed_steps),
+            "evaluation_seconds": self._evaluation_seconds,
+            "last_evaluation_seconds": self._last_evaluation_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue where `state_dict` was taken; the time in between does not count."""
+        self._before = state["elapsed"]
+        self._train_seconds = state["train_seconds"]
+        self._timed_steps = int(state["timed_steps"])
+        self._evaluation_seconds = state["evaluation_seconds"]
+        self._last_evaluation_seconds = state["last_evaluation_seconds"]

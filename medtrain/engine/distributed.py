@@ -1,0 +1,110 @@
+"""One process or many: the few collective operations the engine needs, no-ops for a single process.
+
+Several processes come from `torchrun` (or any launcher that sets RANK, LOCAL_RANK and WORLD_SIZE) and train with
+DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Dist:
+    """This process's place among the training processes.
+
+    Args:
+        rank: Index of this process.
+        local_rank: Index on this machine; selects the GPU.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, rank: int = 0, local_rank: int = 0, world_size: int = 1) -> None:
+        self.rank = rank
+        self.local_rank = local_rank
+        self.world_size = world_size
+
+    @classmethod
+    def from_environment(cls) -> Dist:
+        """Read the launcher's variables; without them this is the only process."""
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if world_size == 1:
+            return cls()
+        return cls(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), world_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def start(self, device: torch.device) -> None:
+        """Join the process group: NCCL on CUDA, gloo elsewhere."""
+        if self.world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model as the forward pass must call it."""
+        if self.world_size == 1:
+            return model
+        ids = [device.index] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def sync_gradients(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Average gradients over the processes in the last micro-batch of a window only."""
+        if self.world_size > 1 and not last:
+            assert isinstance(model, nn.parallel.DistributedDataParallel)
+            return model.no_sync()
+        return contextlib.nullcontext()
+
+    def sum(self, value: float, device: torch.device) -> float | Tensor:
+        """Sum a host number over the processes; a device scalar when there are several, so that nothing waits."""
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+        dist.all_reduce(total)
+        return total
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the processes in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set on any process."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(int(flag), device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """Concatenate lists of plain objects over the processes, on every process."""
+        if self.world_size == 1:
+            return values
+        parts: list[list[Any] | None] = [None] * self.world_size
+        dist.all_gather_object(parts, values)
+        return [value for part in parts if part is not None for value in part]
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world_size > 1:
+            dist.barrier()

@@ -1,0 +1,454 @@
+"""The training loop. It takes ready objects and knows no configuration.
+
+Read `fit` first: fetch, `train_step`, log, evaluate, checkpoint, stop checks. `step` counts completed optimizer steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from medtrain.engine.cadence import Cadence
+from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder
+from medtrain.engine.clock import RunClock
+from medtrain.engine.distributed import Dist
+from medtrain.engine.ema import EMA
+from medtrain.engine.meter import Meter
+from medtrain.engine.precision import Precision
+from medtrain.engine.signals import StopSignals
+from medtrain.engine.view import EngineView
+from medtrain.errors import MedtrainError, NonFiniteError
+from medtrain.run.atomic import atomic_write_json
+from medtrain.tasks.base import Batch, Record, Task
+
+if TYPE_CHECKING:
+    from medtrain.callbacks.base import Callback
+    from medtrain.loggers.base import LoggerSet
+    from medtrain.metrics.spec import MetricSpec
+    from medtrain.optim.schedulers import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class TrainData(Protocol):
+    """What the loop needs of the data."""
+
+    batches_per_epoch: int
+
+    def train_batches(self, start_batch: int, *, rank: int, world_size: int) -> Iterator[Batch]:
+        """Endless micro-batches from any position; a pure function of the seed and the position."""
+        ...
+
+    def to_device(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None) -> Batch:
+        """Move a batch and apply the device transforms."""
+        ...
+
+    def evaluation_items(self, *, rank: int, world_size: int, limit: int | None) -> Iterator[Batch]:
+        """This rank's share of the validation part."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cadences:
+    """When to log, evaluate, save and keep."""
+
+    log: Cadence
+    evaluate: Cadence
+    checkpoint: Cadence
+    keep: Cadence
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fit ended: `done` or `stopped`, why, and the best value of the monitor."""
+
+    status: str
+    reason: str
+    step: int
+    best: float | None
+
+
+class Engine:
+    """Trains a model on a task: one explicit loop for every kind of model, task and device.
+
+    Args:
+        task: What a batch means.
+        data: Where batches come from.
+        model: The bare model, on the device.
+        optimizer: Its groups carry `base_lr`.
+        schedule: Learning-rate factor as a function of the step.
+        precision: Autocast, scaling, clipping and the non-finite policy.
+        clock: The limit and the time used.
+        cadences: When things are due.
+        checkpoints: Where checkpoints go.
+        loggers: Sinks of scalars and pictures.
+        callbacks: Side effects, by configured name.
+        monitor: The metric that decides what is best.
+        dist: This process among the others.
+        device: Device of the model.
+        run_dir: The run's folder.
+        seed: Seed of the random streams.
+        ema: Average of the weights, used for evaluation.
+        accumulate: Micro-batches per step.
+        clip_norm: Largest gradient norm.
+        clip_value: Largest gradient element.
+        eval_cases: Most cases of an evaluation during training.
+        max_nonfinite: Skipped steps in a row before giving up.
+        memory_format: Memory format of images.
+        config_digest: Identifies the configuration; stored with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        data: TrainData,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        precision: Precision,
+        clock: RunClock,
+        cadences: Cadences,
+        checkpoints: CheckpointFolder,
+        loggers: LoggerSet,
+        callbacks: dict[str, Callback],
+        monitor: MetricSpec,
+        dist: Dist,
+        device: torch.device,
+        run_dir: Path,
+        seed: int,
+        ema: EMA | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        eval_cases: int | None = None,
+        max_nonfinite: int = 25,
+        memory_format: torch.memory_format | None = None,
+        config_digest: str = "",
+    ) -> None:
+        self.task, self.data, self.model, self.optimizer, self.schedule = task, data, model, optimizer, schedule
+        self.precision, self.clock, self.cadences, self.checkpoints = precision, clock, cadences, checkpoints
+        self.loggers, self.callbacks, self.monitor, self.dist = loggers, callbacks, monitor, dist
+        self.device, self.run_dir, self.seed, self.ema = device, run_dir, seed, ema
+        self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
+        self.eval_cases, self.max_nonfinite, self.memory_format = eval_cases, max_nonfinite, memory_format
+        self.config_digest = config_digest
+
+        self.forward_model = dist.wrap(model, device)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.meter = Meter(device)
+        self.step = 0
+        self.best: float | None = None
+        self.history: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+        self.stop_reason: str | None = None
+        self.stop_check_every = 20
+        self._signalled = False
+        self.view = EngineView(self)
+        self._last_ids: list[str] = []
+        self._reset_speed()
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def fit(self) -> FitResult:
+        """Train to the limit, or until a signal or a callback asks to stop; always leaves a checkpoint."""
+        status = "failed"
+        with StopSignals() as signals:
+            try:
+                self._call("on_fit_start", self.view)
+                self._train(signals)
+                status = "stopped" if self._signalled else "done"
+            except BaseException as error:
+                self._call("on_exception", self.view, error)
+                raise
+            finally:
+                self.loggers.flush()
+                self._call("on_fit_end", self.view, status)
+        return FitResult(status, self.stop_reason or "reached the limit", self.step, self.best)
+
+    def _train(self, signals: StopSignals) -> None:
+        newest = self.checkpoints.last()
+        saved_at = newest.step if newest is not None else -1
+        batches = self.batches_from_here()
+        while not self._finished():
+            self.train_step(batches)
+            if self._due(self.cadences.log):
+                self._log()
+            improved = False
+            if self._due(self.cadences.evaluate) or (self._finished() and not self._evaluated_here()):
+                improved = self.evaluate_and_record()
+            keep = self._due(self.cadences.keep)
+            stopping = self._stop_requested(signals)
+            if self._due(self.cadences.checkpoint) or improved or keep or stopping:
+                self.save(best=improved, keep=keep)
+                saved_at = self.step
+            if stopping:
+                break
+        if saved_at != self.step:
+            self.save(best=False)
+
+    def batches_from_here(self) -> Iterator[Batch]:
+        """The micro-batches that follow the current step."""
+        start = self.batches_seen(self.step)
+        return self.data.train_batches(start, rank=self.dist.rank, world_size=self.dist.world_size)
+
+    def train_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step over a window of micro-batches, with the gradient of the whole window's mean loss."""
+        started = time.perf_counter()
+        window = list(itertools.islice(batches, self.window_size(self.step)))
+        self._wait_seconds += time.perf_counter() - started
+        # drawn anew for each step: dropout does not depend on how the run got here
+        torch.manual_seed(hash((self.seed, self.step, self.dist.rank)) & 0x7FFFFFFFFFFFFFFF)
+
+        self._set_lr()
+        self.model.train()
+        total = self.dist.sum(sum(batch["weight"] for batch in window), self.device)
+        for index, batch in enumerate(window):
+            batch = self.data.to_device(batch, self.device, self.memory_format)
+            with self.dist.sync_gradients(self.forward_model, last=index == len(window) - 1):
+                with self.precision.autocast():
+                    output = self.task.training_step(self.forward_model, batch)
+                # DDP averages over ranks, hence world_size: the sum is the gradient of the global weighted mean
+                self.precision.backward(output.loss * (batch["weight"] * self.dist.world_size / total))
+            self.meter.add({"train/loss": output.loss, **output.logs}, batch["weight"])
+            self._samples += batch["weight"] * self.dist.world_size
+        grad_norm = self.precision.clip(self.optimizer, self.parameters, norm=self.clip_norm, value=self.clip_value)
+        self.meter.add({"train/grad_norm": grad_norm}, 1.0)
+        self.precision.step(self.optimizer, grad_norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
+        self._last_ids = [case for batch in window for case in batch.get("case_id", [])]
+        seconds = time.perf_counter() - started
+        self._step_seconds += seconds
+        self._steps_since_log += 1
+        self.clock.add_step(seconds)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate_and_record(self) -> bool:
+        """Evaluate, log, decide whether this is the best so far, tell the callbacks."""
+        started = time.perf_counter()
+        records = self.evaluate(limit=self.eval_cases, final=False)
+        metrics = {f"val/{key}": value for key, value in self.task.summarize(records).items()}
+        self.clock.add_evaluation(time.perf_counter() - started)
+        self.metrics = metrics
+        self.history.append({"step": self.step, "epoch": self.epoch, **metrics})
+        self.loggers.log_scalars(self.step, self.epoch, metrics)
+        value = metrics[self.monitor.name]
+        improved = self.monitor.improves(value, self.best)
+        if improved:
+            self.best = value
+        if isinstance(self.schedule, _WantsMetric):
+            self.schedule.observe(value, self.monitor.mode)
+        self._call("on_evaluation_end", self.view, metrics, improved)
+        return improved
+
+    def evaluate(self, *, limit: int | None, final: bool) -> list[Record]:
+        """Judge the validation part with the evaluation weights; records of every rank, sorted by case id."""
+        self.task.begin_evaluation()
+        records: list[Record] = []
+        with self.evaluation_weights(), torch.inference_mode(), self.precision.autocast():
+            items = self.data.evaluation_items(rank=self.dist.rank, world_size=self.dist.world_size, limit=limit)
+            for item in items:
+                records += self.task.evaluation_step(self.model, item, final=final)
+        return sorted(self.dist.gather(records), key=lambda record: str(record["case_id"]))
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """The model in evaluation mode with the averaged weights where there are any; both restored afterwards."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+                yield
+        finally:
+            self.model.train(training)
+
+    # ----------------------------------------------------------------------------------------- position and time
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; a short last window counts."""
+        return math.ceil(self.data.batches_per_epoch / self.accumulate)
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.step // self.steps_per_epoch
+
+    def batches_seen(self, step: int) -> int:
+        """Micro-batches consumed by `step` completed steps."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * self.data.batches_per_epoch + min(rest * self.accumulate, self.data.batches_per_epoch)
+
+    def window_size(self, step: int) -> int:
+        """Micro-batches of the next step: windows do not cross the end of an epoch."""
+        return self.batches_seen(step + 1) - self.batches_seen(step)
+
+    def _finished(self) -> bool:
+        return self.stop_reason is not None or self.clock.finished(self.step)
+
+    def _evaluated_here(self) -> bool:
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
+    def _due(self, cadence: Cadence) -> bool:
+        bounded = self.clock.limit.max_seconds is None
+        return cadence.due(
+            step=self.step,
+            total_steps=self.clock.limit.max_steps if bounded else None,
+            progress=self.clock.progress(self.step),
+            elapsed=self.clock.elapsed(),
+        )
+
+    def _stop_requested(self, signals: StopSignals) -> bool:
+        if self.dist.world_size > 1 and not (self._evaluated_here() or self.step % self.stop_check_every == 0):
+            return False  # asking the other ranks waits for the device, so not at every step
+        self._signalled = self.dist.any(signals.received is not None, self.device)
+        if self._signalled:
+            self.stop_reason = f"received {signals.received or 'a stop signal on another process'}"
+        elif self.dist.any(self.stop_reason is not None, self.device):
+            self.stop_reason = self.dist.broadcast(self.stop_reason)
+        return self.stop_reason is not None
+
+    def _set_lr(self) -> None:
+        total = self.clock.total_steps(self.step)
+        factor = self.schedule.factor(self.step, total, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    # ---------------------------------------------------------------------------------------------------- logs
+
+    def _log(self) -> None:
+        # sync: the only regular wait for the device; reads means that accumulated there
+        scalars = self.meter.read(self.dist)
+        scalars["train/lr"] = max(group["lr"] for group in self.optimizer.param_groups)
+        self._check_finite()
+        scalars |= {
+            "perf/samples_per_s": self._samples / max(self._step_seconds, 1e-9),
+            "perf/step_s": self._step_seconds / max(self._steps_since_log, 1),
+            "perf/data_wait": self._wait_seconds / max(self._step_seconds, 1e-9),
+        }
+        if self.device.type == "cuda":
+            scalars["perf/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self._reset_speed()
+        self.loggers.log_scalars(self.step, self.epoch, scalars)
+        self._call("on_log", self.view, scalars)
+
+    def _reset_speed(self) -> None:
+        self._samples = 0
+        self._steps_since_log = 0
+        self._step_seconds = 0.0
+        self._wait_seconds = 0.0
+
+    def _check_finite(self) -> None:
+        skipped = int(self.precision.skipped_in_row)
+        allowed = 0 if self.precision.nonfinite == "raise" else self.max_nonfinite
+        if skipped:
+            log.warning("the gradient is not finite: %d optimizer step(s) in a row skipped", skipped)
+        if skipped > allowed:
+            path = self.run_dir / "nonfinite.json"
+            atomic_write_json(path, {"step": self.step, "skipped_in_row": skipped, "case_id": self._last_ids})
+            raise NonFiniteError(
+                f"the gradient was NaN or infinite in {skipped} step(s) in a row up to step {self.step}; "
+                f"the last cases are in {path}",
+                hint="lower optimizer.lr, set trainer.clip_norm, or use trainer.precision=fp32",
+            )
+
+    def _call(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks.values():
+            getattr(callback, event)(*arguments)
+
+    def request_stop(self, reason: str) -> None:
+        """Stop after the current step."""
+        self.stop_reason = self.stop_reason or reason
+
+    # --------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, *, best: bool, keep: bool = False) -> None:
+        """Save a checkpoint of this moment."""
+        if self.dist.is_main:
+            meta: dict[str, Any] = {
+                "monitor": self.monitor.name,
+                "value": self.metrics.get(self.monitor.name) if self._evaluated_here() else None,
+                "epoch": self.epoch,
+                "config_digest": self.config_digest,
+                "evaluated_with": "ema" if self.ema is not None else "raw",
+            }
+            path = self.checkpoints.save(
+                self.step,
+                model=self.model.state_dict(),
+                ema=self.ema.state_dict() if self.ema is not None else None,
+                state=self.state_dict(),
+                meta=meta,
+                best=best,
+                keep=keep,
+            )
+            self._call("on_checkpoint", self.view, path)
+        self.dist.barrier()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights that makes the continuation identical: tensors and primitives."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "precision": self.precision.state_dict(),
+            "ema_updates": self.ema.updates if self.ema is not None else 0,
+            "meter": self.meter.state_dict(),
+            "clock": self.clock.state_dict(),
+            "cadences": {name: getattr(self.cadences, name).state_dict() for name in Cadences.__annotations__},
+            "best": self.best,
+            "history": json.dumps(self.history),
+            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        self.model.load_state_dict(checkpoint.weights(ema=False))
+        state = checkpoint.state()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.precision.load_state_dict(state["precision"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint.weights(ema=True), updates=state["ema_updates"])
+        self.meter.load_state_dict(state["meter"])
+        self.clock.load_state_dict(state["clock"])
+        for name, value in state["cadences"].items():
+            getattr(self.cadences, name).load_state_dict(value)
+        self.best = state["best"]
+        self.history = json.loads(state["history"])
+        self.metrics = {key: value for key, value in self.history[-1].items() if "/" in key} if self.history else {}
+        for name, callback in self.callbacks.items():
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+        self.step = checkpoint.step
+        self.loggers.resume(self.step)
+
+
+class _WantsMetric(Protocol):
+    """A schedule that follows the monitor."""
+
+    def observe(self, value: float, mode: str) -> None: ...
+
+
+def require_metrics(names: Sequence[str], monitor: MetricSpec) -> None:
+    """Check before the first step that the monitor exists.
+
+    Raises:
+        MedtrainError: It does not; the available names are listed.
+    """
+    if monitor.name not in names:
+        raise MedtrainError(f"the monitor {monitor.name} is not a metric of this task; available: {', '.join(names)}")

@@ -1,0 +1,133 @@
+"""Numeric precision of the training step: autocast, loss scaling, clipping and the non-finite policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from medtrain.errors import UsageError
+
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX-512 bf16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_precision(requested: str, device: torch.device) -> tuple[PrecisionName, str]:
+    """Resolve `auto` for a device and check that an explicit choice can be honoured.
+
+    Returns:
+        The precision and the reason, for the log.
+
+    Raises:
+        UsageError: The device cannot do what was asked.
+    """
+    if requested == "auto":
+        return _choose_automatically(device)
+    if requested == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "trainer.precision=fp16 needs a GPU: the loss scaling it depends on does not exist on a CPU",
+            hint="use trainer.precision=bf16 or fp32",
+        )
+    if requested == "tf32" and device.type != "cuda":
+        raise UsageError("trainer.precision=tf32 needs CUDA", hint="use trainer.precision=fp32 or auto")
+    if requested == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError("this GPU does not compute bfloat16", hint="use trainer.precision=fp16 or auto")
+    return requested, "requested"  # type: ignore[return-value]
+
+
+def _choose_automatically(device: torch.device) -> tuple[PrecisionName, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes bfloat16 natively, which needs no loss scaling"
+        return "fp16", "the GPU has no bfloat16; float16 with loss scaling"
+    if device.type == "cpu" and cpu_has_bf16():
+        return "bf16", "the CPU multiplies bfloat16 natively (AVX-512 bf16 or AMX), about twice as fast as float32"
+    return "fp32", f"the {device.type} device has no fast reduced precision"
+
+
+class Precision:
+    """Runs the forward pass in the chosen precision and applies the gradients.
+
+    Args:
+        name: fp32, tf32, bf16 or fp16.
+        device: Device of the model.
+        nonfinite: `skip` leaves out an optimizer step whose gradient is not finite, `raise` counts the first one as
+            fatal, `ignore` applies it.
+    """
+
+    def __init__(
+        self, name: PrecisionName, device: torch.device, *, nonfinite: Literal["skip", "raise", "ignore"] = "skip"
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.nonfinite = nonfinite
+        self.scaler = torch.amp.GradScaler("cuda") if name == "fp16" and device.type == "cuda" else None
+        self.skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)
+        if name == "tf32":
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+            torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context of a forward pass."""
+        if self.name in ("bf16", "fp16"):
+            dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+            return torch.autocast(self.device.type, dtype=dtype)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a scalar loss."""
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def clip(
+        self, optimizer: Optimizer, parameters: Iterable[Tensor], *, norm: float | None, value: float | None
+    ) -> Tensor:
+        """Unscale the gradients and clip them; return the norm before clipping, on the device."""
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+        parameters = [p for p in parameters if p.grad is not None]
+        # foreach keeps this to a handful of kernels; error_if_nonfinite would wait for the device
+        total = torch.nn.utils.clip_grad_norm_(parameters, norm if norm is not None else float("inf"), foreach=True)
+        if value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, value, foreach=True)
+        return total
+
+    def step(self, optimizer: Optimizer, grad_norm: Tensor) -> None:
+        """Apply the gradients, unless they are not finite and the policy says to skip."""
+        if self.nonfinite == "ignore" and self.scaler is None:
+            optimizer.step()
+            return
+        bad = ~torch.isfinite(grad_norm)
+        if self.scaler is None:
+            self.skipped_in_row = torch.where(bad, self.skipped_in_row + 1, 0)
+        if self.scaler is not None:
+            # overflows are routine for the scaler (it lowers the scale), so they do not count as failures here
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        elif self.device.type == "cuda" and optimizer.defaults.get("fused"):
+            # fused kernels skip on the device when found_inf is set: no wait for the host
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
+            optimizer.step()
+        elif not bool(bad):  # sync: on a CPU there is nothing to wait for; elsewhere the price of a plain optimizer
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, object]:
+        """Scaler state and the count of skipped steps."""
+        return {
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "skipped_in_row": int(self.skipped_in_row),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore `state_dict`."""
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
+        self.skipped_in_row.fill_(state["skipped_in_row"])  # type: ignore[arg-type]

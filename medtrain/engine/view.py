@@ -1,0 +1,89 @@
+"""The engine as callbacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medtrain.callbacks.base import WorstCase
+    from medtrain.engine.loop import Engine
+    from medtrain.loggers.base import LoggerSet
+    from medtrain.metrics.spec import MetricSpec
+
+
+class EngineView:
+    """Read-only access to a running engine, and the one thing a callback may ask for: to stop.
+
+    Args:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._engine.step
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 0."""
+        return self._engine.epoch
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None while it is bounded by time."""
+        limit = self._engine.clock.limit
+        return limit.max_steps if limit.max_seconds is None else None
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return self._engine.clock.progress(self._engine.step)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Training time of the whole run, earlier sessions of a resumed run included."""
+        return self._engine.clock.elapsed()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return self._engine.run_dir
+
+    @property
+    def monitor(self) -> MetricSpec:
+        """The metric that decides which model is best."""
+        return self._engine.monitor
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The newest evaluation."""
+        return self._engine.metrics
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """One entry per evaluation, `{"step", "epoch", **metrics}`, the newest last."""
+        return self._engine.history
+
+    @property
+    def worst(self) -> WorstCase | None:
+        """The worst case of the newest evaluation, if it kept one."""
+        return self._engine.task.worst
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes by index, background first."""
+        return self._engine.task.class_names
+
+    @property
+    def loggers(self) -> LoggerSet:
+        """Where numbers and pictures go."""
+        return self._engine.loggers
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the engine to stop after this step, as a run that is done; the reason goes to the log."""
+        self._engine.request_stop(reason)
