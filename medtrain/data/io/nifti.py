@@ -24,7 +24,7 @@ from medtrain.run.atomic import atomic_write
 SUFFIXES = (".nii.gz", ".nii")
 """File endings read here."""
 
-_GEOMETRY_TOLERANCE = 1e-3
+_GEOMETRY_TOLERANCE = 0.05
 _GZIP_MAGIC = b"\x1f\x8b"
 _LABEL_GZIP_LEVEL = 3
 Affine = tuple[tuple[float, ...], ...]
@@ -87,13 +87,13 @@ class SourceGrid:
         return np.asarray(apply_orientation(array.transpose(2, 1, 0), inverse))
 
     def matches(self, other: SourceGrid) -> str | None:
-        """Say how two grids differ in shape or position, or None when they are the same within a micrometre or so."""
+        """Say how two grids differ, or None when their corners lie within 5 % of a voxel (rounding of headers)."""
         if self.shape != other.shape:
             return f"shape {_by(self.shape)} differs from {_by(other.shape)}"
         corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
         corners[:, :3] *= np.array(self.shape) - 1
         shift = float(np.abs(corners @ (self.matrix - other.matrix).T).max())
-        if shift <= _GEOMETRY_TOLERANCE * max(1.0, *self.spacing):
+        if shift <= _GEOMETRY_TOLERANCE * min(self.spacing):
             return None
         if not np.allclose(self.spacing, other.spacing, rtol=1e-3):
             return f"spacing {_by(self.spacing)} mm differs from {_by(other.spacing)} mm"
