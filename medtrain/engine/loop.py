@@ -252,7 +252,7 @@ class Engine:
         improved = self.monitor.improves(value, self.best)
         if improved:
             self.best = value
-        if isinstance(self.schedule, _WantsMetric):
+        if self.schedule.interval == "metric":
             self.schedule.observe(value, self.monitor.mode)
         self._call("on_evaluation_end", self.view, metrics, improved)
         return improved
@@ -436,12 +436,6 @@ class Engine:
                 callback.load_state_dict(state["callbacks"][name])
         self.step = checkpoint.step
         self.loggers.resume(self.step)
-
-
-class _WantsMetric(Protocol):
-    """A schedule that follows the monitor."""
-
-    def observe(self, value: float, mode: str) -> None: ...
 
 
 def require_metrics(names: Sequence[str], monitor: MetricSpec) -> None:
