@@ -1,0 +1,74 @@
+"""Post-processing of predicted label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from medtrain.errors import MedtrainError
+from medtrain.registry import closest
+
+
+def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Turn all but the largest connected component of each given class into background.
+
+    Voxels that touch by a face, an edge or a corner are connected (26 neighbours in 3-D, as nnU-Net). Of equally large
+    components the one that comes first in array order stays.
+
+    Args:
+        label: Class indices [*S]; not changed.
+        classes: Class indices to treat, each on its own.
+
+    Returns:
+        A new label map, or `label` itself when there is nothing to remove.
+    """
+    result = label
+    for index in classes:
+        mask = label == index
+        box = _bounding_box(mask)
+        if box is None:
+            continue
+        components, count = ndimage.label(mask[box], structure=np.ones((3,) * label.ndim, dtype=bool))
+        if count <= 1:
+            continue
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        if result is label:
+            result = label.copy()
+        result[box][(components > 0) & (components != sizes.argmax())] = 0
+    return result
+
+
+def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """Look up foreground classes by name.
+
+    Args:
+        names: Names from the settings.
+        class_names: The name of every class index, background first.
+
+    Raises:
+        MedtrainError: A name is unknown or is the background.
+    """
+    known = list(class_names[1:])
+    for name in names:
+        if name not in known:
+            close = closest(name, known)
+            raise MedtrainError(
+                f"inference.keep_largest: no foreground class is named `{name}`; the classes are {', '.join(known)}",
+                hint=f"did you mean `{close}`?" if close else None,
+            )
+    return [known.index(name) + 1 for name in names]
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds every true voxel, or None for an empty mask."""
+    box: list[slice] = []
+    for axis in range(mask.ndim):
+        other = tuple(a for a in range(mask.ndim) if a != axis)
+        hits = np.flatnonzero(mask.any(axis=other))
+        if hits.size == 0:
+            return None
+        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return tuple(box)
