@@ -1,1 +1,1 @@
-
+"""Image files: read into arrays in one frame, and written back."""

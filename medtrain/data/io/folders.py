@@ -1,0 +1,63 @@
+"""Where the folder of a data set is, and what to say when it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medtrain.data.io.nifti import is_nifti
+from medtrain.errors import DataError, MedtrainError, Problem
+
+DESCRIPTION = "dataset.json"
+
+
+def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
+    """The folder that holds `dataset.json`: the one given, or the expected one, or the only one, below it.
+
+    Args:
+        root: `data.root` of the config.
+        expected: Folder name that the data set usually has, or None.
+        source: Where the data can be had, for the error.
+
+    Raises:
+        MedtrainError: The root is not set, not there, empty, or not the folder of a data set.
+    """
+    example = f"data.root=/path/to/{expected or 'FOLDER'}"
+    if root is None:
+        raise MedtrainError("data.root is not set: where are the scans?", hint=f"{example} ({source})")
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise MedtrainError(f"data.root: no such folder: {path}", hint=f"{example} ({source})")
+    if not path.is_dir():
+        raise MedtrainError(f"data.root is a file, not a folder: {path}", hint=example)
+    if (path / DESCRIPTION).is_file():
+        return path
+    below = sorted(child.parent for child in path.glob(f"*/{DESCRIPTION}") if not child.parent.name.startswith("."))
+    if expected is not None:
+        below = [folder for folder in below if folder.name == expected]
+    if len(below) == 1:
+        return below[0]
+    if below:
+        names = ", ".join(folder.name for folder in below)
+        raise MedtrainError(f"{path} holds several data sets: {names}", hint=f"data.root={below[0]}")
+    if not any(path.iterdir()):
+        raise MedtrainError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
+    wanted = f" and no {expected}/{DESCRIPTION}" if expected else ""
+    raise MedtrainError(f"{path} holds no {DESCRIPTION}{wanted}", hint=f"{example} ({source})")
+
+
+def list_scans(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder by name, without hidden ones (`._case.nii.gz`); none if there is no folder."""
+    return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
+
+
+def require_files(paths: Sequence[Path], root: Path) -> None:
+    """Check that all files are there.
+
+    Raises:
+        DataError: Names every file that is not.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        problems = [Problem(where=str(path), message="no such file") for path in missing]
+        raise DataError(problems, heading=f"{len(missing)} of {len(paths)} files of {root} are missing:")

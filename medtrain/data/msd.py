@@ -1,0 +1,132 @@
+"""The layout of the Medical Segmentation Decathlon (Antonelli et al. 2022, medicaldecathlon.com)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from medtrain.data.case import Case, Dataset
+from medtrain.data.io.description import (
+    Description,
+    parse_group_pattern,
+    patient_of,
+    read_description,
+    sorted_cases,
+)
+from medtrain.data.io.folders import DESCRIPTION, find_root, list_scans, require_files
+from medtrain.data.io.nifti import file_stem
+from medtrain.data.volume_data import VolumeData
+from medtrain.errors import DataError, Problem
+from medtrain.registry import Format, register
+
+_SOURCE = "the Decathlon's data are at http://medicaldecathlon.com"
+
+
+@register("data", "msd", tags=("segmentation", "nifti"))
+@dataclass(frozen=True, kw_only=True)
+class MsdData(VolumeData):
+    """A task of the Medical Segmentation Decathlon, or any data set in its layout.
+
+    `dataset.json` lists the files; without a list, `imagesTr` and `labelsTr` are paired by name. Several channels lie
+    in one 4-D file with the channel axis last.
+
+    Args:
+        root: The task's folder, which holds dataset.json, or the folder above it.
+        task: Name of the task's folder, e.g. Task03_Liver; looked for below root.
+        group_pattern: Regular expression whose first group, searched in the case id, is the patient; None takes
+            every case for a patient of its own.
+    """
+
+    task: str | None = None
+    group_pattern: Annotated[str, Format(parse_group_pattern, r"'^(\w+?)_'")] | None = None
+
+    def discover(self) -> Dataset:
+        """Find the cases; see `VolumeData.discover`."""
+        root = find_root(self.root, expected=self.task, source=_SOURCE)
+        return discover_msd(root, group_pattern=self.group_pattern)
+
+
+def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
+    """Find the cases of a folder in the Decathlon's layout.
+
+    Args:
+        root: Holds dataset.json.
+        group_pattern: See `MsdData`.
+
+    Raises:
+        DataError: dataset.json is wrong, files are missing, a case is listed twice, or there is no labelled case.
+    """
+    description = read_description(root / DESCRIPTION)
+    training = _training_pairs(root, description)
+    test = _test_images(root, description)
+    require_files([path for image, label in training for path in (image, label)] + test, root)
+    _require_unique([file_stem(image) for image, _ in training] + [file_stem(image) for image in test], description)
+    patients = patient_of([file_stem(image) for image, _ in training], group_pattern)
+    cases = [
+        Case(file_stem(image), images=(image,), label=label, group=patients[file_stem(image)])
+        for image, label in training
+    ]
+    test_cases = [Case(file_stem(image), images=(image,), label=None, group=file_stem(image)) for image in test]
+    return Dataset(
+        dataset_name=description.title,
+        root=root,
+        channel_names=description.channel_names,
+        labels=description.labels,
+        ignore_value=description.ignore_value,
+        cases=sorted_cases(cases),
+        test_cases=sorted_cases(test_cases),
+    )
+
+
+def _training_pairs(root: Path, description: Description) -> list[tuple[Path, Path]]:
+    listed = description.content.get("training")
+    if not listed:
+        images = list_scans(root / "imagesTr")
+        if not images:
+            message = "lists no training cases, and imagesTr holds no NIfTI files"
+            raise DataError([Problem(where=str(description.path), message=message)])
+        labels = {file_stem(path): path for path in list_scans(root / "labelsTr")}
+        return [(path, labels.get(file_stem(path), root / "labelsTr" / path.name)) for path in images]
+    pairs: list[tuple[Path, Path]] = []
+    problems: list[Problem] = []
+    for index, entry in enumerate(listed if isinstance(listed, list) else [listed]):
+        if isinstance(entry, dict) and all(isinstance(entry.get(part), str) for part in ("image", "label")):
+            pairs.append((_listed(root, entry["image"]), _listed(root, entry["label"])))
+        else:
+            message = f'training entry {index} is not {{"image": FILE, "label": FILE}}: {entry!r:.80}'
+            problems.append(Problem(where=str(description.path), message=message))
+    if problems:
+        raise DataError(problems, heading=f"{description.path} is wrong:")
+    return [(image, label) for image, label in pairs if not image.name.startswith("._")]
+
+
+def _test_images(root: Path, description: Description) -> list[Path]:
+    """Scans without a label: those listed that are there, or else those in imagesTs.
+
+    Listed ones may be missing: copies of a task without its test part are common and train just as well.
+    """
+    listed: Any = description.content.get("test")
+    names = [entry.get("image") if isinstance(entry, dict) else entry for entry in listed or []]
+    paths = [_listed(root, name) for name in names if isinstance(name, str)]
+    if not paths:
+        paths = list_scans(root / "imagesTs")
+    return [path for path in paths if path.is_file() and not path.name.startswith("._")]
+
+
+def _listed(root: Path, name: str) -> Path:
+    """The file an entry of dataset.json names; some tasks were unpacked by tools that drop or add the `.gz`."""
+    path = root / name
+    if not path.exists():
+        other = path.with_name(path.name[:-3] if path.name.endswith(".gz") else path.name + ".gz")
+        if other.exists():
+            return other
+    return path
+
+
+def _require_unique(ids: list[str], description: Description) -> None:
+    repeated = [case_id for case_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        problems = [Problem(where=case_id, message="this case is listed more than once") for case_id in repeated]
+        raise DataError(problems, heading=f"{description.path} lists cases twice:")
