@@ -149,9 +149,7 @@ class _State:
 _STATE = _State()
 
 
-def register(
-    group: str, name: str, *, runtime: Iterable[str] = (), tags: Iterable[str] = ()
-) -> Callable[[_T], _T]:
+def register(group: str, name: str, *, runtime: Iterable[str] = (), tags: Iterable[str] = ()) -> Callable[[_T], _T]:
     """Register a class or function as the component `name` of `group`.
 
     Args:
@@ -227,11 +225,37 @@ def build(group: str, config: Mapping[str, Any], **runtime: Any) -> Any:
         runtime: Values offered by the builder; a component receives those it declares in `runtime`.
     """
     component = get(group, config["name"])
-    values = {key: value for key, value in config.items() if key != "name"}
+    values = {key: construct(component.params[key].type, value) for key, value in config.items() if key != "name"}
     needed = {key: runtime[key] for key in component.runtime if key in runtime}
     missing = [key for key in component.runtime if key not in runtime and _is_required(component, key)]
     assert not missing, f"the builder does not offer {missing} to {group}={component.name}"
     return component.target(**values, **needed)
+
+
+def construct(annotation: Any, value: Any) -> Any:
+    """Turn checked plain data into what an annotation declares: mappings into dataclasses, lists into tuples.
+
+    Args:
+        annotation: Of the parameter.
+        value: Plain data that fits the annotation, or a value that is already of the declared type.
+    """
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        built = (construct(member, value) for member in arguments)
+        return next((item for item in built if item is not value), value)
+    if isinstance(value, Mapping) and isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        hints = _type_hints(annotation)
+        return annotation(**{key: construct(hints[key], item) for key, item in value.items()})
+    if isinstance(value, Mapping) and origin is dict:
+        return {key: construct(arguments[1], item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and origin is tuple:
+        item_types = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(construct(item_type, item) for item_type, item in zip(item_types, value, strict=True))
+    if isinstance(value, list | tuple) and origin is list:
+        return [construct(arguments[0], item) for item in value]
+    return value
 
 
 def load_plugins() -> list[str]:
@@ -325,7 +349,7 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     if isinstance(target, type):
         if dataclasses.is_dataclass(target):
             return typing.get_type_hints(target, include_extras=True)
-        return typing.get_type_hints(target.__init__, include_extras=True)
+        return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
     return typing.get_type_hints(target, include_extras=True)
 
 

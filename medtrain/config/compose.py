@@ -1,0 +1,185 @@
+"""From the command line's overrides to one checked config.
+
+The steps: import the user's components; sort the overrides into choices and values; let Hydra's defaults list select
+the files; merge them, then the values; resolve interpolations; check every value against the signatures of the
+components. Every problem met on the way is collected, and all are raised together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medtrain import registry
+from medtrain.config.annotations import accepts_text
+from medtrain.config.interpolate import resolve
+from medtrain.config.overrides import COMMAND_LINE, Override, parse
+from medtrain.config.paths import MULTI_GROUPS
+from medtrain.config.schema import annotation_at, section_defaults
+from medtrain.config.sources import Selection, Sources
+from medtrain.config.tree import OriginTree
+from medtrain.config.validate import validate
+from medtrain.errors import ConfigError, Problem, UsageError
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A checked config and how it came about.
+
+    Args:
+        tree: Plain values, coerced to the declared types; a section is `{"name": component, parameter: value, ...}`.
+        unresolved: The same before interpolations were resolved, as in the files.
+        origins: Where each value came from, by dotted path.
+        overrides: As typed.
+        defaults_tree: The tree with every value at its default, the chosen components apart.
+        choices: Option of each group: a name, a list for callbacks and logger, or None.
+    """
+
+    tree: dict[str, Any]
+    unresolved: dict[str, Any]
+    origins: dict[str, str]
+    overrides: tuple[str, ...]
+    defaults_tree: dict[str, Any]
+    choices: dict[str, str | list[str] | None]
+
+
+def load_config(
+    overrides: Sequence[str] = (),
+    *,
+    config_name: str = "train",
+    config_dirs: Sequence[Path | str] = (),
+    imports: Sequence[str] = (),
+) -> Composed:
+    """Compose, override, resolve and check a config.
+
+    Args:
+        overrides: `GROUP=OPTION` and `KEY=VALUE`, as typed.
+        config_name: Primary config.
+        config_dirs: Folders laid out as conf/, searched before the built-in one.
+        imports: Modules to import first, because they register components.
+
+    Raises:
+        ConfigError: Lists every problem.
+        UsageError: A folder or module does not exist.
+    """
+    import_modules(imports)
+    registry.load_plugins()
+    sources = Sources(config_dirs)
+    request = parse(overrides, sources)
+    try:
+        selection = sources.select(config_name, request.chosen)
+    except ConfigError as error:
+        raise ConfigError([*request.problems, *error.problems]) from error
+    tree = OriginTree()
+    for layer in selection.layers:
+        tree.merge(layer.content, layer.origin, layer.package)
+    broken = request.broken | selection.broken
+    problems = [*request.problems, *selection.problems, *_apply(request.values, tree, broken)]
+    resolved, unresolvable = resolve(tree.values, tree.origins)
+    checked, invalid = validate(resolved, tree.origins, skip=broken | {p.where for p in unresolvable})
+    problems += [*unresolvable, *invalid]
+    if problems:
+        raise ConfigError(problems)
+    return Composed(
+        tree=checked,
+        unresolved=tree.values,
+        origins=tree.origins,
+        overrides=tuple(overrides),
+        defaults_tree=_defaults(checked, sources, config_name),
+        choices=_choices(checked, selection),
+    )
+
+
+def check_saved(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, origin: str) -> Composed:
+    """Check the saved config of a run, changed by overrides of values.
+
+    Args:
+        tree: As read from the run's config.yaml.
+        overrides: `KEY=VALUE`; components cannot be exchanged.
+        origin: The file, for messages.
+
+    Raises:
+        ConfigError: Lists every problem.
+    """
+    registry.load_plugins()
+    merged = OriginTree()
+    merged.merge(tree, origin)
+    sources = Sources()
+    request = parse(overrides, sources)
+    fixed = [
+        Problem(f"{group}={option}", "the components of a run cannot be exchanged", None, COMMAND_LINE)
+        for group, option in request.chosen.items()
+    ]
+    problems = [*request.problems, *fixed, *_apply(request.values, merged, request.broken)]
+    checked, invalid = validate(merged.values, merged.origins, skip=request.broken)
+    problems += invalid
+    if problems:
+        raise ConfigError(problems)
+    choices = {
+        group: list(checked[group]) if group in MULTI_GROUPS else checked[group]["name"] for group in registry.GROUPS
+    }
+    defaults = _defaults(checked, sources, "train")
+    return Composed(checked, merged.values, merged.origins, tuple(overrides), defaults, choices)
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the user's modules, with the working directory on the path.
+
+    Raises:
+        UsageError: A module cannot be imported.
+    """
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            hint = "give the dotted name of a module, e.g. --import my_lab.nets"
+            raise UsageError(f"--import {module}: {error}", hint=hint) from error
+
+
+def _apply(values: Sequence[Override], tree: OriginTree, broken: frozenset[str]) -> list[Problem]:
+    problems = []
+    for override in values:
+        if override.key.split(".", 1)[0] in broken:
+            continue
+        value = override.value
+        annotation = annotation_at(tree.values, override.key)
+        if annotation is not None and accepts_text(annotation) and isinstance(value, bool | float):
+            value = override.text  # run.note=1e3 means the text
+        if override.syntax_error and not (annotation is not None and accepts_text(annotation)):
+            message = f"cannot read the value {override.text!r}: {override.syntax_error}"
+            problems.append(
+                Problem(override.key, message, "quote text as KEY=\"'...'\"; a list is [1,2]", COMMAND_LINE)
+            )
+            continue
+        reason = tree.set(override.key, value, COMMAND_LINE)
+        if reason:
+            problems.append(Problem(override.key, reason, None, COMMAND_LINE))
+    return problems
+
+
+def _defaults(tree: Mapping[str, Any], sources: Sources, config_name: str) -> dict[str, Any]:
+    """The tree that results when nothing but the components is chosen; a component's name stays as in train.yaml."""
+    plain = OriginTree()
+    for layer in sources.select(config_name, {}).layers:
+        plain.merge(layer.content, layer.origin, layer.package)
+    defaults = section_defaults(tree)
+    for group, section in plain.values.items():
+        if group not in registry.GROUPS:
+            defaults[group] = section
+        elif group not in MULTI_GROUPS:
+            defaults[group]["name"] = section["name"]
+        else:
+            defaults[group] = {key: value for key, value in defaults[group].items() if key in section}
+    return defaults
+
+
+def _choices(tree: Mapping[str, Any], selection: Selection) -> dict[str, str | list[str] | None]:
+    return {
+        group: list(tree[group]) if group in MULTI_GROUPS else option for group, option in selection.choices.items()
+    }

@@ -1,0 +1,130 @@
+"""Check a resolved tree against the signatures of its components, and say everything that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from medtrain import registry
+from medtrain.config.annotations import Issue, check_params
+from medtrain.config.paths import MULTI_GROUPS, PRESET_GROUPS
+from medtrain.config.schema import ROOT, component_of
+from medtrain.config.tree import origin_of
+from medtrain.errors import Problem
+
+
+def validate(
+    tree: Mapping[str, Any], origins: Mapping[str, str], *, skip: Collection[str] = ()
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Check every value; return the coerced tree and all problems.
+
+    Args:
+        tree: Plain data without interpolations.
+        origins: Where each value came from.
+        skip: Groups and keys whose problems are known already.
+    """
+    result: dict[str, Any] = {}
+    issues: list[Issue] = list(_unknown_sections(tree))
+    values, found = check_params(ROOT, {key: tree[key] for key in ROOT if key in tree}, "")
+    result.update(values)
+    issues += found
+    for group in registry.GROUPS:
+        if group in skip:
+            continue
+        check_section = _check_many if group in MULTI_GROUPS else _check_one
+        result[group], found = check_section(group, tree.get(group), origins)
+        issues += found
+    problems = [
+        Problem(issue.path, issue.message, issue.hint, origin_of(origins, issue.path))
+        for issue in issues
+        if issue.path not in skip
+    ]
+    return result, problems
+
+
+def _unknown_sections(tree: Mapping[str, Any]) -> Iterator[Issue]:
+    known = [*ROOT, *registry.GROUPS]
+    for key, value in tree.items():
+        if key in known:
+            continue
+        hint = f"known keys: {', '.join(known)}"
+        near = registry.closest(str(key), [*known, *PRESET_GROUPS])
+        if key == "hydra":
+            hint = "Hydra's own settings do not apply here: the run folder is set with `run.dir`"
+        elif key in PRESET_GROUPS:
+            hint = "begin the file with the line `# @package _global_`"
+        elif near:
+            hint = f"did you mean `{near}`?"
+        yield Issue(_deepest(str(key), value), "unknown key", hint)
+
+
+def _deepest(path: str, value: Any) -> str:
+    """`modl.channels` rather than `modl`, as long as there is only one key."""
+    while isinstance(value, Mapping) and len(value) == 1:
+        key, value = next(iter(value.items()))
+        path = f"{path}.{key}"
+    return path
+
+
+def _check_one(group: str, section: Any, origins: Mapping[str, str]) -> tuple[Any, list[Issue]]:
+    if section is None:
+        options = ", ".join(registry.names(group))
+        return None, [Issue(group, f"required, not chosen; available: {options}", f"add `{group}=...`")]
+    return _check_component(group, section, group, origins)
+
+
+def _check_many(group: str, section: Any, origins: Mapping[str, str]) -> tuple[dict[str, Any], list[Issue]]:
+    result: dict[str, Any] = {}
+    issues: list[Issue] = []
+    if section is None:
+        return result, issues
+    if not isinstance(section, Mapping):
+        return result, [Issue(group, "must be a mapping with one key for each component")]
+    for key, value in section.items():
+        path = f"{group}.{key}"
+        if isinstance(value, Mapping) and "name" not in value:
+            issues += _not_chosen(group, str(key), value, list(section))
+            continue
+        result[key], found = _check_component(group, value, path, origins)
+        issues += found
+    return result, issues
+
+
+def _not_chosen(group: str, key: str, value: Mapping[str, Any], present: list[str]) -> Iterator[Issue]:
+    """A value for a callback or logger that is not in the list."""
+    chosen = [name for name in present if name != key]
+    known = registry.names(group)
+    if key in known:
+        message = f"{key} is not chosen"
+        hint = f"choose it with `{group}=[{','.join([*chosen, key])}]`"
+    else:
+        near = registry.closest(key, known)
+        message = "unknown key"
+        hint = f"did you mean `{group}.{near}`?" if near else f"known keys: {', '.join(chosen)}"
+    for parameter in value or {"": None}:
+        yield Issue(f"{group}.{key}.{parameter}".removesuffix("."), message, hint)
+
+
+def _check_component(group: str, section: Any, path: str, origins: Mapping[str, str]) -> tuple[Any, list[Issue]]:
+    if not isinstance(section, Mapping):
+        return None, [Issue(path, f"must be a mapping; choose a component with `{group}=NAME`")]
+    component = component_of(section, group)
+    name_origin = origins.get(f"{path}.name", "")
+    if component is None:
+        name = section.get("name")
+        options = ", ".join(registry.names(group))
+        near = registry.closest(str(name), registry.names(group))
+        hint = f"did you mean `{near}`?" if near else None
+        return None, [Issue(f"{path}.name", f"unknown {group} {name!r}; available: {options}", hint)]
+    schema_origin = f"default of {group}={component.name}"
+    if name_origin != schema_origin and any(origin.startswith("default of ") for origin in _of(origins, path)):
+        chosen = next(origin for origin in _of(origins, path) if origin.startswith("default of "))
+        if chosen != schema_origin:
+            hint = f"choose the component with `{group}={component.name}`, or `override /{group}:` in a defaults list"
+            return None, [Issue(f"{path}.name", "the name of a component is not set as a value", hint)]
+    values, issues = check_params(component.params, {k: v for k, v in section.items() if k != "name"}, path)
+    return {"name": component.name, **values}, issues
+
+
+def _of(origins: Mapping[str, str], path: str) -> list[str]:
+    return [origin for key, origin in origins.items() if key.startswith(f"{path}.")]
