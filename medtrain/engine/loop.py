@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,8 +29,9 @@ from medtrain.engine.meter import Meter
 from medtrain.engine.precision import Precision
 from medtrain.engine.signals import StopSignals
 from medtrain.engine.view import EngineView
-from medtrain.errors import MedtrainError, NonFiniteError
+from medtrain.errors import NonFiniteError
 from medtrain.run.atomic import atomic_write_json
+from medtrain.run.seed import rng_state, set_rng_state
 from medtrain.tasks.base import Batch, Record, Task
 
 if TYPE_CHECKING:
@@ -413,6 +414,7 @@ class Engine:
             "best": self.best,
             "history": json.dumps(self.history),
             "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
+            "rng": rng_state(),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -435,14 +437,5 @@ class Engine:
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])
         self.step = checkpoint.step
+        set_rng_state(state["rng"])
         self.loggers.resume(self.step)
-
-
-def require_metrics(names: Sequence[str], monitor: MetricSpec) -> None:
-    """Check before the first step that the monitor exists.
-
-    Raises:
-        MedtrainError: It does not; the available names are listed.
-    """
-    if monitor.name not in names:
-        raise MedtrainError(f"the monitor {monitor.name} is not a metric of this task; available: {', '.join(names)}")

@@ -1,0 +1,221 @@
+"""The one place where a checked configuration becomes objects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medtrain.callbacks.base import Callback
+from medtrain.data.module import SegmentationData
+from medtrain.data.plan import Plan
+from medtrain.engine.cadence import Cadence, parse_duration, parse_time
+from medtrain.engine.checkpoint import CheckpointFolder
+from medtrain.engine.clock import Limit, RunClock
+from medtrain.engine.distributed import Dist
+from medtrain.engine.ema import EMA
+from medtrain.engine.loop import Cadences, Engine
+from medtrain.engine.precision import Precision
+from medtrain.engine.settings import TrainerSettings
+from medtrain.errors import MedtrainError
+from medtrain.loggers.base import Logger, LoggerSet, RunInfo
+from medtrain.registry import build, plain
+from medtrain.tasks.segmentation import Segmentation
+
+log = logging.getLogger(__name__)
+
+# what may differ between a run and its continuation without changing what is learned
+_FREE_KEYS = {
+    "trainer": {
+        "max_steps", "max_epochs", "max_time", "device", "checkpoint_every", "keep_last", "keep_every", "log_every",
+        "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite",
+    },
+    "data": {"num_workers", "root", "store"},
+}  # fmt: skip
+_FREE_GROUPS = {"run", "callbacks", "logger", "inference"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of a run besides the engine."""
+
+    task: Segmentation
+    model: nn.Module
+    settings: TrainerSettings
+
+
+def build_model(config: Mapping[str, Any], plan: Plan) -> nn.Module:
+    """Construct the network; its initial weights depend on the seed alone."""
+    torch.manual_seed(config["seed"])
+    model: nn.Module = build(
+        "model",
+        config["model"],
+        spatial_dims=plan.spatial_dims,
+        in_channels=plan.in_channels,
+        num_classes=plan.num_classes,
+    )
+    return model
+
+
+def build_task(
+    config: Mapping[str, Any], plan: Plan, device: torch.device, memory_format: torch.memory_format | None
+) -> Segmentation:
+    """Construct the task with its loss and inference settings."""
+    loss = build("loss", config["loss"], num_classes=plan.num_classes)
+    inference = build("inference", config["inference"])
+    task: Segmentation = build(
+        "task",
+        config["task"],
+        loss=loss.to(device),
+        inference=inference,
+        plan=plan,
+        device=device,
+        memory_format=memory_format,
+    )
+    return task
+
+
+def memory_format_of(config: Mapping[str, Any], plan: Plan) -> torch.memory_format | None:
+    """The memory format of images and weights; None is the default one."""
+    if not config["trainer"]["channels_last"]:
+        return None
+    return torch.channels_last if plan.spatial_dims == 2 else torch.channels_last_3d
+
+
+def build_engine(
+    config: Mapping[str, Any],
+    plan: Plan,
+    data: SegmentationData,
+    *,
+    run_dir: Path,
+    device: torch.device,
+    dist: Dist,
+    started: float | None = None,
+) -> Engine:
+    """Construct everything a run needs from a completed configuration.
+
+    Args:
+        config: The configuration with derived values filled in.
+        plan: The plan the derived values come from.
+        data: The opened data.
+        run_dir: The run's folder.
+        device: Where to train.
+        dist: This process among the others.
+        started: `time.monotonic()` at the start of the command.
+
+    Raises:
+        MedtrainError: Components contradict each other; said before the first step.
+    """
+    settings: TrainerSettings = build("trainer", config["trainer"])
+    torch.set_num_threads(settings.num_threads or torch.get_num_threads())
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not settings.deterministic
+
+    memory_format = memory_format_of(config, plan)
+    model = build_model(config, plan).to(device)
+    if memory_format is not None:
+        model = model.to(memory_format=memory_format)
+    task = build_task(config, plan, device, memory_format)
+    optimizer = build("optimizer", config["optimizer"], model=model)
+    schedule = build("scheduler", config["scheduler"])
+    if settings.compile:
+        model.compile()
+    _check_together(task, settings, dist)
+
+    limit = _limit(settings, data.batches_per_epoch)
+    steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
+
+    def cadence(text: str | None) -> Cadence:
+        return Cadence(parse_duration(text) if text is not None else None, steps_per_epoch=steps_per_epoch)
+
+    info = RunInfo(run_name=run_dir.name, experiment=run_dir.parent.name, config=plain(dict(config)))
+    loggers: dict[str, Logger] = {}
+    callbacks: dict[str, Callback] = {}
+    if dist.is_main:
+        loggers = {k: build("logger", v, run_dir=run_dir, run_info=info) for k, v in config["logger"].items()}
+        callbacks = {k: build("callbacks", v) for k, v in config["callbacks"].items()}
+    return Engine(
+        task=task,
+        data=data,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=Precision(settings.precision, device, nonfinite=settings.nonfinite),  # type: ignore[arg-type]
+        clock=RunClock(limit, final_evaluation_cost=_final_cost(settings, task, data), started=started),
+        cadences=Cadences(
+            log=cadence(settings.log_every),
+            evaluate=cadence(settings.eval_every),
+            checkpoint=cadence(settings.checkpoint_every),
+            keep=cadence(settings.keep_every),
+        ),
+        checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last),
+        loggers=LoggerSet(loggers),
+        callbacks=callbacks,
+        monitor=task.monitor,
+        dist=dist,
+        device=device,
+        run_dir=run_dir,
+        seed=config["seed"],
+        ema=EMA(model, decay=settings.ema_decay, warmup=settings.ema_warmup) if settings.ema_decay else None,
+        accumulate=settings.accumulate,
+        clip_norm=settings.clip_norm,
+        clip_value=settings.clip_value,
+        eval_cases=settings.eval_cases,
+        max_nonfinite=settings.max_nonfinite,
+        memory_format=memory_format,
+        config_digest=config_digest(config),
+    )
+
+
+def _limit(settings: TrainerSettings, batches_per_epoch: int) -> Limit:
+    steps = settings.max_steps
+    if settings.max_epochs is not None:
+        by_epochs = settings.max_epochs * -(-batches_per_epoch // settings.accumulate)
+        steps = by_epochs if steps is None else min(steps, by_epochs)
+    return Limit(steps, parse_time(settings.max_time) if settings.max_time is not None else None)
+
+
+def _final_cost(settings: TrainerSettings, task: Segmentation, data: SegmentationData) -> float:
+    """What the final evaluation costs, in evaluations during training."""
+    if not settings.final_evaluation:
+        return 0.0
+    combinations = 2**task.plan.spatial_dims
+    mirror = combinations if task.inference.mirror and not task.inference.mirror_in_training else 1
+    cases = len(data.evaluation_cases("val"))
+    share = cases / min(cases, settings.eval_cases) if settings.eval_cases and cases else 1.0
+    return 1.1 * mirror * share
+
+
+def _check_together(task: Segmentation, settings: TrainerSettings, dist: Dist) -> None:
+    if not task.loss.decomposable and (settings.accumulate > 1 or dist.world_size > 1):
+        raise MedtrainError(
+            "loss.batch_dice=true cannot be used with trainer.accumulate > 1 or several processes: the Dice of a whole "
+            "batch is not the mean of its parts",
+            hint="set loss.batch_dice=false, or trainer.accumulate=1 with a larger data.batch_size",
+        )
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Identifies what is learned: the configuration without the keys that a continuation may change."""
+    return hashlib.sha256(json.dumps(fixed_part(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that a continuation must not change, as plain data."""
+    fixed: dict[str, Any] = {}
+    for group, value in config.items():
+        if group in _FREE_GROUPS:
+            continue
+        free = _FREE_KEYS.get(group, set())
+        fixed[group] = {k: v for k, v in value.items() if k not in free} if isinstance(value, Mapping) else value
+    return plain(fixed)  # type: ignore[no-any-return]

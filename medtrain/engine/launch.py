@@ -1,0 +1,273 @@
+"""The life of a run: start it, continue it, finish it; always leave a folder that tells what happened."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtrain.data.module import SegmentationData
+from medtrain.data.plan import Plan
+from medtrain.data.prepare import prepare
+from medtrain.data.splits import save_splits
+from medtrain.engine.build import build_engine, config_digest
+from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
+from medtrain.engine.derive import Derivation, derive, read_split
+from medtrain.engine.device import choose_device
+from medtrain.engine.distributed import Dist
+from medtrain.engine.loop import Engine, FitResult
+from medtrain.engine.sanity import sanity_check
+from medtrain.errors import MedtrainError
+from medtrain.metrics.cases import write_evaluation
+from medtrain.registry import build, plain
+from medtrain.run.atomic import atomic_write_json
+from medtrain.run.folder import RunFolder
+from medtrain.run.log import setup_logging
+from medtrain.run.report import write_report
+from medtrain.run.seed import seed_everything
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE = 0
+EXIT_STOPPED = 75
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command that trains ended.
+
+    Args:
+        run_dir: The run's folder.
+        exit_code: 0 when the run is done, 75 when it was stopped by a signal and can be resumed.
+    """
+
+    run_dir: Path
+    exit_code: int
+
+
+def start_run(config: Mapping[str, Any], *, overrides: Sequence[str], started: float | None = None) -> Outcome:
+    """Train from scratch in a new run folder.
+
+    Args:
+        config: A checked configuration.
+        overrides: What the user typed, kept with the run.
+        started: `time.monotonic()` at the start of the command.
+    """
+    started = time.monotonic() if started is None else started
+    dist = Dist.from_environment()
+    setup_logging(rank=dist.rank)
+    dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
+    derivation = derive(config, local_rank=dist.local_rank, progress=log_progress("reading"))
+    run_dir: Path | None = None
+    if dist.is_main:
+        run_dir = _make_folder(derivation, overrides)
+    folder = RunFolder.open(dist.broadcast(run_dir))
+    setup_logging(run_dir=folder.path, rank=dist.rank)
+    log.info("run %s", folder.path)
+    for value in derivation.values:
+        log.info("derived %s = %s: %s", value.key, plain(value.value), value.reason)
+    return _run(folder, derivation.config, derivation.plan, dist, derivation=derivation, started=started)
+
+
+def resume_run(run_dir: Path, config: Mapping[str, Any], *, started: float | None = None) -> Outcome:
+    """Continue a run from its newest complete checkpoint.
+
+    Args:
+        run_dir: The run's folder.
+        config: Its configuration, with the changes that are allowed.
+        started: `time.monotonic()` at the start of the command.
+    """
+    dist = Dist.from_environment()
+    setup_logging(rank=dist.rank)
+    folder = RunFolder.open(run_dir)
+    setup_logging(run_dir=folder.path, rank=dist.rank)
+    dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
+    if dist.is_main:
+        folder.add_command(sys.argv)
+    return _run(folder, config, read_plan(folder), dist, resume=True, started=started)
+
+
+def read_plan(folder: RunFolder) -> Plan:
+    """The plan a run was made with.
+
+    Raises:
+        MedtrainError: The run ended before it was planned, or the file is damaged.
+    """
+    import json
+
+    try:
+        return Plan.from_json(json.loads(folder.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MedtrainError(
+            f"the plan of the run cannot be read: {folder.plan}",
+            hint="a run that ended before it was planned has to be started again with `medtrain train`",
+        ) from error
+
+
+def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
+    run = derivation.config["run"]
+    experiment = run["experiment"] or f"{derivation.dataset.dataset_name}_{derivation.config['model']['name']}".lower()
+    folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
+    folder.write_inputs(derivation.config, overrides, sys.argv)
+    atomic_write_json(folder.plan, derivation.plan.to_json())
+    save_splits(folder.splits, derivation.folds)
+    return folder.path
+
+
+def _run(
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    plan: Plan,
+    dist: Dist,
+    *,
+    resume: bool = False,
+    derivation: Derivation | None = None,
+    started: float | None = None,
+) -> Outcome:
+    """Open the data, build the engine, fit, evaluate; the status file says how it ended."""
+    engine: Engine | None = None
+    data: SegmentationData | None = None
+    if dist.is_main:
+        folder.start()
+    try:
+        seed_everything(config["seed"])
+        data = open_data(config, plan, dist, derivation=derivation)
+        device = choose_device(config["trainer"]["device"], local_rank=dist.local_rank)
+        engine = build_engine(config, plan, data, run_dir=folder.path, device=device, dist=dist, started=started)
+        if resume:
+            _continue(engine, folder, config, data)
+        elif dist.is_main:
+            atomic_write_json(folder.path / "data.json", data.describe())
+        if config["trainer"]["sanity_check"] and engine.step == 0:
+            log.info("sanity check: %s", sanity_check(engine))
+        result = engine.fit()
+        return _finish(engine, folder, config, result, dist)
+    except BaseException as error:
+        if dist.is_main:
+            step = engine.step if engine is not None else folder.read_status().step
+            folder.finish("failed", step=step, message=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if engine is not None:
+            engine.loggers.close()
+        if data is not None:
+            data.close()
+        dist.close()
+
+
+def open_data(
+    config: Mapping[str, Any], plan: Plan, dist: Dist, *, derivation: Derivation | None = None
+) -> SegmentationData:
+    """Prepare the cases that are not prepared yet and open the store; the main process goes first."""
+    settings = derivation.settings if derivation else build("data", config["data"])
+    dataset = derivation.dataset if derivation else settings.discover()
+    split = derivation.split if derivation else read_split(settings, dataset)[1]
+    if not dist.is_main:
+        dist.barrier()
+    store = prepare(dataset, settings, plan.spacing, progress=log_progress("preparing"))
+    if dist.is_main:
+        dist.barrier()
+    augment = build("augment", config["augment"])
+    return SegmentationData(
+        settings=settings, dataset=dataset, store=store, split=split, plan=plan, augment=augment, seed=config["seed"]
+    )
+
+
+def _continue(engine: Engine, folder: RunFolder, config: Mapping[str, Any], data: SegmentationData) -> None:
+    checkpoint = CheckpointFolder(folder.checkpoints).last()
+    _check_data(folder, data)
+    if checkpoint is None:
+        log.warning("no complete checkpoint in %s: the run starts again at step 0 with the same seed", folder.path)
+        engine.loggers.resume(0)
+        return
+    check_format(checkpoint)
+    if checkpoint.meta["config_digest"] != config_digest(config):
+        raise MedtrainError(
+            f"{checkpoint.path} was made with another configuration than {folder.config}",
+            hint="restore the run's config.yaml, or start a new run with `medtrain train`",
+        )
+    engine.load(checkpoint)
+    log.info("resumed at step %d from %s", engine.step, checkpoint.path.name)
+
+
+def _check_data(folder: RunFolder, data: SegmentationData) -> None:
+    """Refuse to continue on other data than the run began with."""
+    import json
+
+    try:
+        before = json.loads((folder.path / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        log.warning("%s has no record of its data: it was stopped before it began to train", folder.path)
+        atomic_write_json(folder.path / "data.json", data.describe())
+        return
+    now = plain(data.describe())
+    changed = [key for key in ("data_hash", "split_hash") if before.get(key) != now.get(key)]
+    if changed:
+        cases = sorted(
+            case
+            for case in before.get("cases", {}).keys() | now.get("cases", {}).keys()
+            if before.get("cases", {}).get(case) != now.get("cases", {}).get(case)
+        )
+        shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
+        raise MedtrainError(
+            f"the data changed since the run began ({', '.join(changed)})" + (f": {shown}" if cases else ""),
+            hint="restore the data, or start a new run with `medtrain train`",
+        )
+
+
+def _finish(
+    engine: Engine, folder: RunFolder, config: Mapping[str, Any], result: FitResult, dist: Dist
+) -> Outcome:
+    if result.status == "stopped":
+        if dist.is_main:
+            folder.finish("stopped", step=result.step, message=result.reason)
+        log.info("stopped at step %d (%s); continue with: medtrain resume %s", result.step, result.reason, folder.path)
+        return Outcome(folder.path, EXIT_STOPPED)
+    if config["trainer"]["final_evaluation"] and engine.history:
+        final_evaluation(engine, folder)
+    if dist.is_main:
+        folder.finish("done", step=result.step, message=result.reason)
+        write_report(folder.path)
+    best = f", best {engine.monitor.name} {engine.best:.4f}" if engine.best is not None else ""
+    log.info("done at step %d (%s)%s: %s", result.step, result.reason, best, folder.path)
+    return Outcome(folder.path, EXIT_DONE)
+
+
+def final_evaluation(engine: Engine, folder: RunFolder) -> None:
+    """Judge the best weights on every validation case with the full protocol and write the tables."""
+    best: Checkpoint | None = engine.checkpoints.best() or engine.checkpoints.last()
+    assert best is not None
+    weights = best.weights(ema=best.has_ema)
+    trained = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
+    ema, engine.ema = engine.ema, None
+    try:
+        engine.model.load_state_dict(weights)
+        records = engine.evaluate(limit=None, final=True)
+    finally:
+        engine.model.load_state_dict(trained)
+        engine.ema = ema
+    if engine.dist.is_main:
+        summary = engine.task.summarize(records)
+        write_evaluation(folder.evaluation, records, summary, extra={"checkpoint": best.path.name, "step": best.step})
+        name = engine.monitor.name.removeprefix("val/")
+        log.info("final evaluation of step %d on %d cases: %s %.4f", best.step, len(records), name, summary[name])
+    torch.cuda.empty_cache()
+
+
+def log_progress(what: str) -> Any:
+    """A progress callback that logs at every tenth of the work, and nothing when there is little of it."""
+    state = {"next": 10}
+
+    def report(done: int, total: int, case_id: str) -> None:
+        percent = 100 * done // max(total, 1)
+        if total >= 10 and percent >= state["next"]:
+            log.info("%s cases: %d of %d", what, done, total)
+            state["next"] = percent - percent % 10 + 10
+
+    return report
