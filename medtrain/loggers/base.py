@@ -23,11 +23,15 @@ class RunInfo:
         run_name: The run's folder name, unique within the experiment.
         experiment: The experiment's name.
         config: The resolved configuration, secrets masked.
+        note: A remark kept with the run.
+        tags: Labels kept with the run.
     """
 
     run_name: str
     experiment: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Logger:

@@ -1,0 +1,297 @@
+"""The run folder: its layout, and the status file that says what became of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import yaml
+
+from medtrain.errors import MedtrainError
+from medtrain.registry import plain
+from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors, process_alive
+from medtrain.run.provenance import environment, mask_command, mask_secrets
+
+State = Literal["created", "running", "done", "stopped", "failed", "killed", "unknown"]
+"""`killed` and `unknown` are never written: they are concluded from a dead process or an unreadable file."""
+
+_FOLDERS = ("checkpoints", "evaluation")  # callbacks and loggers make their own
+_HEARTBEAT_S = 10.0
+_SILENCE_S = 900.0  # a run on another machine that has been silent for so long is taken for dead
+
+
+class Best(TypedDict):
+    """The best evaluation so far."""
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Contents of status.json.
+
+    Args:
+        status: What the run said of itself last.
+        step: Optimizer steps done.
+        message: Why it stopped or failed; empty otherwise.
+        pid: Process that trains, or trained last.
+        pid_start: Start time of that process in the kernel's ticks, which tells it from a later one with the same id.
+        host: Machine of that process.
+        started: When the run was created, ISO 8601.
+        updated: When this was written, ISO 8601.
+        best: The best evaluation so far.
+    """
+
+    status: State
+    step: int = 0
+    message: str = ""
+    pid: int = 0
+    pid_start: int | None = None
+    host: str = ""
+    started: str = ""
+    updated: str = ""
+    best: Best | None = None
+
+    @property
+    def state(self) -> State:
+        """What can be known: a run that says it is running but whose process is dead is `killed`."""
+        if self.status not in ("created", "running"):
+            return self.status
+        return self.status if self._process_lives() else "killed"
+
+    def _process_lives(self) -> bool:
+        if self.host == socket.gethostname():
+            same = self.pid_start is None or self.pid_start == _process_start(self.pid)
+            return same and process_alive(self.pid)
+        updated = datetime.datetime.fromisoformat(self.updated)
+        return (datetime.datetime.now().astimezone() - updated).total_seconds() < _SILENCE_S
+
+
+class RunFolder:
+    """A run's folder. Use `create` or `open`.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last_heartbeat = -_HEARTBEAT_S
+
+    @classmethod
+    def create(
+        cls, *, experiment: str, root: str | os.PathLike[str] = "outputs", path: str | os.PathLike[str] | None = None
+    ) -> RunFolder:
+        """Make the folder of a new run, `<root>/<experiment>/<YYYYMMDD-HH-xxxx>`, and its status file.
+
+        Args:
+            experiment: Name of the experiment; a folder below `root`.
+            root: Where experiments are kept.
+            path: Take exactly this folder instead.
+
+        Raises:
+            MedtrainError: `path` holds a run or other files already, or the folder cannot be made.
+        """
+        if path is not None:
+            folder = cls(_claim(Path(path)))
+        else:
+            parent = Path(root) / experiment
+            with disk_errors(parent):
+                parent.mkdir(parents=True, exist_ok=True)
+                folder = cls(_make_unique(parent))
+        try:
+            with disk_errors(folder.path):
+                for name in _FOLDERS:
+                    (folder.path / name).mkdir()
+            folder._write(Status(status="created", started=_now()))
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        if path is None:
+            _point_latest(folder.path)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Open the folder of an existing run.
+
+        Raises:
+            MedtrainError: There is no run; runs nearby are named.
+        """
+        folder = Path(path)
+        if (folder / "status.json").is_file():
+            return cls(folder.resolve())
+        nearby = sorted(folder.rglob("status.json"), key=os.path.getmtime) if folder.is_dir() else []
+        what = "holds no run" if folder.is_dir() else "does not exist"
+        hint = f"the newest run below it is {nearby[-1].parent}" if nearby else "`medtrain runs` lists the runs"
+        raise MedtrainError(f"{folder} {what}", hint=hint)
+
+    @property
+    def name(self) -> str:
+        """Name of the run: its last folder."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What was derived from the data."""
+        return self.path / "plan.json"
+
+    @property
+    def splits(self) -> Path:
+        """Which case is in which part."""
+        return self.path / "splits.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the final evaluation."""
+        return self.path / "evaluation"
+
+    def write_inputs(self, config: Mapping[str, Any], overrides: Sequence[str], argv: Sequence[str]) -> None:
+        """Write config.yaml, overrides.txt, command.txt and env.json, secrets masked.
+
+        Args:
+            config: The resolved configuration, plain data.
+            overrides: The overrides of the command line.
+            argv: The whole command line.
+        """
+        text = yaml.safe_dump(mask_secrets(plain(config)), sort_keys=True, allow_unicode=True, width=120)
+        atomic_write(self.config, text)
+        atomic_write(self.path / "overrides.txt", "".join(f"{line}\n" for line in mask_command(overrides)))
+        self.add_command(argv)
+        atomic_write_json(self.path / "env.json", environment(argv))
+
+    def add_command(self, argv: Sequence[str]) -> None:
+        """Append a command line to command.txt: the first one started the run, later ones resumed it."""
+        path = self.path / "command.txt"
+        earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+        words = mask_command(argv)
+        if words:
+            words[0] = Path(words[0]).name
+        atomic_write(path, earlier + shlex.join(words) + "\n")
+
+    def read_status(self) -> Status:
+        """Read status.json; `unknown` when it cannot be read."""
+        return read_status(self.path)
+
+    def start(self, *, step: int = 0) -> None:
+        """Say that this process trains the run from now on.
+
+        Raises:
+            MedtrainError: Another living process trains it.
+        """
+        status = self.read_status()
+        other = (status.pid, status.host) != (os.getpid(), socket.gethostname())
+        if status.status == "running" and status.state == "running" and other:
+            raise MedtrainError(
+                f"{self.path} is being trained by process {status.pid} on {status.host}",
+                hint=f"wait for it, or stop it first: kill {status.pid}",
+            )
+        self._write(dataclasses.replace(status, status="running", step=step, message=""))
+
+    def heartbeat(self, step: int, *, best: Best | None = None) -> None:
+        """Note the step and the best evaluation; cheap, since it writes at most every 10 s unless `best` is news."""
+        now = time.monotonic()
+        if best is None and now - self._last_heartbeat < _HEARTBEAT_S:
+            return
+        self._last_heartbeat = now
+        status = self.read_status()
+        # not synced: the next one comes soon, and a lost one costs nothing
+        self._write(dataclasses.replace(status, status="running", step=step, best=best or status.best), sync=False)
+
+    def finish(self, state: Literal["done", "stopped", "failed"], *, step: int, message: str = "") -> None:
+        """Say how the run ended.
+
+        Args:
+            state: `done`, `stopped` (by a signal, can be resumed) or `failed`.
+            step: Optimizer steps done.
+            message: Why, in one line.
+        """
+        line = mask_secrets(" ".join(message.split()))
+        self._write(dataclasses.replace(self.read_status(), status=state, step=step, message=line))
+
+    def _write(self, status: Status, *, sync: bool = True) -> None:
+        pid = os.getpid()
+        status = dataclasses.replace(
+            status, pid=pid, pid_start=_process_start(pid), host=socket.gethostname(), updated=_now()
+        )
+        atomic_write_json(self.path / "status.json", dataclasses.asdict(status), sync=sync)
+
+
+def read_status(run_dir: Path) -> Status:
+    """Read the status file of a run; `unknown` when it cannot be read."""
+    try:
+        values = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        known = {field.name for field in dataclasses.fields(Status)}
+        return Status(**{key: value for key, value in values.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return Status(status="unknown", message=f"status.json cannot be read: {error}")
+
+
+def _claim(path: Path) -> Path:
+    if (path / "status.json").exists():
+        raise MedtrainError(
+            f"{path} already holds a run", hint=f"continue it with `medtrain resume {path}`, or choose another run.dir"
+        )
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise MedtrainError(f"{path} is not a folder", hint="choose another run.dir") from error
+    if any(path.iterdir()):
+        raise MedtrainError(f"{path} is not empty", hint="choose another run.dir; a run needs a folder of its own")
+    return path
+
+
+def _make_unique(parent: Path) -> Path:
+    """Make `<YYYYMMDD-HH-xxxx>`, drawing again while the name is taken by a run that started in the same hour."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H")
+    while True:
+        path = parent / f"{stamp}-{secrets.token_hex(2)}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+
+
+def _point_latest(path: Path) -> None:
+    """Let `<experiment>/latest` point to the run, on file systems that have links."""
+    link = path.parent / "latest"
+    temporary = path.parent / f".latest.{secrets.token_hex(4)}"
+    with contextlib.suppress(OSError, NotImplementedError):
+        temporary.symlink_to(path.name)
+        temporary.replace(link)
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); None where there is no /proc."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
