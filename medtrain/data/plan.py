@@ -1,10 +1,39 @@
-"""The plan: everything that follows from the data and the machine, each value with its reason."""
+"""The plan: everything that follows from the data and the machine, each value with its reason.
+
+With a GPU of 8 GiB or more the rules and numbers are nnU-Net's (see `medtrain.data.topology`): one fingerprint gives
+the same plan. On a CPU the same rules run with a smaller budget.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from medtrain.data.labels import LabelMap
+from medtrain.data.network import (
+    Device,
+    NetworkRequest,
+    derive_batch_size,
+    derive_channels,
+    derive_network,
+    machine_budget,
+    per_axis,
+)
+from medtrain.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from medtrain.data.case import Dataset
+    from medtrain.data.fingerprint import Fingerprint
+    from medtrain.data.volume_data import VolumeData
+
+ANISOTROPY = 3.0
+"""An axis more than this much coarser than the others, and as much shorter, is resampled more finely (nnU-Net)."""
+NONZERO_BELOW = 0.75
+"""Zscore uses non-zero voxels only when they fill less than this share of the median scan (nnU-Net)."""
 
 NormalizationScheme = Literal["ct", "zscore", "none"]
 
@@ -39,7 +68,7 @@ class Plan:
         spatial_dims: 2 or 3.
         spacing: Target voxel size in mm, one value per spatial dimension (2-D keeps each case's own slice spacing).
         patch_size: Voxels per spatial dimension; a multiple of the product of strides.
-        batch_size: Patches per optimizer step.
+        batch_size: Patches per forward pass, over all devices.
         channels: Features of each stage of the network, highest resolution first.
         strides: Stride of each stage per axis; the first is 1.
         kernel_sizes: Kernel of each stage per axis.
@@ -82,6 +111,169 @@ class Plan:
         values["normalization"] = tuple(ChannelNormalization(**entry) for entry in data["normalization"])
         values["reasons"] = dict(data["reasons"])
         return cls(**values)
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    dataset: Dataset,
+    settings: VolumeData,
+    *,
+    device: Device,
+    memory_gib: float,
+    cores: int,
+    channels: Sequence[int] | None = None,
+    strides: Sequence[int | Sequence[int]] | None = None,
+    kernel_sizes: Sequence[int | Sequence[int]] | None = None,
+) -> Plan:
+    """Derive what the user left open; what the user set is taken and the rest made to fit.
+
+    Args:
+        fingerprint: Of the training part.
+        dataset: Channel names and labels.
+        settings: The user's data settings.
+        device: Where training runs.
+        memory_gib: Memory of that device.
+        cores: CPU cores available.
+        channels: The user's features per stage, if any.
+        strides: The user's stride per stage (one number or one per axis), if any.
+        kernel_sizes: The user's kernel per stage, if any.
+
+    Raises:
+        ConfigError: The user's values contradict each other or the data.
+    """
+    reasons: dict[str, str] = {}
+    dims = _spatial_dims(fingerprint, settings, reasons)
+    _check(settings, dims, channels, strides, kernel_sizes)
+    spacing = _spacing(fingerprint, settings, dims, reasons)
+    median_shape = fingerprint.median_shape(spacing)
+    labels = LabelMap.from_dataset(dataset, settings.merge_labels)
+    request = NetworkRequest(
+        spacing=spacing,
+        median_shape=median_shape[-dims:],
+        num_classes=labels.num_classes,
+        patch_size=settings.patch_size,
+        channels=None if channels is None else tuple(channels),
+        strides=None if strides is None else per_axis(strides, dims),
+        kernel_sizes=None if kernel_sizes is None else per_axis(kernel_sizes, dims),
+    )
+    budget = machine_budget(device, memory_gib, cores, dims)
+    network = derive_network(request, budget, reasons)
+    widths = derive_channels(request, network, budget, reasons)
+    batch_size = settings.batch_size
+    if batch_size is None:
+        voxels = math.prod(median_shape) * fingerprint.num_cases
+        batch_size = derive_batch_size(network, widths, budget, labels.num_classes, voxels, reasons)
+    return Plan(
+        spatial_dims=dims,
+        spacing=spacing,
+        patch_size=network.patch_size,
+        batch_size=batch_size,
+        channels=widths,
+        strides=network.strides,
+        kernel_sizes=network.kernel_sizes,
+        normalization=_normalization(fingerprint, dataset.channel_names, settings, reasons),
+        in_channels=len(dataset.channel_names),
+        num_classes=labels.num_classes,
+        class_names=labels.class_names,
+        label_values=labels.label_values,
+        ignore_index=labels.ignore_index,
+        channel_names=tuple(dataset.channel_names),
+        median_shape=tuple(max(1, round(n)) for n in median_shape),
+        reasons=reasons,
+    )
+
+
+def _check(
+    settings: VolumeData,
+    dims: int,
+    channels: Sequence[int] | None,
+    strides: Sequence[int | Sequence[int]] | None,
+    kernel_sizes: Sequence[int | Sequence[int]] | None,
+) -> None:
+    """Refuse values whose lengths contradict each other, all at once."""
+    found: list[Problem] = []
+    axes = "D, H, W" if dims == 3 else "H, W"
+    for name in ("patch_size", "spacing"):
+        given = getattr(settings, name)
+        if given is not None and len(given) != dims:
+            message = f"{len(given)} values where {dims} are needed ({axes})"
+            found.append(Problem(where=f"data.{name}", message=message))
+    stages = {"channels": channels, "strides": strides, "kernel_sizes": kernel_sizes}
+    counts = {name: len(values) for name, values in stages.items() if values is not None}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"model.{name} has {count}" for name, count in counts.items())
+        found.append(Problem(where=f"model.{next(iter(counts))}", message=f"one value per stage is needed: {shown}"))
+    for name in ("strides", "kernel_sizes"):
+        for stage in stages[name] or ():
+            if not isinstance(stage, int) and len(stage) != dims:
+                message = f"{list(stage)}: {dims} values ({axes}) or one number are needed per stage"
+                found.append(Problem(where=f"model.{name}", message=message))
+    if found:
+        raise ConfigError(found)
+
+
+def _spatial_dims(fingerprint: Fingerprint, settings: VolumeData, reasons: dict[str, str]) -> int:
+    if settings.spatial_dims is not None:
+        return settings.spatial_dims
+    for name in ("patch_size", "spacing"):
+        given = getattr(settings, name)
+        if given is not None and len(given) in (2, 3):
+            reasons["data.spatial_dims"] = f"data.{name} has {len(given)} values"
+            return len(given)
+    slices = float(np.median([shape[0] for shape in fingerprint.shapes]))
+    if slices == 1:
+        reasons["data.spatial_dims"] = "cases are single slices"
+        return 2
+    reasons["data.spatial_dims"] = f"the median case has {slices:g} slices"
+    return 3
+
+
+def _spacing(fingerprint: Fingerprint, settings: VolumeData, dims: int, reasons: dict[str, str]) -> tuple[float, ...]:
+    """nnU-Net's target: the median, or the 10th percentile along an axis that is coarse and short."""
+    if settings.spacing is not None:
+        return tuple(float(mm) for mm in settings.spacing)
+    spacings, shapes = np.array(fingerprint.spacings, dtype=np.float64), np.array(fingerprint.shapes)
+    target, extent = np.percentile(spacings, 50, axis=0), np.percentile(shapes, 50, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    coarsest_other = max(target[others])
+    reason = f"median voxel size of {fingerprint.num_cases} training cases"
+    if target[worst] > ANISOTROPY * coarsest_other and extent[worst] * ANISOTROPY < min(extent[others]):
+        fine = np.percentile(spacings[:, worst], 10)
+        target[worst] = fine if fine >= coarsest_other else coarsest_other + 1e-5
+        if worst >= 3 - dims:
+            reason += f"; 10th percentile along {'DHW'[worst]}, which is coarse and short"
+    reasons["data.spacing"] = reason
+    return tuple(float(mm) for mm in target[-dims:])
+
+
+def _normalization(
+    fingerprint: Fingerprint, channel_names: Sequence[str], settings: VolumeData, reasons: dict[str, str]
+) -> tuple[ChannelNormalization, ...]:
+    schemes = [channel_scheme(name, settings.normalization) for name in channel_names]
+    nonzero = fingerprint.relative_crop < NONZERO_BELOW
+    if settings.normalization == "auto":
+        parts = [f"{name}: {scheme}" for name, scheme in zip(channel_names, schemes, strict=True)]
+        within = " over non-zero voxels (cropping removes over a quarter)" if nonzero and "zscore" in schemes else ""
+        reasons["data.normalization"] = f"by channel name, {', '.join(parts)}{within}"
+    entries = []
+    for scheme, seen in zip(schemes, fingerprint.channels, strict=True):
+        if scheme == "ct":
+            entry = ChannelNormalization("ct", seen.percentile_00_5, seen.percentile_99_5, seen.mean, seen.std)
+        else:
+            entry = ChannelNormalization(scheme, nonzero=nonzero and scheme == "zscore")
+        entries.append(entry)
+    return tuple(entries)
+
+
+def channel_scheme(
+    channel_name: str, normalization: Literal["auto", "ct", "zscore", "none"] = "auto"
+) -> NormalizationScheme:
+    """The scheme of a channel: nnU-Net's by name (`CT` -> ct, `noNorm` -> none, else zscore), or the user's."""
+    if normalization != "auto":
+        return normalization
+    lowered = channel_name.lower()
+    return "ct" if lowered == "ct" else "none" if lowered == "nonorm" else "zscore"
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ class VolumeData:
         spatial_dims: 3 trains on volumes, 2 on axial slices; None derives it from the shape of the data.
         patch_size: Voxels of a training patch per axis: D, H, W (or H, W when spatial_dims is 2).
         spacing: Voxel size in mm that cases are resampled to: D, H, W (or H, W).
-        batch_size: Patches per optimizer step and per micro-batch, over all devices.
+        batch_size: Patches per forward pass, over all devices; an optimizer step takes trainer.accumulate of them.
         normalization: auto chooses by channel name: ct (clip to the foreground's 0.5 and 99.5 percentiles, then
             subtract the mean and divide by the standard deviation of the training part) for CT, zscore (per case and
             channel) otherwise; none leaves intensities as they are.

@@ -1,0 +1,214 @@
+"""What the training part of a data set looks like: sizes, voxel sizes, intensities.
+
+A scan of each case is made once and kept beside the prepared cases; a fingerprint is computed from the scans of the
+training part alone, so that nothing of the validation part enters the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medtrain.data.geometry import nonzero_box, resampled_shape
+from medtrain.data.io.nifti import Volume
+from medtrain.errors import MedtrainError
+
+QUANTILES = 1001
+"""Evenly spaced quantiles kept per case and channel; 0.5 and 99.5 % of a case's foreground are among them."""
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ForegroundIntensities:
+    """Intensities of one channel inside the labelled structures of one case.
+
+    Args:
+        mean: Mean.
+        std: Standard deviation.
+        quantiles: QUANTILES values from minimum to maximum.
+    """
+
+    mean: float
+    std: float
+    quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CaseScan:
+    """What planning needs to know of one case.
+
+    Args:
+        shape: Voxels (D, H, W) of the whole scan.
+        cropped_shape: Voxels of its non-zero box.
+        spacing: Voxel size in mm (D, H, W).
+        bytes_per_voxel: Of all channels together, as stored.
+        class_voxels: Voxels of each class, background first.
+        foreground: One entry per channel; empty when no voxel is labelled.
+    """
+
+    shape: Shape
+    cropped_shape: Shape
+    spacing: Spacing
+    bytes_per_voxel: int
+    class_voxels: tuple[int, ...]
+    foreground: tuple[ForegroundIntensities, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CaseScan:
+        """Inverse of to_json."""
+        foreground = tuple(
+            ForegroundIntensities(entry["mean"], entry["std"], tuple(entry["quantiles"]))
+            for entry in data["foreground"]
+        )
+        return cls(
+            shape=tuple(data["shape"]),
+            cropped_shape=tuple(data["cropped_shape"]),
+            spacing=tuple(data["spacing"]),
+            bytes_per_voxel=data["bytes_per_voxel"],
+            class_voxels=tuple(data["class_voxels"]),
+            foreground=foreground,
+        )
+
+
+@dataclass(frozen=True)
+class ChannelIntensities:
+    """Intensities of one channel inside the labelled structures of the training part; every case counts the same."""
+
+    mean: float
+    std: float
+    median: float
+    minimum: float
+    maximum: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The training part in numbers.
+
+    Args:
+        shapes: Voxels (D, H, W) of each case's non-zero box.
+        spacings: Voxel size in mm of each case.
+        relative_crop: Median share of a scan's voxels that lie in its non-zero box.
+        channels: Foreground intensities per channel; empty when nothing is labelled.
+        class_voxels: Voxels of each class over all cases.
+    """
+
+    shapes: tuple[Shape, ...]
+    spacings: tuple[Spacing, ...]
+    relative_crop: float
+    channels: tuple[ChannelIntensities, ...]
+    class_voxels: tuple[int, ...]
+
+    @property
+    def num_cases(self) -> int:
+        """Number of cases it was taken from."""
+        return len(self.shapes)
+
+    def median_shape(self, spacing: Sequence[float]) -> tuple[float, ...]:
+        """Median (D, H, W) after resampling to `spacing` mm: D, H, W, or H, W to keep each case's slices."""
+        target = [(mm[0], *spacing) if len(spacing) == 2 else tuple(spacing) for mm in self.spacings]
+        shapes = [resampled_shape(n, mm, to) for n, mm, to in zip(self.shapes, self.spacings, target, strict=True)]
+        return tuple(float(n) for n in np.median(shapes, axis=0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """Inverse of to_json."""
+        return cls(
+            shapes=tuple(tuple(shape) for shape in data["shapes"]),
+            spacings=tuple(tuple(spacing) for spacing in data["spacings"]),
+            relative_crop=data["relative_crop"],
+            channels=tuple(ChannelIntensities(**channel) for channel in data["channels"]),
+            class_voxels=tuple(data["class_voxels"]),
+        )
+
+
+def scan_volume(image: Volume, classes: np.ndarray, num_classes: int) -> CaseScan:
+    """Measure one case.
+
+    Args:
+        image: The scan, [C, D, H, W].
+        classes: Class indices [D, H, W]; values from num_classes on are ignored.
+        num_classes: Number of classes.
+    """
+    counts = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes]
+    inside = (classes > 0) & (classes < num_classes)
+    foreground: tuple[ForegroundIntensities, ...] = ()
+    if counts[1:].any():
+        foreground = tuple(_foreground(channel[inside]) for channel in image.array)
+    box = nonzero_box(image.array)
+    whole: Shape = image.array.shape[1:]
+    d, h, w = (high - low for low, high in box)
+    stored = 4 if image.array.dtype.kind == "f" else 2
+    return CaseScan(
+        shape=whole,
+        cropped_shape=(d, h, w),
+        spacing=image.spacing,
+        bytes_per_voxel=stored * len(image.array),
+        class_voxels=tuple(int(count) for count in counts),
+        foreground=foreground,
+    )
+
+
+def make_fingerprint(scans: Mapping[str, CaseScan], case_ids: Sequence[str]) -> Fingerprint:
+    """The fingerprint of the given cases.
+
+    Args:
+        scans: Scans by case id.
+        case_ids: The training part.
+
+    Raises:
+        MedtrainError: No case is given, or none of them has a labelled voxel.
+    """
+    if not case_ids:
+        raise MedtrainError("the training part of the split is empty", hint="choose another data.fold or data.splits")
+    chosen = [scans[case_id] for case_id in case_ids]
+    shares = [np.prod(scan.cropped_shape) / np.prod(scan.shape) for scan in chosen]
+    class_voxels = np.sum([scan.class_voxels for scan in chosen], axis=0)
+    labelled = [scan.foreground for scan in chosen if scan.foreground]
+    if not labelled:
+        raise MedtrainError(
+            f"none of the {len(chosen)} training cases has a labelled voxel",
+            hint="run `medtrain data check` with the same data settings; it lists what each label file holds",
+        )
+    return Fingerprint(
+        shapes=tuple(scan.cropped_shape for scan in chosen),
+        spacings=tuple(scan.spacing for scan in chosen),
+        relative_crop=float(np.median(shares)),
+        channels=tuple(_pool(channel) for channel in zip(*labelled, strict=True)),
+        class_voxels=tuple(int(count) for count in class_voxels),
+    )
+
+
+def _foreground(values: np.ndarray) -> ForegroundIntensities:
+    ordered = np.sort(values)
+    # the nearest rank: real intensities, and no float64 copy of a large structure
+    ranks = np.rint(np.linspace(0, len(ordered) - 1, QUANTILES)).astype(np.int64)
+    mean = float(values.mean(dtype=np.float64))
+    std = float(np.sqrt(np.square(values - np.float64(mean)).mean()))
+    return ForegroundIntensities(mean, std, tuple(ordered[ranks].tolist()))
+
+
+def _pool(cases: Sequence[ForegroundIntensities]) -> ChannelIntensities:
+    """The mixture of the cases' distributions with equal weights, as nnU-Net's equal number of samples per case."""
+    means, stds = np.array([case.mean for case in cases]), np.array([case.std for case in cases])
+    mean = float(means.mean())
+    variance = float((stds**2 + (means - mean) ** 2).mean())
+    quantiles = np.concatenate([case.quantiles for case in cases])
+    low, median, high = (float(q) for q in np.percentile(quantiles, (0.5, 50, 99.5)))
+    minimum, maximum = float(quantiles.min()), float(quantiles.max())
+    return ChannelIntensities(mean, float(np.sqrt(variance)), median, minimum, maximum, low, high)

@@ -1,0 +1,278 @@
+"""A network and a batch that the machine can train: the topology's rules within a budget of memory and time.
+
+With a GPU of 8 GiB or more the numbers are nnU-Net's. On a CPU the same rules run with a smaller budget; the constants
+below are the place to tune it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from medtrain.data import topology
+from medtrain.data.topology import Topology
+from medtrain.errors import ConfigError, Problem
+
+# nnU-Net 2.8.1: what was measured to fit 8 GB, by spatial dimensions
+REFERENCE_GIB = 8.0
+REFERENCE_ELEMENTS = {3: 560_000_000, 2: 85_000_000}
+REFERENCE_BATCH = {3: 2, 2: 12}
+MIN_BATCH = 2
+BASE_FEATURES = 32
+MAX_FEATURES = {3: 320, 2: 512}
+MAX_SHARE_OF_DATA = 0.05
+
+# what a few CPU cores train in a sensible time: the same network, narrower, on fewer voxels per step
+CPU_BASE_FEATURES = 16
+CPU_MAX_FEATURES = 256
+CPU_MAX_BATCH = {3: 4, 2: 12}
+CPU_MAX_PATCH_VOXELS = {3: 80**3, 2: 320**2}
+CPU_MAX_BATCH_VOXELS = {3: 2 * 80**3, 2: 8 * 256**2}
+CPU_MANY_CORES = 16
+"""From this many cores on, a CPU trains with nnU-Net's features."""
+
+Device = Literal["cpu", "cuda", "mps"]
+Steps = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How large a network and a batch the machine can take.
+
+    Args:
+        base_features: Features at full resolution.
+        max_features: Most features of a stage.
+        elements: Feature-map elements of REFERENCE_BATCH patches that fit the memory.
+        max_batch: Most patches per batch.
+        max_patch_voxels: Most voxels of a patch.
+        max_batch_voxels: Most voxels of a batch.
+        machine: For reasons, e.g. "a CPU with 2 cores".
+    """
+
+    base_features: int
+    max_features: int
+    elements: float
+    max_batch: float
+    max_patch_voxels: float
+    max_batch_voxels: float
+    machine: str
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """What the network must fit, and what the user set of it.
+
+    Args:
+        spacing: Voxel size in mm per spatial dimension.
+        median_shape: Voxels of the median case per spatial dimension.
+        num_classes: Number of classes.
+        patch_size: The user's patch, or None.
+        channels: The user's features per stage, or None.
+        strides: The user's stride per stage and axis, or None.
+        kernel_sizes: The user's kernel per stage and axis, or None.
+    """
+
+    spacing: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    num_classes: int
+    patch_size: tuple[int, ...] | None = None
+    channels: tuple[int, ...] | None = None
+    strides: Steps | None = None
+    kernel_sizes: Steps | None = None
+
+    @property
+    def stages(self) -> int | None:
+        """Number of stages the user asked for, or None."""
+        given = self.channels or self.strides or self.kernel_sizes
+        return len(given) if given else None
+
+
+def machine_budget(device: Device, memory_gib: float, cores: int, dims: int) -> Budget:
+    """The budget of a machine.
+
+    Args:
+        device: Where training runs.
+        memory_gib: Memory of that device.
+        cores: CPU cores available.
+        dims: Spatial dimensions, 2 or 3.
+    """
+    elements = REFERENCE_ELEMENTS[dims] * min(1.0, memory_gib / REFERENCE_GIB)
+    if device != "cpu":
+        memory = f"{memory_gib:.3g} GiB" if memory_gib < REFERENCE_GIB else f"{REFERENCE_GIB:g} GiB or more"
+        return Budget(
+            base_features=BASE_FEATURES,
+            max_features=MAX_FEATURES[dims],
+            elements=elements,
+            max_batch=math.inf,
+            max_patch_voxels=math.inf,
+            max_batch_voxels=math.inf,
+            machine=f"a GPU with {memory}",
+        )
+    many = cores >= CPU_MANY_CORES
+    return Budget(
+        base_features=BASE_FEATURES if many else CPU_BASE_FEATURES,
+        max_features=MAX_FEATURES[dims] if many else CPU_MAX_FEATURES,
+        elements=elements,
+        max_batch=CPU_MAX_BATCH[dims],
+        max_patch_voxels=CPU_MAX_PATCH_VOXELS[dims],
+        max_batch_voxels=CPU_MAX_BATCH_VOXELS[dims],
+        machine=f"a CPU with {cores} core{'s' if cores > 1 else ''}",
+    )
+
+
+def derive_network(request: NetworkRequest, budget: Budget, reasons: dict[str, str]) -> Topology:
+    """Patch, strides and kernels; adds a reason for each that was derived.
+
+    Raises:
+        ConfigError: The user's patch, strides and stages do not fit each other.
+    """
+    if request.patch_size is not None:
+        shape = _around_patch(request, request.patch_size)
+    else:
+        shape = _within_budget(request, budget, reasons)
+    stages = len(shape.strides)
+    if request.stages is not None and request.stages != stages:
+        where = "model.channels" if request.channels else "model.kernel_sizes"
+        message = f"{request.stages} stages, but a patch of {by(shape.patch_size)} can only be halved into {stages}"
+        hint = f"give {stages} values, a larger data.patch_size, or model.strides as well"
+        raise ConfigError([Problem(where=where, message=message, hint=hint)])
+    if request.strides is None:
+        times = by([sum(stride[axis] > 1 for stride in shape.strides) for axis in range(len(request.spacing))])
+        reasons["model.strides"] = (
+            f"axes are halved {times} times, as long as 4 voxels remain and voxels stay nearly isotropic"
+        )
+    if request.kernel_sizes is not None:
+        return replace(shape, kernel_sizes=request.kernel_sizes)
+    reasons["model.kernel_sizes"] = "3 along every axis, but 1 along an axis still twice as coarse as the finest"
+    return shape
+
+
+def derive_channels(
+    request: NetworkRequest, shape: Topology, budget: Budget, reasons: dict[str, str]
+) -> tuple[int, ...]:
+    """Features per stage."""
+    if request.channels is not None:
+        return request.channels
+    usual = "" if budget.base_features == BASE_FEATURES else f" instead of nnU-Net's {BASE_FEATURES}"
+    reasons["model.channels"] = (
+        f"{budget.base_features}{usual} features at full resolution, doubled per stage up to {budget.max_features}"
+        f" ({budget.machine})"
+    )
+    return topology.features(len(shape.strides), base=budget.base_features, largest=budget.max_features)
+
+
+def derive_batch_size(
+    shape: Topology,
+    channels: Sequence[int],
+    budget: Budget,
+    num_classes: int,
+    dataset_voxels: float,
+    reasons: dict[str, str],
+) -> int:
+    """As many patches as memory, data and computing time allow, at least two.
+
+    Args:
+        shape: The network's patch and strides.
+        channels: Features per stage.
+        budget: Of the machine.
+        num_classes: Number of classes.
+        dataset_voxels: Voxels of all training cases together.
+        reasons: Receives the reason.
+    """
+    dims, voxels = len(shape.patch_size), math.prod(shape.patch_size)
+    elements = topology.feature_map_elements(shape.patch_size, shape.strides, channels, num_classes)
+    limits = {
+        "as many patches as fit the memory": round(budget.elements / elements * REFERENCE_BATCH[dims]),
+        f"at most {MAX_SHARE_OF_DATA:.0%} of the data's voxels": round(dataset_voxels * MAX_SHARE_OF_DATA / voxels),
+    }
+    if math.isfinite(budget.max_batch):
+        fitting = min(budget.max_batch, budget.max_batch_voxels / voxels)
+        limits["as many patches as a step of a few seconds allows"] = int(fitting)
+    reason, batch_size = min(limits.items(), key=lambda item: item[1])
+    if batch_size < MIN_BATCH:
+        reason, batch_size = "the smallest batch that is not a single patch", MIN_BATCH
+    reasons["data.batch_size"] = f"{reason} ({budget.machine})"
+    return batch_size
+
+
+def per_axis(values: Sequence[int | Sequence[int]], dims: int) -> Steps:
+    """Spell out stages given as one number for all axes."""
+    return tuple((value,) * dims if isinstance(value, int) else tuple(value) for value in values)
+
+
+def by(numbers: Sequence[float]) -> str:
+    """Sizes as people write them: `40 x 56 x 40`."""
+    return " x ".join(f"{n:g}" for n in numbers)
+
+
+def _around_patch(request: NetworkRequest, patch: tuple[int, ...]) -> Topology:
+    """Strides for the user's patch, which is not changed."""
+    if request.strides is not None:
+        shape = _with_strides(request, patch)
+    else:
+        shape = topology.derive_topology(request.spacing, patch, max_stages=request.stages, exact=True)
+        usual = topology.derive_topology(request.spacing, patch, max_stages=request.stages)
+        if all(4 * fitting > rule for fitting, rule in zip(shape.divisor, usual.divisor, strict=True)):
+            return shape
+        shape = usual  # an odd size would cost two halvings or more: a neighbouring size serves the user better
+    if shape.patch_size != patch:
+        raise ConfigError([_patch_problem(patch, shape.divisor)])
+    return shape
+
+
+def _within_budget(request: NetworkRequest, budget: Budget, reasons: dict[str, str]) -> Topology:
+    """The largest patch of the data's proportions that fits the machine."""
+    dims = len(request.spacing)
+    start = topology.initial_patch(request.spacing, request.median_shape)
+    if request.strides is None:
+        shape = topology.derive_topology(request.spacing, start, max_stages=request.stages)
+    else:
+        shape = _with_strides(request, start)
+    limit = None
+    while True:
+        elements = _elements(request, shape, budget)
+        over_memory = elements / REFERENCE_BATCH[dims] * MIN_BATCH > budget.elements
+        over_time = math.prod(shape.patch_size) > budget.max_patch_voxels
+        smaller = shape
+        if over_memory or over_time:
+            smaller = topology.shrink(
+                shape, request.spacing, request.median_shape, max_stages=request.stages, strides=request.strides
+            )
+        if math.prod(smaller.patch_size) >= math.prod(shape.patch_size):
+            break
+        shape, limit = smaller, "computing time" if over_time else "memory"
+    median = by(request.median_shape)
+    reasons["data.patch_size"] = (
+        f"as much of the median case ({median}) as {limit} allows ({budget.machine})"
+        if limit
+        else f"the median case ({median}) made divisible by {by(shape.divisor)}"
+    )
+    return shape
+
+
+def _with_strides(request: NetworkRequest, patch: Sequence[float]) -> Topology:
+    assert request.strides is not None
+    multiple = topology.divisor(request.strides)
+    size = tuple(topology.round_up(n, m) for n, m in zip(patch, multiple, strict=True))
+    return Topology(size, request.strides, topology.derive_kernel_sizes(request.spacing, request.strides))
+
+
+def _elements(request: NetworkRequest, shape: Topology, budget: Budget) -> int:
+    stages = len(shape.strides)
+    derived = topology.features(stages, base=budget.base_features, largest=budget.max_features)
+    given = request.channels
+    channels = derived if given is None or len(given) != stages else given
+    return topology.feature_map_elements(shape.patch_size, shape.strides, channels, request.num_classes)
+
+
+def _patch_problem(patch: Sequence[int], divisor: Sequence[int]) -> Problem:
+    below = [max(m, n - n % m) for n, m in zip(patch, divisor, strict=True)]
+    above = [topology.round_up(n, m) for n, m in zip(patch, divisor, strict=True)]
+    choices = list(dict.fromkeys((tuple(below), tuple(above))))
+    return Problem(
+        where="data.patch_size",
+        message=f"{by(patch)} is not a multiple of {by(divisor)}, by which the network's strides divide it",
+        hint="type " + " or ".join(f"data.patch_size=[{','.join(str(n) for n in choice)}]" for choice in choices),
+    )
