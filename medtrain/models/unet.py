@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError
-from medtrain.models.layers import ConvBlock, NormName, conv, init_he, transposed_conv
+from medtrain.models.layers import ConvBlock, NormName, UpConv, conv, init_he
 from medtrain.registry import Range, register
 
 
@@ -32,7 +32,8 @@ class UNet(nn.Module):
         channels: Feature channels per stage, finest first; null = planned from the data.
         strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
         kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
-        convs_per_stage: Convolutions in each encoder and decoder stage.
+        convs_per_stage: Convolutions in each encoder stage.
+        decoder_convs_per_stage: Convolutions in each decoder stage; null = as in the encoder.
         norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
         dropout: Probability of zeroing a feature channel after each convolution.
         deep_supervision: Also predict at coarser resolutions while training.
@@ -51,6 +52,7 @@ class UNet(nn.Module):
         strides: tuple[int | tuple[int, ...], ...] | None = None,
         kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
         convs_per_stage: Annotated[int, Range(ge=1)] = 2,
+        decoder_convs_per_stage: Annotated[int, Range(ge=1)] | None = None,
         norm: NormName = "instance",
         dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         deep_supervision: bool = True,
@@ -63,24 +65,27 @@ class UNet(nn.Module):
         self.deep_supervision = deep_supervision
         self.divisor: tuple[int, ...] = tuple(math.prod(s[axis] for s in steps) for axis in range(spatial_dims))
 
-        def stage(before: int, width: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> nn.Sequential:
-            one = (1,) * spatial_dims
+        one = (1,) * spatial_dims
+
+        def stage(
+            convs: int, before: int, width: int, kernel: tuple[int, ...], stride: tuple[int, ...] = one
+        ) -> nn.Sequential:
             return nn.Sequential(
                 *(
                     ConvBlock(spatial_dims, width if i else before, width, kernel, one if i else stride, norm, dropout)
-                    for i in range(convs_per_stage)
+                    for i in range(convs)
                 )
             )
 
         self.encoder = nn.ModuleList(
-            stage(before, width, kernel, stride)
+            stage(convs_per_stage, before, width, kernel, stride)
             for before, width, kernel, stride in zip((in_channels, *widths), widths, kernels, steps)
         )
         # the decoder is listed coarsest first, in the order of computation
         down = range(len(widths) - 2, -1, -1)
-        one = (1,) * spatial_dims
-        self.up = nn.ModuleList(transposed_conv(spatial_dims, widths[i + 1], widths[i], steps[i + 1]) for i in down)
-        self.decoder = nn.ModuleList(stage(2 * widths[i], widths[i], kernels[i], one) for i in down)
+        decoder_convs = convs_per_stage if decoder_convs_per_stage is None else decoder_convs_per_stage
+        self.up = nn.ModuleList(UpConv(widths[i + 1], widths[i], steps[i + 1]) for i in down)
+        self.decoder = nn.ModuleList(stage(decoder_convs, 2 * widths[i], widths[i], kernels[i]) for i in down)
         num_outputs = max(1, len(widths) - 2) if deep_supervision else 1
         self.heads = nn.ModuleList(conv(spatial_dims, widths[i], num_classes, one, one) for i in range(num_outputs))
         init_he(self)
