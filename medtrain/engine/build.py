@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from medtrain.engine.ema import EMA
 from medtrain.engine.loop import Cadences, Engine
 from medtrain.engine.precision import Precision
 from medtrain.engine.settings import TrainerSettings
-from medtrain.errors import MedtrainError
+from medtrain.errors import ConfigError, MedtrainError, Problem
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
 from medtrain.registry import build, plain
 from medtrain.tasks.segmentation import Segmentation
@@ -219,3 +219,27 @@ def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
         free = _FREE_KEYS.get(group, set())
         fixed[group] = {k: v for k, v in value.items() if k not in free} if isinstance(value, Mapping) else value
     return plain(fixed)  # type: ignore[no-any-return]
+
+
+def check_continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse to continue a run with a configuration that learns something else.
+
+    Raises:
+        ConfigError: Lists every key that must not change, with both values.
+    """
+    old, new = dict(_leaves(fixed_part(before))), dict(_leaves(fixed_part(after)))
+    problems = [
+        Problem(key, f"was {old.get(key)!r} when the run began and cannot become {new.get(key)!r}")
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if problems:
+        raise ConfigError(problems, heading="a resumed run must learn the same; start a new one with `medtrain train`:")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,39 @@
+"""`medtrain evaluate`: judge a run on its validation cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medtrain.cli._options import Debug, Imports, Overrides
+from medtrain.cli._run import handle_errors
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)]
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", metavar="NAME", help="`best`, `last` or a checkpoint such as step_00001200.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps.")]
+
+
+def evaluate(
+    run: RunArgument,
+    overrides: Overrides = None,
+    checkpoint: CheckpointOption = "best",
+    part: Annotated[str, typer.Option("--part", help="`val` or `train`: the cases to judge.")] = "val",
+    device: DeviceOption = "auto",
+    imports: Imports = None,
+    debug: Debug = False,
+) -> None:
+    """Judge a run's weights on its validation cases, each whole and on its own grid.
+
+    Writes `evaluation/cases.csv` and `evaluation/summary.json` in the run's folder and prints the table. Overrides
+    may change `inference.*` and `data.root`.
+    """
+    with handle_errors(debug):
+        from medtrain.config.saved import load_saved
+        from medtrain.inference.evaluate import evaluate_run
+
+        config = load_saved(run, overrides or (), imports=imports or ())
+        evaluate_run(run, config, checkpoint=checkpoint, part=part, device=device)

@@ -1,0 +1,45 @@
+"""`medtrain resume`: continue a run from its newest complete checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medtrain.cli._options import Debug, Imports, Overrides
+from medtrain.cli._run import handle_errors
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)],
+    overrides: Overrides = None,
+    imports: Imports = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, help="Processes to train with on this machine, one per GPU.")
+    ] = 1,
+    debug: Debug = False,
+) -> None:
+    """Continue a run after Ctrl-C, a kill, a crash, or with a longer limit.
+
+    On a CPU a run bounded by steps continues bit for bit as if it had never stopped. What decides what is learned
+    (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers and paths can:
+
+        medtrain resume outputs/liver/20261120-09-3fa2 trainer.max_steps=20000
+    """
+    started = time.monotonic()
+    with handle_errors(debug):
+        from medtrain.cli._processes import relaunch
+
+        if nproc > 1:
+            raise typer.Exit(relaunch(nproc))
+        from medtrain.config.saved import load_saved
+        from medtrain.engine.build import check_continuation
+        from medtrain.engine.launch import resume_run
+
+        before = load_saved(run, imports=imports or ())
+        config = load_saved(run, overrides or (), imports=imports or ())
+        check_continuation(before, config)
+        outcome = resume_run(run, config, started=started)
+        raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,43 @@
+"""`medtrain train`: train from scratch in a new run folder."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
+from medtrain.cli._run import handle_errors
+
+
+def train(
+    overrides: Overrides = None,
+    config_dirs: ConfigDirs = None,
+    imports: Imports = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, help="Processes to train with on this machine, one per GPU.")
+    ] = 1,
+    debug: Debug = False,
+) -> None:
+    """Train a model.
+
+    `model` and `data` are enough: everything else follows from the data, and `medtrain show` says how. Examples:
+
+        medtrain train
+        medtrain train model=unet data=msd_liver data.root=/data/Task03_Liver
+        medtrain train data=msd data.root=DIR data.fold=0 trainer.max_time=20min optimizer.lr=1e-3
+    """
+    started = time.monotonic()
+    with handle_errors(debug):
+        from medtrain.cli._processes import relaunch
+
+        if nproc > 1:
+            raise typer.Exit(relaunch(nproc))
+        from medtrain.config.compose import load_config
+
+        composed = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ())
+        from medtrain.engine.launch import start_run
+
+        outcome = start_run(composed.tree, overrides=composed.overrides, started=started)
+        raise typer.Exit(outcome.exit_code)

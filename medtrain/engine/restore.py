@@ -1,0 +1,110 @@
+"""A trained run, opened to be used: evaluated, applied to scans, or exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from medtrain.data.plan import Plan
+from medtrain.engine.build import build_model, build_task, memory_format_of
+from medtrain.engine.checkpoint import CheckpointFolder, check_format, read_checkpoint
+from medtrain.engine.device import available_cores, choose_device
+from medtrain.engine.launch import read_plan
+from medtrain.engine.precision import Precision, choose_precision
+from medtrain.errors import MedtrainError
+from medtrain.run.folder import RunFolder
+from medtrain.tasks.segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with its weights loaded.
+
+    Args:
+        model: The network in evaluation mode, float32, with the weights that were evaluated (averaged where kept).
+        task: The task of the run.
+        plan: The plan of the run.
+        config: The completed configuration.
+        run_dir: The run's folder.
+        step: Optimizer steps behind the weights.
+        weights: Whether the weights are the moving average.
+        metrics: Value of the monitor of the checkpoint, if it was evaluated.
+        device: Where the network is.
+        precision: Autocast of the forward pass.
+    """
+
+    model: nn.Module
+    task: Segmentation
+    plan: Plan
+    config: Mapping[str, Any]
+    run_dir: Path
+    step: int
+    weights: Literal["ema", "raw"]
+    metrics: Mapping[str, float]
+    device: torch.device
+    precision: Precision
+
+
+def load_run(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    precision: str = "auto",
+) -> LoadedRun:
+    """Open a run.
+
+    Args:
+        run_dir: The run's folder.
+        config: The run's configuration.
+        checkpoint: `best`, `last`, or the name of a checkpoint folder such as `step_00001200`.
+        device: auto, cpu, cuda or mps.
+        precision: auto, fp32, tf32, bf16 or fp16.
+
+    Raises:
+        MedtrainError: The run has no such checkpoint.
+    """
+    folder = RunFolder.open(run_dir)
+    checkpoints = CheckpointFolder(folder.checkpoints)
+    if checkpoint == "best":
+        found = checkpoints.best() or checkpoints.last()
+    elif checkpoint == "last":
+        found = checkpoints.last()
+    else:
+        found = read_checkpoint(folder.checkpoints / checkpoint)
+    if found is None:
+        names = [c.path.name for c in checkpoints.list()]
+        raise MedtrainError(
+            f"{folder.path} has no complete checkpoint `{checkpoint}`; it has: {', '.join(names) or 'none'}",
+            hint=f"continue the run with `medtrain resume {run_dir}`" if not names else "choose best, last or one of these",
+        )
+    check_format(found)
+    plan = read_plan(folder)
+    chosen_device = choose_device(device)
+    if chosen_device.type == "cpu":
+        torch.set_num_threads(available_cores())
+    memory_format = memory_format_of(config, plan)
+    model = build_model(config, plan)
+    model.load_state_dict(found.weights(ema=found.has_ema))
+    model = model.to(chosen_device).eval().requires_grad_(False)
+    if memory_format is not None:
+        model = model.to(memory_format=memory_format)
+    value = found.meta.get("value")
+    return LoadedRun(
+        model=model,
+        task=build_task(config, plan, chosen_device, memory_format),
+        plan=plan,
+        config=config,
+        run_dir=folder.path,
+        step=found.step,
+        weights="ema" if found.has_ema else "raw",
+        metrics={found.meta["monitor"]: value} if value is not None else {},
+        device=chosen_device,
+        precision=Precision(choose_precision(precision, chosen_device)[0], chosen_device),
+    )
