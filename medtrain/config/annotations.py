@@ -30,12 +30,13 @@ class Issue:
         message: What is wrong and what is allowed.
         hint: What to type instead, or None.
         kind: `"type"` when the value has the wrong type altogether; a union then tries its other members.
+            `"missing"` when there is no value.
     """
 
     path: str
     message: str
     hint: str | None = None
-    kind: Literal["type", "value"] = "value"
+    kind: Literal["type", "value", "missing"] = "value"
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def _wrong_type(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]:
 
 def _check_scalar(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]:
     base: type = spec.base
+    given = value
     if base is float and isinstance(value, str):
         value = parse_float(value)
     if base is int and isinstance(value, float) and value.is_integer():
@@ -218,9 +220,9 @@ def _check_scalar(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]
     if base is float:
         value = float(value)
         if not math.isfinite(value):
-            return value, [Issue(path, f"must be a finite number, got {value}")]
+            return value, [Issue(path, f"must be a finite number, got {show(given)}")]
     if base in (int, float) and spec.range and value not in spec.range:
-        return value, [Issue(path, f"must be {spec.range}, got {show(value)}")]
+        return value, [Issue(path, f"must be {spec.range}, got {show(given)}")]
     if base is str and spec.format:
         try:
             spec.format.parse(value)
@@ -283,12 +285,14 @@ def accepts_none(annotation: Any) -> bool:
 
 def _check_sequence(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]:
     if not isinstance(value, list | tuple):
-        return _wrong_type(spec, value, path)
+        value, issues = _wrong_type(spec, value, path)
+        return value, [dataclasses.replace(issues[0], hint=f"a list is written in brackets: `{path}=[...]`")]
     arguments = typing.get_args(spec.base)
     fixed = typing.get_origin(spec.base) is tuple and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):
         return value, [Issue(path, f"expected {_describe(spec)}, got {len(value)} values")]
-    items, issues = [], []
+    items: list[Any] = []
+    issues = []
     for index, item in enumerate(value):
         item_spec = _unwrap(arguments[index] if fixed else arguments[0], spec)
         coerced, found = _check(item_spec, item, f"{path}[{index}]")
@@ -332,7 +336,7 @@ def check_params(
         if isinstance(given, str) and given == "???":
             if param.required:
                 hint = f"add `{where}=...`" if "[" not in where else None
-                issues.append(Issue(where, f"required, not set ({describe(param.type)})", hint))
+                issues.append(Issue(where, f"required, not set ({describe(param.type)})", hint, "missing"))
             else:
                 result[key], _ = check(param.type, plain(param.default), where)
             continue

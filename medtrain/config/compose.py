@@ -17,7 +17,7 @@ from typing import Any
 from medtrain import registry
 from medtrain.config.annotations import accepts_text
 from medtrain.config.interpolate import resolve
-from medtrain.config.overrides import COMMAND_LINE, Override, parse
+from medtrain.config.overrides import COMMAND_LINE, Override, parse, plus_problem
 from medtrain.config.paths import MULTI_GROUPS
 from medtrain.config.schema import annotation_at, section_defaults
 from medtrain.config.sources import Selection, Sources
@@ -149,14 +149,11 @@ def _apply(values: Sequence[Override], tree: OriginTree, broken: frozenset[str])
             continue
         value = override.value
         annotation = annotation_at(tree.values, override.key)
+        if override.plus and annotation is not None:
+            problems.append(plus_problem(override))
+            continue
         if annotation is not None and accepts_text(annotation) and isinstance(value, bool | float):
             value = override.text  # run.note=1e3 means the text
-        if override.syntax_error and not (annotation is not None and accepts_text(annotation)):
-            message = f"cannot read the value {override.text!r}: {override.syntax_error}"
-            problems.append(
-                Problem(override.key, message, "quote text as KEY=\"'...'\"; a list is [1,2]", COMMAND_LINE)
-            )
-            continue
         reason = tree.set(override.key, value, COMMAND_LINE)
         if reason:
             problems.append(Problem(override.key, reason, None, COMMAND_LINE))

@@ -31,13 +31,15 @@ class Override:
         key: Dotted path; list items as `rules.0.lr_mult`.
         value: As read by Hydra's grammar.
         text: As typed.
-        syntax_error: Why Hydra's grammar cannot read the text; the text itself is then the value of a text key.
+        readable: Whether Hydra's grammar can read the text; otherwise the value is the text itself, as for `~/scans`.
+        plus: Whether it was written with a `+`, which Hydra uses to add keys.
     """
 
     key: str
     value: Any
     text: str
-    syntax_error: str | None = None
+    readable: bool = True
+    plus: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,45 +96,50 @@ def _parse_one(text: str) -> Override | Problem:
     if match is None or match["equal"] is None:
         return _malformed(text, match)
     key = _INDEX.sub(r".\1", match["key"])
-    if match["sign"] or match["package"]:
-        mark = match["sign"] or "@"
-        reason = {"~": "keys cannot be removed", "@": "packages cannot be given"}.get(mark, "keys cannot be added")
-        plain = f"{match['key']}={match['text']}"
-        hint = f"write `{plain}`" if mark != "~" else f"choose another option, or set `{match['key']}=null`"
-        return Problem(text, f"{reason}: `{mark}` is not used in medtrain", hint, COMMAND_LINE)
+    if match["package"]:
+        hint = f"write `{match['key']}={match['text']}`"
+        return Problem(text, "packages are not used: a group has one fixed place", hint, COMMAND_LINE)
+    if match["sign"] == "~":
+        return _removal(text, match["key"])
     try:
         parsed = OverridesParser.create().parse_override(f"value={match['text']}")
-    except HydraException as error:
-        return Override(key, match["text"], match["text"], syntax_error=_shorten(str(error)))
+    except HydraException:
+        return Override(key, match["text"], match["text"], readable=False, plus=bool(match["sign"]))
     if parsed.is_sweep_override():
         return _sweep(match["key"], match["text"])
-    return Override(key, parsed.value(), match["text"])
+    return Override(key, parsed.value(), match["text"], plus=bool(match["sign"]))
+
+
+def _removal(text: str, key: str) -> Problem:
+    group = key.split(".", 1)[0]
+    hint = f"set `{key}=null` where that is allowed"
+    if group in MULTI_GROUPS:
+        hint = f"choose the ones you want: `{group}=[...]`"
+    return Problem(text, "nothing can be removed: `~` is not used", hint, COMMAND_LINE)
 
 
 def _malformed(text: str, match: re.Match[str] | None) -> Problem:
     message = "not an override: write KEY=VALUE, e.g. `optimizer.lr=1e-3`, or GROUP=OPTION, e.g. `model=unet`"
     if match and match["sign"] == "~":
-        return Problem(text, "keys cannot be removed: `~` is not used in medtrain", None, COMMAND_LINE)
+        return _removal(text, match["key"])
     near = closest(text, GROUPS)
     return Problem(text, message, f"did you mean `{near}=...`?" if near else None, COMMAND_LINE)
 
 
 def _sweep(key: str, text: str) -> Problem:
-    message = "several values are a sweep; a run takes one"
-    hint = f"try them all with `medtrain sweep {key}={text}`, or write a list as `{key}=[{text}]`"
-    if "(" in text:
-        hint = f"try them with `medtrain sweep '{key}={text}'`"
-    return Problem(f"{key}={text}", message, hint, COMMAND_LINE)
-
-
-def _shorten(error: str) -> str:
-    first = " ".join(error.splitlines()[0].split())
-    return first if len(first) < 80 else "it cannot be read"
+    hint = f"try them all with `medtrain sweep '{key}={text}'`"
+    if "(" not in text and key not in (*GROUPS, *PRESET_GROUPS):
+        hint += f", or write a list as `{key}=[{text}]`"
+    if key in MULTI_GROUPS:
+        hint = f"write a list: `{key}=[{text}]`"
+    return Problem(f"{key}={text}", "several values are a sweep; a run takes one", hint, COMMAND_LINE)
 
 
 def _parse_choice(override: Override, sources: Sources) -> str | list[str] | Problem | None:
     """The option of a group; None to choose nothing in a preset group."""
     group, value = override.key, override.value
+    if override.plus:
+        return plus_problem(override)
     if group in PRESET_GROUPS:
         if value is None:
             return None
@@ -146,12 +153,18 @@ def _parse_choice(override: Override, sources: Sources) -> str | list[str] | Pro
     items = value if group in MULTI_GROUPS and isinstance(value, list) else [value]
     known = sources.options(group)
     for item in items:
-        if not isinstance(item, str) or override.syntax_error:
+        if not isinstance(item, str) or not override.readable:
             return _not_an_option(group, override, known)
         if item not in known:
             problem = unknown_option(group, item, known)
             return Problem(problem.where, problem.message, problem.hint, COMMAND_LINE)
     return [str(item) for item in items] if group in MULTI_GROUPS else str(value)
+
+
+def plus_problem(override: Override) -> Problem:
+    """The problem of a `+` before a key that exists."""
+    written = f"{override.key}={override.text}"
+    return Problem(f"+{written}", "`+` is not used: every key exists already", f"write `{written}`", COMMAND_LINE)
 
 
 def _not_an_option(group: str, override: Override, known: Sequence[str]) -> Problem:

@@ -14,7 +14,7 @@ from medtrain.registry import Param, Range
 ROOT: Mapping[str, Param] = {
     "seed": Param(
         "seed",
-        Annotated[int, Range(ge=0, le=2**63 - 1)],
+        Annotated[int, Range(ge=0)],
         0,
         "Of every random number of a run: initial weights, data order, augmentation.",
     )

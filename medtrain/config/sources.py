@@ -172,7 +172,7 @@ class Sources(ConfigRepository):
             return self._note(config_path, Problem(self.origin(config_path), _describe_yaml_error(error)))
         if loaded is None:
             group, _, name = config_path.rpartition("/")
-            if group in self._optional:
+            if group in self._optional or name == "None":  # Hydra asks for `debug/None` when nothing is chosen
                 return None
             return self._note(config_path, unknown_option(group, name, self.options(group)))
         for default in loaded.defaults_list or []:
@@ -220,10 +220,10 @@ class Sources(ConfigRepository):
 def unknown_option(group: str, name: str, known: Sequence[str]) -> Problem:
     """The problem of an option that a group does not have."""
     where = f"{group}={name}" if group else name
-    if not known:
-        return Problem(where, "there is no such config")
     near = registry.closest(name, known)
-    message = f"unknown {group} `{name}`; available: {', '.join(known)}"
+    message = f"unknown {group or 'config'} `{name}`; " + (
+        f"available: {', '.join(known)}" if known else "there is none"
+    )
     return Problem(where, message, hint=f"did you mean `{group}={near}`?" if near else None)
 
 

@@ -35,7 +35,12 @@ def validate(
         result[group], found = check_section(group, tree.get(group), origins)
         issues += found
     problems = [
-        Problem(issue.path, issue.message, issue.hint, origin_of(origins, issue.path))
+        Problem(
+            issue.path,
+            issue.message,
+            issue.hint,
+            origin_of(origins, issue.path) if issue.kind != "missing" else None,
+        )
         for issue in issues
         if issue.path not in skip
     ]
@@ -69,7 +74,7 @@ def _deepest(path: str, value: Any) -> str:
 def _check_one(group: str, section: Any, origins: Mapping[str, str]) -> tuple[Any, list[Issue]]:
     if section is None:
         options = ", ".join(registry.names(group))
-        return None, [Issue(group, f"required, not chosen; available: {options}", f"add `{group}=...`")]
+        return None, [Issue(group, f"required, not chosen; available: {options}", f"add `{group}=...`", "missing")]
     return _check_component(group, section, group, origins)
 
 
@@ -108,23 +113,25 @@ def _not_chosen(group: str, key: str, value: Mapping[str, Any], present: list[st
 def _check_component(group: str, section: Any, path: str, origins: Mapping[str, str]) -> tuple[Any, list[Issue]]:
     if not isinstance(section, Mapping):
         return None, [Issue(path, f"must be a mapping; choose a component with `{group}=NAME`")]
+    name = section.get("name")
+    if _is_renamed(name, group, path, origins):
+        hint = f"choose the component with `{group}={name}`, or `override /{group}:` in a defaults list"
+        return None, [Issue(f"{path}.name", "the name of a component is not set as a value", hint)]
     component = component_of(section, group)
-    name_origin = origins.get(f"{path}.name", "")
     if component is None:
-        name = section.get("name")
-        options = ", ".join(registry.names(group))
-        near = registry.closest(str(name), registry.names(group))
-        hint = f"did you mean `{near}`?" if near else None
-        return None, [Issue(f"{path}.name", f"unknown {group} {name!r}; available: {options}", hint)]
-    schema_origin = f"default of {group}={component.name}"
-    if name_origin != schema_origin and any(origin.startswith("default of ") for origin in _of(origins, path)):
-        chosen = next(origin for origin in _of(origins, path) if origin.startswith("default of "))
-        if chosen != schema_origin:
-            hint = f"choose the component with `{group}={component.name}`, or `override /{group}:` in a defaults list"
-            return None, [Issue(f"{path}.name", "the name of a component is not set as a value", hint)]
+        options = registry.names(group)
+        near = registry.closest(str(name), options)
+        message = f"unknown {group} `{name}`; available: {', '.join(options)}"
+        return None, [Issue(f"{path}.name", message, f"did you mean `{near}`?" if near else None)]
     values, issues = check_params(component.params, {k: v for k, v in section.items() if k != "name"}, path)
     return {"name": component.name, **values}, issues
 
 
-def _of(origins: Mapping[str, str], path: str) -> list[str]:
-    return [origin for key, origin in origins.items() if key.startswith(f"{path}.")]
+def _is_renamed(name: Any, group: str, path: str, origins: Mapping[str, str]) -> bool:
+    """Whether the values of a section come from another component's schema than its name says."""
+    own, mark = f"default of {group}={name}", f"default of {group}="
+    if origins.get(f"{path}.name") == own:
+        return False
+    return any(
+        origin.startswith(mark) and origin != own for key, origin in origins.items() if key.startswith(f"{path}.")
+    )
