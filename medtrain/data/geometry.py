@@ -188,7 +188,7 @@ def argmax_resampled(
     out = np.empty(tuple(shape), dtype=np.uint8 if source.shape[0] <= 256 else np.int16)
 
     def store(start: int, slab: torch.Tensor) -> None:
-        out[start : start + slab.shape[1]] = slab.argmax(dim=0).cpu().numpy()
+        out[start : start + slab.shape[1]] = _argmax(slab).cpu().numpy()
 
     _resample_slabs(source, shape, _orders(1, low_axis), store)
     return out
@@ -349,6 +349,17 @@ def _contract(
             pieces.append(block @ flat[:, low - offset : high - offset])
     joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
     return joined.reshape(*before, last - first, *after)
+
+
+def _argmax(slab: torch.Tensor) -> torch.Tensor:
+    """The first largest of axis 0 as small integers; on a CPU several times faster than `torch.argmax`."""
+    best = slab[0].clone()
+    winner = torch.zeros(best.shape, dtype=torch.uint8 if len(slab) <= 256 else torch.int16, device=slab.device)
+    for index in range(1, len(slab)):
+        # indices grow, so where a class is larger its index is the maximum
+        torch.maximum(winner, (slab[index] > best).to(winner.dtype) * index, out=winner)
+        torch.maximum(best, slab[index], out=best)
+    return winner
 
 
 def _affected(n_in: int, n_out: int, order: int, low: int, high: int) -> tuple[int, int]:
