@@ -1,0 +1,135 @@
+"""Export a trained network: write it, compare every file with the network in memory, describe how to use it.
+
+The folder appears complete or not at all: everything is written and checked in a temporary folder beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medtrain.errors import MedtrainError, UsageError
+from medtrain.export.formats import FORMATS, FileFormat, file_format
+from medtrain.export.manifest import MANIFEST_NAME, build_manifest
+from medtrain.export.parity import ParityInput, compare, make_inputs
+from medtrain.export.types import ExportedFile, TrainedRun
+from medtrain.run.atomic import atomic_dir, atomic_write_json, disk_errors
+
+DEFAULT_TOLERANCE = 1e-4
+"""Of the largest logit. Other kernels sum in another order: 1e-6 to 1e-5 was seen for networks of 10 stages."""
+
+
+def export_model(
+    loaded: TrainedRun,
+    formats: Sequence[str],
+    out_dir: Path,
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    samples: Sequence[tuple[str, Tensor]] = (),
+    overwrite: bool = False,
+) -> list[ExportedFile]:
+    """Write the network of a run in one or more formats, with a manifest, and check each file.
+
+    Every file takes a normalised float32 patch [B, C, *P] with any batch size B and returns logits [B, K, *P].
+
+    Args:
+        loaded: The run.
+        formats: Names of FORMATS; duplicates count once.
+        out_dir: The folder to make; it must not exist or be empty, unless `overwrite`.
+        tolerance: Allowed difference of any logit, relative to the largest logit of an input (absolute below 1), > 0.
+        samples: (case id, normalised patch [C, *P]) of real scans to compare on, beside random input.
+        overwrite: Replace a folder that holds an earlier export and nothing else.
+
+    Returns:
+        The files, in the order of `formats`.
+
+    Raises:
+        UsageError: A format is unknown, or the folder is in use.
+        MissingExtraError: A package is not installed.
+        MedtrainError: The network cannot be exported, or a file does not compute the same; nothing is written then.
+    """
+    chosen = [file_format(name) for name in dict.fromkeys(formats)]
+    if not chosen:
+        raise UsageError("no export format was named", hint="e.g. `--format onnx`")
+    for entry in chosen:
+        entry.require()
+    out_dir = Path(out_dir)
+    _check_destination(out_dir, overwrite)
+    plan = loaded.plan
+    network = _prepare(loaded.model, loaded.device)
+    with disk_errors(out_dir):
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_dir(out_dir, existing="replace" if overwrite else "fail") as folder:
+        shape = (plan.in_channels, *plan.patch_size)
+        inputs = make_inputs(network, shape, plan.num_classes, device=loaded.device, samples=samples)
+        files = [_export_one(entry, network, folder, inputs, loaded.device, tolerance) for entry in chosen]
+        _refuse_failures(files)
+        atomic_write_json(folder / MANIFEST_NAME, build_manifest(loaded, files))
+    return [dataclasses.replace(file, path=out_dir / file.path.name) for file in files]
+
+
+def _check_destination(out_dir: Path, overwrite: bool) -> None:
+    if not out_dir.exists():
+        return
+    if not out_dir.is_dir():
+        raise UsageError(f"{out_dir} is a file, the export needs a folder", hint="choose another one with --out DIR")
+    names = {path.name for path in out_dir.iterdir()}
+    ours = {MANIFEST_NAME, *(entry.filename for entry in FORMATS.values())}
+    if names and not (MANIFEST_NAME in names and names <= ours):
+        raise UsageError(
+            f"{out_dir} holds files that are not an export", hint="choose an empty or new folder with --out DIR"
+        )
+    if names and not overwrite:
+        raise UsageError(
+            f"{out_dir} already holds an export", hint="replace it with --overwrite, or choose another --out DIR"
+        )
+
+
+def _prepare(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to export: eval mode, float32, default memory layout, no gradients."""
+    network = copy.deepcopy(model).to(device=device, dtype=torch.float32).to(memory_format=torch.contiguous_format)
+    return network.eval().requires_grad_(False)
+
+
+def _export_one(
+    entry: FileFormat,
+    network: nn.Module,
+    folder: Path,
+    inputs: Sequence[ParityInput],
+    device: torch.device,
+    tolerance: float,
+) -> ExportedFile:
+    path = folder / entry.filename
+    # two samples, so that no format mistakes the batch size for a constant 1
+    example = inputs[0].image.expand(2, *inputs[0].image.shape[1:]).contiguous().to(device)
+    producer = entry.write(network, example, path)
+    parity = compare(entry.load(path, device), inputs, tolerance=tolerance, device=device)
+    return ExportedFile(
+        entry.name, path, path.stat().st_size, _sha256(path), tolerance, tuple(parity), producer=producer
+    )
+
+
+def _refuse_failures(files: Sequence[ExportedFile]) -> None:
+    failed = [file for file in files if not file.passed]
+    if not failed:
+        return
+    lines = [
+        f"{file.format}: the exported file differs from the network by {file.worst.max_abs_error:.3g} "
+        f"on {file.worst.kind} input, allowed is {file.worst.allowed:.3g}"
+        for file in failed
+    ]
+    raise MedtrainError(
+        "\n".join([*lines, "nothing was written"]),
+        hint="choose another format, or allow more with --tolerance if the difference does not matter to you",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,177 @@
+"""The manifest beside an exported network: everything a stranger needs to run it on a scan.
+
+It holds numbers, not references: nothing of medtrain, of the run or of the data set has to be at hand.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import medtrain
+from medtrain.data.geometry import ANISOTROPY_THRESHOLD
+from medtrain.data.plan import ChannelNormalization, Plan
+from medtrain.export.formats import INPUT_NAME, OUTPUT_NAME
+from medtrain.export.types import ExportedFile, TrainedRun
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+def build_manifest(loaded: TrainedRun, files: Sequence[ExportedFile]) -> dict[str, Any]:
+    """Describe an export.
+
+    Args:
+        loaded: The run the weights come from.
+        files: What was written, with verdicts.
+
+    Returns:
+        JSON-able data; `recipe` says in words what the numbers are for.
+    """
+    plan = loaded.plan
+    window = _window(loaded.config["inference"], plan)
+    return {
+        "format": "medtrain-export",
+        "format_version": MANIFEST_VERSION,
+        "medtrain_version": medtrain.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "task": loaded.config["task"]["name"],
+        "model": {
+            "name": loaded.config["model"]["name"],
+            "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        },
+        "training": _training(loaded),
+        "input": {
+            "name": INPUT_NAME,
+            "shape": ["batch", plan.in_channels, *plan.patch_size],
+            "axes": ["B", "C", *_axes(plan)],
+            "dtype": "float32",
+            "channels": [
+                {"index": index, "name": name, "normalization": _normalization(normalization)}
+                for index, (name, normalization) in enumerate(zip(plan.channel_names, plan.normalization, strict=True))
+            ],
+        },
+        "output": {
+            "name": OUTPUT_NAME,
+            "shape": ["batch", plan.num_classes, *plan.patch_size],
+            "axes": ["B", "K", *_axes(plan)],
+            "dtype": "float32",
+            "meaning": "logits; the class of a voxel is the index of the largest one along K",
+        },
+        "labels": [
+            {"index": index, "name": name, "value": value}
+            for index, (name, value) in enumerate(zip(plan.class_names, plan.label_values, strict=True))
+        ],
+        "ignore_index": plan.ignore_index,
+        "geometry": _geometry(plan),
+        "sliding_window": window,
+        "recipe": _recipe(plan, window),
+        "files": [_file(file) for file in files],
+    }
+
+
+def _training(loaded: TrainedRun) -> dict[str, Any]:
+    return {
+        "run": loaded.run_dir.name,
+        "experiment": loaded.run_dir.parent.name,
+        "step": loaded.step,
+        "weights": loaded.weights,
+        "seed": loaded.config["seed"],
+        "data": loaded.config["data"]["name"],
+        "fold": loaded.config["data"].get("fold"),
+        "metrics": dict(loaded.metrics),
+    }
+
+
+def _normalization(channel: ChannelNormalization) -> dict[str, Any]:
+    """The numbers of one channel; only those that its scheme uses."""
+    if channel.scheme == "ct":
+        numbers = {"lower": channel.lower, "upper": channel.upper, "mean": channel.mean, "std": channel.std}
+        return {"scheme": "ct", **numbers, "formula": "(clip(x, lower, upper) - mean) / std"}
+    if channel.scheme == "zscore":
+        region = "the voxels of the case that are not 0; the others become 0" if channel.nonzero else "the whole case"
+        return {"scheme": "zscore", "formula": "(x - mean) / std", "mean_and_std_of": region}
+    return {"scheme": "none", "formula": "x"}
+
+
+def _geometry(plan: Plan) -> dict[str, Any]:
+    return {
+        "spatial_dims": plan.spatial_dims,
+        "axes": {"D": "inferior to superior", "H": "posterior to anterior", "W": "left to right"},
+        "orientation": "SAR",
+        "spacing_mm": list(plan.spacing),
+        "crop": "bounding box of the voxels that are not 0 in any channel",
+        "resampling": {
+            "image_order": 3,
+            "logits_order": 1,
+            "coordinates": "x_in = (x_out + 0.5) * n_in / n_out - 0.5, the nearest value outside",
+            "anisotropy_threshold": ANISOTROPY_THRESHOLD,
+            "order_along_coarse_axis": 0,
+        },
+    }
+
+
+def _window(inference: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    scale = inference["sigma_scale"]
+    return {
+        "patch_size": list(plan.patch_size),
+        "overlap": inference["overlap"],
+        "gaussian_sigma_scale": scale,
+        "weight_per_axis": "max(exp(-0.5 * (linspace(-1, 1, patch) / (2 * gaussian_sigma_scale))^2), weight_floor)",
+        "weight_floor": 1e-4,
+        "mirror_axes": list(range(plan.spatial_dims)) if inference["mirror"] else [],
+        "padding": "zeros on both sides, half each, where the image is smaller than the patch",
+    }
+
+
+def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
+    axes = ", ".join(_axes(plan))
+    mirrored = (
+        "Average the logits over every combination of flips along mirror_axes."
+        if window["mirror_axes"]
+        else "No test-time flips."
+    )
+    per_slice = " Run slice by slice along D." if plan.spatial_dims == 2 else ""
+    return [
+        "Reorient the scan to RAS (nibabel.as_closest_canonical) and transpose each channel to [D, H, W] = [z, y, x].",
+        "Crop to geometry.crop and remember the box.",
+        "Resample to geometry.spacing_mm with splines of order 3; when the largest spacing of the scan is more than "
+        "anisotropy_threshold times its smallest, take the nearest sample along that axis.",
+        "Normalise every channel by input.channels[].normalization.",
+        f"Cut windows of patch_size over [{axes}] with at least the given overlap, the last one ending at the border."
+        + per_slice,
+        f"Feed each window as {INPUT_NAME} [B, C, {axes}]; {mirrored}",
+        "Blend the windows' logits with the product of weight_per_axis and divide by the sum of weights.",
+        "Resample the logits linearly to the size of the box and take the index of the largest one.",
+        "Put the result into the box, 0 elsewhere, replace every index by labels[].value and undo the reorientation.",
+    ]
+
+
+def _file(file: ExportedFile) -> dict[str, Any]:
+    return {
+        "file": file.path.name,
+        "format": file.format,
+        "bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "producer": dict(file.producer),
+        "parity": {
+            "passed": file.passed,
+            "tolerance": file.tolerance,
+            "tolerance_is": "relative to the largest logit of an input, absolute where that is below 1",
+            "inputs": [
+                {
+                    "kind": result.kind,
+                    "batch_size": result.batch_size,
+                    "max_abs_error": result.max_abs_error,
+                    "allowed": result.allowed,
+                    "label_agreement": result.label_agreement,
+                }
+                for result in file.parity
+            ],
+        },
+    }
+
+
+def _axes(plan: Plan) -> tuple[str, ...]:
+    return ("D", "H", "W")[-plan.spatial_dims :]
