@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 
-def _complete(incomplete: str) -> list[tuple[str, str]]:
+def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     from medtrain.cli.complete import complete_override
 
-    return complete_override(incomplete)
+    return complete_override(ctx.params, incomplete)
 
 
 Overrides = Annotated[

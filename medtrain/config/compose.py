@@ -78,7 +78,7 @@ def load_config(
     for layer in selection.layers:
         tree.merge(layer.content, layer.origin, layer.package)
     broken = request.broken | selection.broken
-    problems = [*request.problems, *selection.problems, *_apply(request.values, tree, broken)]
+    problems = [*request.problems, *selection.problems, *apply_values(request.values, tree, broken)]
     resolved, unresolvable = resolve(tree.values, tree.origins)
     checked, invalid = validate(resolved, tree.origins, skip=broken | {p.where for p in unresolvable})
     problems += [*unresolvable, *invalid]
@@ -92,38 +92,6 @@ def load_config(
         defaults_tree=_defaults(checked, sources, config_name),
         choices=_choices(checked, selection),
     )
-
-
-def check_saved(tree: Mapping[str, Any], overrides: Sequence[str] = (), *, origin: str) -> Composed:
-    """Check the saved config of a run, changed by overrides of values.
-
-    Args:
-        tree: As read from the run's config.yaml.
-        overrides: `KEY=VALUE`; components cannot be exchanged.
-        origin: The file, for messages.
-
-    Raises:
-        ConfigError: Lists every problem.
-    """
-    registry.load_plugins()
-    merged = OriginTree()
-    merged.merge(tree, origin)
-    sources = Sources()
-    request = parse(overrides, sources)
-    fixed = [
-        Problem(f"{group}={option}", "the components of a run cannot be exchanged", None, COMMAND_LINE)
-        for group, option in request.chosen.items()
-    ]
-    problems = [*request.problems, *fixed, *_apply(request.values, merged, request.broken)]
-    checked, invalid = validate(merged.values, merged.origins, skip=request.broken)
-    problems += invalid
-    if problems:
-        raise ConfigError(problems)
-    choices = {
-        group: list(checked[group]) if group in MULTI_GROUPS else checked[group]["name"] for group in registry.GROUPS
-    }
-    defaults = _defaults(checked, sources, "train")
-    return Composed(checked, merged.values, merged.origins, tuple(overrides), defaults, choices)
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -142,7 +110,14 @@ def import_modules(modules: Sequence[str]) -> None:
             raise UsageError(f"--import {module}: {error}", hint=hint) from error
 
 
-def _apply(values: Sequence[Override], tree: OriginTree, broken: frozenset[str]) -> list[Problem]:
+def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset[str]) -> list[Problem]:
+    """Set overrides in a tree; return those that cannot be set. Whether a key exists is for the check to say.
+
+    Args:
+        values: In the order typed.
+        tree: Changed in place.
+        broken: Groups to leave alone, because their option is unknown.
+    """
     problems = []
     for override in values:
         if override.key.split(".", 1)[0] in broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from medtrain.errors import MedtrainError
@@ -12,6 +13,11 @@ MULTI_GROUPS = ("callbacks", "logger")
 PRESET_GROUPS = ("experiment", "debug")
 """Groups that are no component: their files change values of the whole config."""
 
+ROOT_KEYS = ("seed",)
+"""Keys that belong to no group; `medtrain.config.schema` has their types."""
+
+_DEFAULT_LINE = re.compile(r"^  - (\w+): (\S.*?)\s*(?:#.*)?$", re.MULTILINE)
+
 
 def conf_dir() -> Path:
     """The shipped configs: `medtrain/conf` in an installed wheel, `conf` beside the package in a checkout."""
@@ -19,6 +25,10 @@ def conf_dir() -> Path:
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "train.yaml").is_file():
             return candidate
-    raise MedtrainError(
-        f"the shipped configs are missing: no train.yaml in {package / 'conf'}", hint="reinstall medtrain"
-    )
+    where = package / "conf"
+    raise MedtrainError(f"the shipped configs are missing: no train.yaml in {where}", hint="reinstall medtrain")
+
+
+def default_choices() -> dict[str, str]:
+    """What the shipped train.yaml chooses in each group, as written."""
+    return dict(_DEFAULT_LINE.findall((conf_dir() / "train.yaml").read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""The configuration of an existing run."""
+"""Read the config of a run back, with the changes a later command asks for."""
 
 from __future__ import annotations
 
@@ -8,31 +8,58 @@ from typing import Any
 
 import yaml
 
-from medtrain.config.compose import check_saved, import_modules
-from medtrain.errors import MedtrainError
+from medtrain import registry
+from medtrain.config.compose import apply_values, import_modules
+from medtrain.config.overrides import COMMAND_LINE, parse
+from medtrain.config.sources import Sources
+from medtrain.config.tree import OriginTree
+from medtrain.config.validate import validate
+from medtrain.errors import ConfigError, MedtrainError, Problem
+
+CONFIG_FILE = "config.yaml"
 
 
-def load_saved(run_dir: Path, overrides: Sequence[str] = (), *, imports: Sequence[str] = ()) -> dict[str, Any]:
-    """Read and check the configuration a run was started with, changed by overrides of values.
+def load_saved(run: Path, overrides: Sequence[str] = (), *, imports: Sequence[str] = ()) -> dict[str, Any]:
+    """Read and check a run's config.
 
     Args:
-        run_dir: The run's folder.
-        overrides: `KEY=VALUE`.
-        imports: Modules to import first, because they register components of the run.
+        run: The run's folder.
+        overrides: `KEY=VALUE`; which of them a command allows is for the command to say. Components cannot be
+            exchanged.
+        imports: Modules to import first; a run never names modules to import by itself.
 
     Raises:
-        MedtrainError: The folder holds no run.
+        MedtrainError: The folder is not a run.
         ConfigError: Lists every problem.
     """
     import_modules(imports)
-    path = run_dir / "config.yaml"
+    registry.load_plugins()
+    file = Path(run) / CONFIG_FILE
+    tree = OriginTree()
+    tree.merge(_read(file), str(file))
+    request = parse(overrides, Sources())
+    exchanged = [
+        Problem(f"{group}={option}", "the components of a run cannot be exchanged", None, COMMAND_LINE)
+        for group, option in request.chosen.items()
+    ]
+    problems = [*request.problems, *exchanged, *apply_values(request.values, tree, request.broken)]
+    checked, invalid = validate(tree.values, tree.origins, skip=request.broken)
+    problems += invalid
+    if problems:
+        raise ConfigError(problems)
+    return checked
+
+
+def _read(file: Path) -> dict[str, Any]:
+    hint = "give the folder of a run; `medtrain runs` lists them"
+    if not file.parent.is_dir():
+        raise MedtrainError(f"there is no folder {file.parent}", hint=hint)
+    if not file.is_file():
+        raise MedtrainError(f"{file.parent} is not a run: it has no {CONFIG_FILE}", hint=hint)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        what = "holds no run" if run_dir.is_dir() else "does not exist"
-        raise MedtrainError(f"{run_dir} {what}", hint="`medtrain runs` lists the runs") from error
-    except yaml.YAMLError as error:
-        raise MedtrainError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise MedtrainError(f"{path} is not a configuration")
-    return check_saved(tree, overrides, origin=str(path)).tree
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MedtrainError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise MedtrainError(f"{file} is not a config: it must be a mapping of keys to values")
+    return content
