@@ -1,0 +1,141 @@
+"""Optimizers, built with parameter groups from a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from medtrain.errors import MedtrainError
+from medtrain.optim.param_groups import ParamRule, make_param_groups
+from medtrain.registry import Range, register
+
+_NO_RULES: list[ParamRule] = []
+
+
+@register("optimizer", "adamw", runtime=("model",))
+def adamw(
+    *,
+    model: nn.Module,
+    lr: Annotated[float, Range(gt=0)] = 1e-3,
+    weight_decay: Annotated[float, Range(ge=0)] = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: Annotated[float, Range(gt=0)] = 1e-8,
+    rules: list[ParamRule] = _NO_RULES,
+) -> Optimizer:
+    """Adam with decoupled weight decay.
+
+    I. Loshchilov and F. Hutter, Decoupled Weight Decay Regularization, 2019.
+
+    Args:
+        model: The network, on its device.
+        lr: Learning rate.
+        weight_decay: Share of a weight removed per step and unit of learning rate; not applied to norms and biases.
+        betas: Decay of the running means of the gradient and of its square.
+        eps: Added to the root of the second moment.
+        rules: Multipliers per parameter pattern, first match wins.
+    """
+    _check_betas(betas)
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model))
+
+
+@register("optimizer", "adam", runtime=("model",))
+def adam(
+    *,
+    model: nn.Module,
+    lr: Annotated[float, Range(gt=0)] = 1e-3,
+    weight_decay: Annotated[float, Range(ge=0)] = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: Annotated[float, Range(gt=0)] = 1e-8,
+    rules: list[ParamRule] = _NO_RULES,
+) -> Optimizer:
+    """Adam; its weight decay is an L2 term of the gradient.
+
+    D. Kingma and J. Ba, Adam, 2015.
+
+    Args:
+        model: The network, on its device.
+        lr: Learning rate.
+        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        betas: Decay of the running means of the gradient and of its square.
+        eps: Added to the root of the second moment.
+        rules: Multipliers per parameter pattern, first match wins.
+    """
+    _check_betas(betas)
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model))
+
+
+@register("optimizer", "sgd", runtime=("model",))
+def sgd(
+    *,
+    model: nn.Module,
+    lr: Annotated[float, Range(gt=0)] = 1e-2,
+    weight_decay: Annotated[float, Range(ge=0)] = 3e-5,
+    momentum: Annotated[float, Range(ge=0, lt=1)] = 0.99,
+    nesterov: bool = True,
+    rules: list[ParamRule] = _NO_RULES,
+) -> Optimizer:
+    """Stochastic gradient descent with (Nesterov) momentum; the defaults are nnU-Net's.
+
+    Args:
+        model: The network, on its device.
+        lr: Learning rate.
+        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        momentum: Share of the previous update kept.
+        nesterov: Look ahead along the momentum.
+        rules: Multipliers per parameter pattern, first match wins.
+
+    Raises:
+        MedtrainError: Nesterov without momentum.
+    """
+    if nesterov and momentum == 0:
+        raise MedtrainError(
+            "optimizer.nesterov needs a momentum above 0",
+            hint="set optimizer.nesterov=false or optimizer.momentum=0.9",
+        )
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    # never fused: when the gradient scaler skips the very first step, PyTorch's fused SGD keeps
+    # uninitialised memory as momentum
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=False)
+
+
+@register("optimizer", "rmsprop", runtime=("model",))
+def rmsprop(
+    *,
+    model: nn.Module,
+    lr: Annotated[float, Range(gt=0)] = 1e-3,
+    weight_decay: Annotated[float, Range(ge=0)] = 0.0,
+    alpha: Annotated[float, Range(ge=0, lt=1)] = 0.99,
+    momentum: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+    eps: Annotated[float, Range(gt=0)] = 1e-8,
+    centered: bool = False,
+    rules: list[ParamRule] = _NO_RULES,
+) -> Optimizer:
+    """RMSprop: the gradient divided by the root of the running mean of its square.
+
+    Args:
+        model: The network, on its device.
+        lr: Learning rate.
+        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        alpha: Decay of the running mean of the squared gradient.
+        momentum: Share of the previous update kept.
+        eps: Added to the root.
+        centered: Subtract the running mean of the gradient, so that its variance divides.
+        rules: Multipliers per parameter pattern, first match wins.
+    """
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, centered=centered)
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise MedtrainError(f"optimizer.betas must be two numbers >= 0 and < 1, got {list(betas)}")
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    # one kernel for the whole update; it also skips non-finite steps on the device, without a sync
+    return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in model.parameters())
