@@ -287,7 +287,7 @@ def _load(path: Path) -> Any:
     try:
         image = nib.load(path)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError):
-        raise _error(path, "not a NIfTI file, or its header is damaged") from None
+        raise _error(path, _why_not_nifti(path)) from None
     except (EOFError, OSError, zlib.error) as error:
         raise _error(path, _unreadable(error)) from None
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
@@ -372,6 +372,16 @@ def _label_dtype(low: int, high: int) -> np.dtype:
 
 def _error(path: Path, message: str) -> DataError:
     return DataError([Problem(where=str(path), message=message)])
+
+
+def _why_not_nifti(path: Path) -> str:
+    """Tell a file that is cut off or damaged within its first bytes from one of another kind."""
+    try:
+        with _open(path) as file:
+            file.read(1 << 16)
+    except (EOFError, OSError, zlib.error) as error:
+        return _unreadable(error)
+    return "not a NIfTI file, or its header is damaged"
 
 
 def _unreadable(error: Exception) -> str:
