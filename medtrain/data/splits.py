@@ -44,9 +44,10 @@ def make_folds(cases: Sequence[Case], num_folds: int = 5, seed: int = NNUNET_SEE
         patients.setdefault(case.group, []).append(case.case_id)
     members = list(patients.values())
     if len(members) < num_folds:
+        fewer = f"data.num_folds={len(members)}, or " if len(members) >= 2 else ""
         raise MedtrainError(
-            f"{len(members)} patients cannot be divided into {num_folds} folds",
-            hint=f"data.num_folds={max(2, len(members))}, or data.fold=null to train on every case",
+            f"{len(members)} {'patient' if len(members) == 1 else 'patients'} cannot be divided into {num_folds} folds",
+            hint=f"{fewer}data.fold=null to train on every case",
         )
     order = np.arange(len(members))
     np.random.RandomState(seed).shuffle(order)
@@ -133,7 +134,7 @@ def _check_fold(path: Path, index: int, fold: Fold, groups: dict[str, str]) -> l
             problems.append(
                 Problem(
                     where=where,
-                    message=f"{part} names {len(unknown)} cases that the data set does not have: {some(unknown)}",
+                    message=f"{part} names cases that the data set does not have: {some(unknown)}",
                     hint=f"did you mean {near}?" if near else None,
                 )
             )
