@@ -12,71 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from medtrain.data.geometry import nonzero_box, resampled_shape
-from medtrain.data.io.nifti import Volume
+from medtrain.data.case import Dataset
+from medtrain.data.geometry import resampled_shape
+from medtrain.data.scan import CaseScan, ForegroundIntensities, Shape, Spacing, scan_cases
+from medtrain.data.volume_data import VolumeData
+from medtrain.data.workers import Progress
 from medtrain.errors import MedtrainError
-
-QUANTILES = 1001
-"""Evenly spaced quantiles kept per case and channel; 0.5 and 99.5 % of a case's foreground are among them."""
-
-Shape = tuple[int, int, int]
-Spacing = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class ForegroundIntensities:
-    """Intensities of one channel inside the labelled structures of one case.
-
-    Args:
-        mean: Mean.
-        std: Standard deviation.
-        quantiles: QUANTILES values from minimum to maximum.
-    """
-
-    mean: float
-    std: float
-    quantiles: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class CaseScan:
-    """What planning needs to know of one case.
-
-    Args:
-        shape: Voxels (D, H, W) of the whole scan.
-        cropped_shape: Voxels of its non-zero box.
-        spacing: Voxel size in mm (D, H, W).
-        bytes_per_voxel: Of all channels together, as stored.
-        class_voxels: Voxels of each class, background first.
-        foreground: One entry per channel; empty when no voxel is labelled.
-    """
-
-    shape: Shape
-    cropped_shape: Shape
-    spacing: Spacing
-    bytes_per_voxel: int
-    class_voxels: tuple[int, ...]
-    foreground: tuple[ForegroundIntensities, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CaseScan:
-        """Inverse of to_json."""
-        foreground = tuple(
-            ForegroundIntensities(entry["mean"], entry["std"], tuple(entry["quantiles"]))
-            for entry in data["foreground"]
-        )
-        return cls(
-            shape=tuple(data["shape"]),
-            cropped_shape=tuple(data["cropped_shape"]),
-            spacing=tuple(data["spacing"]),
-            bytes_per_voxel=data["bytes_per_voxel"],
-            class_voxels=tuple(data["class_voxels"]),
-            foreground=foreground,
-        )
 
 
 @dataclass(frozen=True)
@@ -137,31 +78,29 @@ class Fingerprint:
         )
 
 
-def scan_volume(image: Volume, classes: np.ndarray, num_classes: int) -> CaseScan:
-    """Measure one case.
+def fingerprint_cases(
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    settings: VolumeData,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Fingerprint:
+    """Scan the given cases (or take their scans from the store) and put them together.
 
     Args:
-        image: The scan, [C, D, H, W].
-        classes: Class indices [D, H, W]; values from num_classes on are ignored.
-        num_classes: Number of classes.
+        dataset: Holds the cases.
+        case_ids: The training part.
+        settings: Where the store is and which classes are joined.
+        workers: Threads; None for one per usable core, at most 8.
+        progress: Called after each case.
+
+    Raises:
+        DataError: Files that are unreadable or contradict each other, all of them.
+        MedtrainError: No case is given, or none of them has a labelled voxel.
     """
-    counts = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes]
-    inside = (classes > 0) & (classes < num_classes)
-    foreground: tuple[ForegroundIntensities, ...] = ()
-    if counts[1:].any():
-        foreground = tuple(_foreground(channel[inside]) for channel in image.array)
-    box = nonzero_box(image.array)
-    whole: Shape = image.array.shape[1:]
-    d, h, w = (high - low for low, high in box)
-    stored = 4 if image.array.dtype.kind == "f" else 2
-    return CaseScan(
-        shape=whole,
-        cropped_shape=(d, h, w),
-        spacing=image.spacing,
-        bytes_per_voxel=stored * len(image.array),
-        class_voxels=tuple(int(count) for count in counts),
-        foreground=foreground,
-    )
+    scans = scan_cases(dataset, settings, case_ids=set(case_ids), workers=workers, progress=progress)
+    return make_fingerprint(scans, case_ids)
 
 
 def make_fingerprint(scans: Mapping[str, CaseScan], case_ids: Sequence[str]) -> Fingerprint:
@@ -192,15 +131,6 @@ def make_fingerprint(scans: Mapping[str, CaseScan], case_ids: Sequence[str]) -> 
         channels=tuple(_pool(channel) for channel in zip(*labelled, strict=True)),
         class_voxels=tuple(int(count) for count in class_voxels),
     )
-
-
-def _foreground(values: np.ndarray) -> ForegroundIntensities:
-    ordered = np.sort(values)
-    # the nearest rank: real intensities, and no float64 copy of a large structure
-    ranks = np.rint(np.linspace(0, len(ordered) - 1, QUANTILES)).astype(np.int64)
-    mean = float(values.mean(dtype=np.float64))
-    std = float(np.sqrt(np.square(values - np.float64(mean)).mean()))
-    return ForegroundIntensities(mean, std, tuple(ordered[ranks].tolist()))
 
 
 def _pool(cases: Sequence[ForegroundIntensities]) -> ChannelIntensities:
