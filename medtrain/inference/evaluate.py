@@ -55,7 +55,8 @@ def evaluate_run(
         cases = data.evaluation_cases(part)  # type: ignore[arg-type]
         if not cases:
             raise MedtrainError(
-                f"the {part} part of this run has no cases", hint="a run with data.fold=null holds none out: --part train"
+                f"the {part} part of this run has no cases",
+                hint="a run with data.fold=null holds none out: --part train",
             )
         records: list[Record] = []
         run.task.begin_evaluation()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from medtrain.errors import MedtrainError
+from medtrain.metrics.surface import bounding_box
 from medtrain.registry import closest
 
 
@@ -24,10 +24,12 @@ def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.nda
     Returns:
         A new label map, or `label` itself when there is nothing to remove.
     """
+    from scipy import ndimage  # here, because SciPy takes most of a second to import
+
     result = label
     for index in classes:
         mask = label == index
-        box = _bounding_box(mask)
+        box = bounding_box(mask)
         if box is None:
             continue
         components, count = ndimage.label(mask[box], structure=np.ones((3,) * label.ndim, dtype=bool))
@@ -60,15 +62,3 @@ def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]
                 hint=f"did you mean `{close}`?" if close else None,
             )
     return [known.index(name) + 1 for name in names]
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box that holds every true voxel, or None for an empty mask."""
-    box: list[slice] = []
-    for axis in range(mask.ndim):
-        other = tuple(a for a in range(mask.ndim) if a != axis)
-        hits = np.flatnonzero(mask.any(axis=other))
-        if hits.size == 0:
-            return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(box)

@@ -50,19 +50,15 @@ class SlidingWindow:
         mirror_in_training: The same for the evaluations during training.
         mirror_axes: Axes of the patch that are mirrored, 0 is the first; null means all. Leave out an axis that
             training did not mirror (left and right organs told apart).
-        surface_metrics: Compute HD95, NSD and the mean surface distance in every evaluation.
-        nsd_tolerance_mm: Surface distance in mm that still counts as right in the NSD, >= 0.
         keep_largest: Class names of which only the largest connected component is kept.
     """
 
     overlap: Annotated[float, Range(ge=0, lt=1)] = 0.5
     sigma_scale: Annotated[float, Range(gt=0)] = 0.125
-    window_batch: Annotated[int | None, Range(ge=1)] = None
+    window_batch: Annotated[int, Range(ge=1)] | None = None
     mirror: bool = True
     mirror_in_training: bool = False
-    mirror_axes: tuple[int, ...] | None = None
-    surface_metrics: bool = True
-    nsd_tolerance_mm: Annotated[float, Range(ge=0)] = 1.0
+    mirror_axes: tuple[Annotated[int, Range(ge=0, le=2)], ...] | None = None
     keep_largest: tuple[str, ...] = ()
 
     def predict_logits(
@@ -71,7 +67,6 @@ class SlidingWindow:
         image: Tensor,
         *,
         patch_size: Sequence[int],
-        spatial_dims: int,
         mirror: bool,
         device: torch.device | str | None = None,
     ) -> Tensor:
@@ -80,15 +75,13 @@ class SlidingWindow:
         Args:
             model_fn: Maps windows [B, C, *P] to logits [B, K, *P], in evaluation mode.
             image: [C, D, H, W] or [C, H, W], normalised.
-            patch_size: Voxels of a window, `spatial_dims` numbers.
-            spatial_dims: 3, or 2 for a model of slices.
+            patch_size: Voxels of a window: 3 numbers, or 2 for a model of slices.
             mirror: Whether to average over mirrored inputs: `self.mirror` or `self.mirror_in_training`.
             device: Where the model runs; None means the image's device.
 
         Raises:
             MedtrainError: `mirror_axes` names an axis that the patch does not have.
         """
-        assert len(patch_size) == spatial_dims, f"patch {tuple(patch_size)} for spatial_dims={spatial_dims}"
         return predict_logits(
             model_fn,
             image,
@@ -96,7 +89,7 @@ class SlidingWindow:
             overlap=self.overlap,
             sigma_scale=self.sigma_scale,
             window_batch=self.window_batch,
-            mirror_axes=self._axes(spatial_dims) if mirror else (),
+            mirror_axes=self._axes(len(patch_size)) if mirror else (),
             device=device,
         )
 

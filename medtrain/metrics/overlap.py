@@ -7,6 +7,8 @@ import torch
 
 OVERLAP_METRICS = ("dice", "iou", "precision", "recall")
 
+_BLOCK = 2**17
+
 
 def confusion_matrix(
     prediction: np.ndarray | torch.Tensor,
@@ -37,12 +39,15 @@ def confusion_matrix(
         low, high = int(values.min()), int(values.max())
         # An index out of range would be counted silently in a neighbouring cell.
         assert 0 <= low <= high < num_classes, f"{name} holds class indices {low}..{high} of {num_classes} classes"
-    # The narrowest code keeps the pass bound by memory; torch counts uint8 without widening it first.
     codes = num_classes**2
     dtype = np.dtype(np.uint8 if codes <= 2**8 else np.int16 if codes <= 2**15 else np.int64)
-    code = np.multiply(true, num_classes, dtype=dtype, casting="unsafe")
-    np.add(code, predicted, out=code, casting="unsafe")
-    counts = torch.bincount(torch.from_numpy(code), minlength=codes).numpy()
+    counts = np.zeros(codes, dtype=np.int64)
+    # numpy widens what it counts to 64 bits: in blocks that stay in the cache.
+    for start in range(0, true.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        code = np.multiply(true[block], num_classes, dtype=dtype, casting="unsafe")
+        np.add(code, predicted[block], out=code, casting="unsafe")
+        counts += np.bincount(code, minlength=codes)
     return counts.reshape(num_classes, num_classes)
 
 

@@ -233,7 +233,7 @@ def test_window_batch_follows_patch_and_device(patch: tuple[int, ...], device: s
 def test_settings_reach_the_function() -> None:
     """Every setting that concerns logits changes them (or the calls)."""
     model, image = _net(3), _image(2, 22, 8, 9)
-    arguments: dict[str, Any] = {"patch_size": (8, 8, 8), "spatial_dims": 3}
+    arguments: dict[str, Any] = {"patch_size": (8, 8, 8)}
     base = SlidingWindow().predict_logits(model, image, mirror=False, **arguments)
     assert torch.equal(base, predict_logits(model, image, patch_size=(8, 8, 8)))
     for changed in (SlidingWindow(overlap=0.25), SlidingWindow(sigma_scale=0.3)):
@@ -247,7 +247,7 @@ def test_settings_reach_the_function() -> None:
 def test_wrong_mirror_axis_is_a_clear_error() -> None:
     settings = SlidingWindow(mirror_axes=(0, 2))
     with pytest.raises(MedtrainError, match=r"names axis 2; a 2-D patch has axes 0 to 1"):
-        settings.predict_logits(_net(2), _image(2, 4, 8, 8), patch_size=(8, 8), spatial_dims=2, mirror=True)
+        settings.predict_logits(_net(2), _image(2, 4, 8, 8), patch_size=(8, 8), mirror=True)
 
 
 def test_registered_with_documented_parameters() -> None:
