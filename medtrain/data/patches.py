@@ -1,0 +1,145 @@
+"""Training patches: where they lie, what is read, and how they become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from medtrain.data.plan import Plan
+from medtrain.data.preprocess import normalize
+from medtrain.data.sampler import SampleKey
+from medtrain.data.store import PreparedCase, Store
+from medtrain.data.transforms.base import Augmentation
+
+Sample = dict[str, Any]
+
+
+class PatchDataset(Dataset[Sample]):
+    """Patches of prepared cases, each a pure function of the seed and its key.
+
+    The last round(oversample_foreground * batch_size) patches of a batch are centred on a labelled voxel: of a class
+    drawn among those present, then of a voxel of that class, moved as little as needed to stay within the case.
+    The others lie anywhere within the case. A case smaller than the patch lies in its middle.
+
+    Augmentation parameters are drawn before reading, and only the voxels they need are read.
+
+    Args:
+        store: Prepared cases.
+        case_ids: Cases to draw from; sample `index` is of case `index % len(case_ids)`.
+        plan: Patch size, normalisation, classes.
+        augment: Draws parameters and what must be read for them.
+        batch_size: Global batch, in which the slot decides whether foreground is forced.
+        oversample_foreground: Share of a batch centred on foreground.
+        seed: Of everything random.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        case_ids: Sequence[str],
+        plan: Plan,
+        augment: Augmentation,
+        batch_size: int,
+        oversample_foreground: float,
+        seed: int,
+    ) -> None:
+        self.store = store
+        self.case_ids = tuple(case_ids)
+        self.plan = plan
+        self.augment = augment
+        self.seed = seed
+        self.first_foreground_slot = round(batch_size * (1 - oversample_foreground))
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Draw and read a sample.
+
+        Returns:
+            image: float32 tensor [C, *R], normalised, 0 outside the case; R is params["read_size"].
+            label: Class indices [*R], uint8 or int16; ignore (or background) outside the case.
+            params: What the augmentation drew.
+            case_id: The case.
+            key: (epoch, index).
+        """
+        key = SampleKey(*key)
+        case = self.store.case(self.case_ids[key.index % len(self.case_ids)])
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, key.epoch, key.index])))
+        patch = (1,) * (3 - self.plan.spatial_dims) + self.plan.patch_size
+        start = self._patch_start(case, patch, rng, foreground=key.slot >= self.first_foreground_slot)
+        params = self.augment.draw(rng, patch_size=self.plan.patch_size)
+        size = (1,) * (3 - self.plan.spatial_dims) + tuple(params["read_size"])
+        # the patch lies in the middle of what is read
+        corner = [at - (r - p) // 2 for at, r, p in zip(start, size, patch, strict=True)]
+        image, label = read_box(case, corner, size, self.plan)
+        if self.plan.spatial_dims == 2:
+            image, label = image[:, 0], label[0]
+        return {
+            "image": torch.from_numpy(image),
+            "label": torch.from_numpy(label),
+            "params": params,
+            "case_id": case.case_id,
+            "key": (key.epoch, key.index),
+        }
+
+    def _patch_start(
+        self, case: PreparedCase, patch: Sequence[int], rng: np.random.Generator, *, foreground: bool
+    ) -> list[int]:
+        """First voxel (D, H, W) of the patch."""
+        # always the same number of draws, so that the augmentation's stream does not depend on what follows from them
+        place = rng.random(3)
+        class_draw, voxel_draw = rng.random(2)
+        room = [n - p for n, p in zip(case.shape, patch, strict=True)]
+        start = [int(u * (r + 1)) if r > 0 else -((-r) // 2) for u, r in zip(place, room, strict=True)]
+        voxels = self._voxels(case, class_draw, foreground=foreground)
+        if voxels is None:
+            return start
+        centre = voxels[int(voxel_draw * len(voxels))]
+        return [
+            min(max(int(c) - p // 2, 0), r) if r > 0 else at
+            for c, p, r, at in zip(centre, patch, room, start, strict=True)
+        ]
+
+    def _voxels(self, case: PreparedCase, class_draw: float, *, foreground: bool) -> np.ndarray | None:
+        """Voxels to choose the centre from, or None for anywhere."""
+        classes = [index for index in case.class_ids if index > 0]
+        if foreground and classes:
+            return case.foreground(classes[int(class_draw * len(classes))])
+        # with sparse annotation a patch without any of it teaches nothing
+        return case.foreground(0) if 0 in case.class_ids else None
+
+
+def read_box(
+    case: PreparedCase, corner: Sequence[int], size: Sequence[int], plan: Plan
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read and normalise a box that may reach beyond the case.
+
+    Args:
+        case: Where to read.
+        corner: First voxel (D, H, W), may be negative.
+        size: Voxels (D, H, W).
+        plan: Normalisation, and what fills the label outside.
+
+    Returns:
+        Image float32 [C, *size], label [*size].
+    """
+    inside = tuple(slice(max(at, 0), min(at + n, extent)) for at, n, extent in zip(corner, size, case.shape))
+    target = tuple(slice(part.start - at, part.stop - at) for part, at in zip(inside, corner, strict=True))
+    image = normalize(case.read_image(inside), case.stats, plan.normalization, case.read_body(inside))
+    label = case.read_label(inside)
+    if label.shape == tuple(size):
+        return image, label
+    whole_image = np.zeros((len(image), *size), dtype=np.float32)
+    whole_image[(slice(None), *target)] = image
+    whole_label = np.full(size, plan.ignore_index or 0, dtype=label.dtype)
+    whole_label[target] = label
+    return whole_image, whole_label
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Put samples side by side: lists, since reads differ in size; `weight` is their number."""
+    batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {**batch, "weight": len(samples)}
