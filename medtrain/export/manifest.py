@@ -6,7 +6,9 @@ It holds numbers, not references: nothing of medtrain, of the run or of the data
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import medtrain
@@ -66,6 +68,7 @@ def build_manifest(loaded: TrainedRun, files: Sequence[ExportedFile]) -> dict[st
         "ignore_index": plan.ignore_index,
         "geometry": _geometry(plan),
         "sliding_window": window,
+        "postprocessing": {"keep_largest_component_of": list(loaded.config["inference"]["keep_largest"])},
         "recipe": _recipe(plan, window),
         "files": [_file(file) for file in files],
     }
@@ -81,18 +84,31 @@ def _training(loaded: TrainedRun) -> dict[str, Any]:
         "data": loaded.config["data"]["name"],
         "fold": loaded.config["data"].get("fold"),
         "metrics": dict(loaded.metrics),
+        **_hashes(loaded.run_dir),
     }
+
+
+def _hashes(run_dir: Path) -> dict[str, Any]:
+    """What identifies the training data, as the run noted it when it began."""
+    try:
+        noted = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # stopped before it began to train, or copied without this file
+        noted = {}
+    return {key: noted.get(key) for key in ("data_hash", "split_hash")}
 
 
 def _normalization(channel: ChannelNormalization) -> dict[str, Any]:
     """The numbers of one channel; only those that its scheme uses."""
+    rule: dict[str, Any] = {"scheme": channel.scheme, "formula": "x"}
     if channel.scheme == "ct":
         numbers = {"lower": channel.lower, "upper": channel.upper, "mean": channel.mean, "std": channel.std}
-        return {"scheme": "ct", **numbers, "formula": "(clip(x, lower, upper) - mean) / std"}
-    if channel.scheme == "zscore":
-        region = "the voxels of the case that are not 0; the others become 0" if channel.nonzero else "the whole case"
-        return {"scheme": "zscore", "formula": "(x - mean) / std", "mean_and_std_of": region}
-    return {"scheme": "none", "formula": "x"}
+        rule |= {**numbers, "formula": "(clip(x, lower, upper) - mean) / std"}
+    elif channel.scheme == "zscore":
+        region = "the body (see geometry.body)" if channel.nonzero else "all voxels"
+        rule |= {"formula": "(x - mean) / std", "mean_and_std_of": f"{region} of the cropped scan before resampling"}
+    if channel.nonzero and channel.scheme != "none":
+        rule["outside_the_body"] = 0
+    return rule
 
 
 def _geometry(plan: Plan) -> dict[str, Any]:
@@ -102,8 +118,10 @@ def _geometry(plan: Plan) -> dict[str, Any]:
         "orientation": "SAR",
         "spacing_mm": list(plan.spacing),
         "crop": "bounding box of the voxels that are not 0 in any channel",
+        "body": "voxels that are not 0 in any channel, with enclosed holes filled",
         "resampling": {
             "image_order": 3,
+            "rounding": "images of whole numbers are rounded to whole numbers after resampling",
             "logits_order": 1,
             "coordinates": "x_in = (x_out + 0.5) * n_in / n_out - 0.5, the nearest value outside",
             "anisotropy_threshold": ANISOTROPY_THRESHOLD,
@@ -114,13 +132,15 @@ def _geometry(plan: Plan) -> dict[str, Any]:
 
 def _window(inference: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     scale = inference["sigma_scale"]
+    axes = inference["mirror_axes"]
+    mirrored = list(range(plan.spatial_dims)) if axes is None else list(axes)
     return {
         "patch_size": list(plan.patch_size),
         "overlap": inference["overlap"],
         "gaussian_sigma_scale": scale,
         "weight_per_axis": "max(exp(-0.5 * (linspace(-1, 1, patch) / (2 * gaussian_sigma_scale))^2), weight_floor)",
         "weight_floor": 1e-4,
-        "mirror_axes": list(range(plan.spatial_dims)) if inference["mirror"] else [],
+        "mirror_axes": mirrored if inference["mirror"] else [],
         "padding": "zeros on both sides, half each, where the image is smaller than the patch",
     }
 
@@ -136,15 +156,16 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
     return [
         "Reorient the scan to RAS (nibabel.as_closest_canonical) and transpose each channel to [D, H, W] = [z, y, x].",
         "Crop to geometry.crop and remember the box.",
-        "Resample to geometry.spacing_mm with splines of order 3; when the largest spacing of the scan is more than "
-        "anisotropy_threshold times its smallest, take the nearest sample along that axis.",
+        f"Resample {axes} to geometry.spacing_mm with splines of order 3; when the scan's largest spacing (or else the "
+        "target's) is more than anisotropy_threshold times its smallest, take the nearest sample along that axis.",
         "Normalise every channel by input.channels[].normalization.",
         f"Cut windows of patch_size over [{axes}] with at least the given overlap, the last one ending at the border."
         + per_slice,
-        f"Feed each window as {INPUT_NAME} [B, C, {axes}]; {mirrored}",
+        f"Feed each window as {INPUT_NAME} [B, C, {axes}]. {mirrored}",
         "Blend the windows' logits with the product of weight_per_axis and divide by the sum of weights.",
         "Resample the logits linearly to the size of the box and take the index of the largest one.",
-        "Put the result into the box, 0 elsewhere, replace every index by labels[].value and undo the reorientation.",
+        "Put the result into the box, 0 elsewhere, and keep the components named by postprocessing.",
+        "Replace every index by labels[].value and undo the reorientation.",
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medtrain import registry
 from medtrain.data.plan import ChannelNormalization, Plan
 
 
@@ -81,7 +82,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
             "task": {"name": "segmentation"},
             "model": {"name": "unet"},
             "data": {"name": "msd", "fold": 1},
-            "inference": {"name": "sliding_window", "overlap": 0.5, "sigma_scale": 0.125, "mirror": True},
+            "inference": {"name": "sliding_window", **registry.get("inference", "sliding_window").defaults()},
         }
         run_dir = tmp_path / "outputs" / "liver" / "20261120-09-3fa2"
         run_dir.mkdir(parents=True, exist_ok=True)

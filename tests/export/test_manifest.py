@@ -23,7 +23,9 @@ def _manifest(run: Any, out: Path, formats: tuple[str, ...] = ("torchscript",)) 
 
 
 def test_the_numbers_of_the_plan_are_in_it(make_run: Callable[..., Any], tmp_path: Path) -> None:
-    manifest = _manifest(make_run(), tmp_path / "out")
+    run = make_run()
+    (run.run_dir / "data.json").write_text('{"data_hash": "1f2e", "split_hash": "9abc", "cases": {}}')
+    manifest = _manifest(run, tmp_path / "out")
 
     assert manifest["format"] == "medtrain-export"
     assert manifest["format_version"] == 1
@@ -35,7 +37,9 @@ def test_the_numbers_of_the_plan_are_in_it(make_run: Callable[..., Any], tmp_pat
     ct, pet = (channel["normalization"] for channel in manifest["input"]["channels"])
     assert (ct["scheme"], ct["lower"], ct["upper"], ct["mean"], ct["std"]) == ("ct", -100.0, 240.0, 80.5, 39.25)
     assert pet["scheme"] == "zscore"
-    assert "not 0" in pet["mean_and_std_of"]
+    assert pet["mean_and_std_of"] == "the body (see geometry.body) of the cropped scan before resampling"
+    assert pet["outside_the_body"] == 0
+    assert "outside_the_body" not in ct
     assert manifest["labels"] == [
         {"index": 0, "name": "background", "value": 0},
         {"index": 1, "name": "liver", "value": 2},
@@ -54,6 +58,8 @@ def test_the_numbers_of_the_plan_are_in_it(make_run: Callable[..., Any], tmp_pat
         "data": "msd",
         "fold": 1,
         "metrics": {"val/dice": 0.875},
+        "data_hash": "1f2e",
+        "split_hash": "9abc",
     }
     (file,) = manifest["files"]
     assert file["parity"]["passed"] is True
@@ -63,10 +69,18 @@ def test_the_numbers_of_the_plan_are_in_it(make_run: Callable[..., Any], tmp_pat
 def test_a_flat_network_has_no_depth_axis(make_run: Callable[..., Any], tmp_path: Path) -> None:
     run = make_run(spatial_dims=2)
     run.config["inference"]["mirror"] = False
+    run.config["inference"]["keep_largest"] = ("liver",)
     manifest = _manifest(run, tmp_path / "out")
+    assert manifest["postprocessing"] == {"keep_largest_component_of": ["liver"]}
     assert manifest["input"]["axes"] == ["B", "C", "H", "W"]
     assert manifest["sliding_window"]["mirror_axes"] == []
     assert any("slice by slice along D" in line for line in manifest["recipe"])
+
+
+def test_only_the_chosen_axes_are_mirrored(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    run = make_run()
+    run.config["inference"]["mirror_axes"] = [0, 2]
+    assert _manifest(run, tmp_path / "out")["sliding_window"]["mirror_axes"] == [0, 2]
 
 
 _STRANGER = """

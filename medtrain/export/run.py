@@ -1,0 +1,59 @@
+"""Export a run's folder: open it, find a scan to compare on, write the files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from medtrain.engine.restore import load_run
+from medtrain.errors import MedtrainError
+from medtrain.export.exporter import DEFAULT_TOLERANCE, export_model
+from medtrain.export.samples import scan_patch
+from medtrain.export.types import ExportedFile
+from medtrain.run.log import setup_logging
+
+log = logging.getLogger(__name__)
+
+
+def export_run(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    formats: Sequence[str],
+    out_dir: Path | None = None,
+    *,
+    checkpoint: str = "best",
+    device: str = "cpu",
+    tolerance: float = DEFAULT_TOLERANCE,
+    overwrite: bool = False,
+) -> list[ExportedFile]:
+    """Export the weights of a run.
+
+    Args:
+        run_dir: The run's folder.
+        config: The run's configuration.
+        formats: torchscript, onnx, torch_export.
+        out_dir: The folder to make; None is `export` in the run's folder.
+        checkpoint: `best`, `last` or a checkpoint's name.
+        device: Where the network is traced and compared; TorchScript and torch.export files remember it.
+        tolerance: Allowed difference relative to the largest logit, > 0.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The files with their verdicts.
+
+    Raises:
+        MedtrainError: See `export_model`.
+    """
+    setup_logging()
+    loaded = load_run(run_dir, config, checkpoint=checkpoint, device=device, precision="fp32")
+    samples: list[tuple[str, Tensor]] = []
+    try:
+        samples.append(scan_patch(config, loaded.plan))
+    except MedtrainError as error:
+        log.warning("the files are compared on random input only, no scan could be read: %s", error.message)
+    out = loaded.run_dir / "export" if out_dir is None else out_dir
+    return export_model(loaded, formats, out, tolerance=tolerance, samples=samples, overwrite=overwrite)
