@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from medtrain.data.case import Case, Dataset
 from medtrain.data.io.nifti import Header, read_header, read_image, read_label
+from medtrain.data.workers import MemoryGate, Progress, usable_cores
 from medtrain.errors import DataError, Problem
 
-_BUDGET_BYTES = 2 * 2**30
-_MAX_WORKERS = 8
+_MEMORY_BYTES = 2 * 2**30
 _CHUNK = 1 << 20
 _SHOWN = 5
 
@@ -82,7 +80,7 @@ def inspect_dataset(
     *,
     deep: bool = True,
     workers: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Check every file: there, readable to its end, geometry, label values, finite numbers, duplicates.
 
@@ -95,14 +93,18 @@ def inspect_dataset(
         workers: Threads; as many as there are processors, at most 8, if None.
         progress: Called with cases done, cases in all and the case's id.
     """
-    budget = _Budget(_BUDGET_BYTES)
+    gate = MemoryGate(_MEMORY_BYTES)
     everything = [*dataset.cases, *dataset.test_cases]
-    with ThreadPoolExecutor(workers or min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
-        findings: list[_Finding] = []
-        for finding in pool.map(lambda case: _check_case(case, dataset, deep, budget), everything):
-            findings.append(finding)
-            if progress is not None:
-                progress(len(findings), len(everything), finding.case.case_id)
+    findings: list[_Finding] = []
+    with ThreadPoolExecutor(workers or usable_cores(), thread_name_prefix="check") as pool:
+        try:
+            for finding in pool.map(lambda case: _check_case(case, dataset, deep, gate), everything):
+                findings.append(finding)
+                if progress is not None:
+                    progress(len(findings), len(everything), finding.case.case_id)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     problems = _check_ids(dataset)
     for finding in findings:
         problems += finding.problems
@@ -120,36 +122,15 @@ def inspect_dataset(
     )
 
 
-class _Budget:
-    """Lets threads hold memory up to a total; a case larger than the total goes alone."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._used = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def hold(self, amount: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._used == 0 or self._used + amount <= self._total)
-            self._used += amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= amount
-                self._changed.notify_all()
-
-
-def _check_case(case: Case, dataset: Dataset, deep: bool, budget: _Budget) -> _Finding:
+def _check_case(case: Case, dataset: Dataset, deep: bool, gate: MemoryGate) -> _Finding:
     finding = _Finding(case)
     headers: list[Header] = []
     for path in case.images:
         _collect(finding, lambda: headers.append(read_header(path)))  # noqa: B023 - called at once
     if len(headers) == len(case.images):
-        _check_image(finding, headers, dataset, deep, budget)
+        _check_image(finding, headers, dataset, deep, gate)
     if case.label is not None:
-        _check_label(finding, headers[0] if headers else None, dataset, deep, budget)
+        _check_label(finding, headers[0] if headers else None, dataset, deep, gate)
     return finding
 
 
@@ -163,7 +144,7 @@ def _collect(finding: _Finding, work: Callable[[], None]) -> bool:
     return True
 
 
-def _check_image(finding: _Finding, headers: list[Header], dataset: Dataset, deep: bool, budget: _Budget) -> None:
+def _check_image(finding: _Finding, headers: list[Header], dataset: Dataset, deep: bool, gate: MemoryGate) -> None:
     case, first = finding.case, headers[0]
     where = str(case.images[0])
     channels = sum(header.channels for header in headers)
@@ -201,11 +182,11 @@ def _check_image(finding: _Finding, headers: list[Header], dataset: Dataset, dee
             finding.warnings.append(Problem(where=where, message=f"every voxel is {low:g}"))
 
     voxels = int(np.prod(first.grid.shape))
-    with budget.hold(8 * voxels * channels):
+    with gate.hold(8 * voxels * channels):
         _collect(finding, read)
 
 
-def _check_label(finding: _Finding, image: Header | None, dataset: Dataset, deep: bool, budget: _Budget) -> None:
+def _check_label(finding: _Finding, image: Header | None, dataset: Dataset, deep: bool, gate: MemoryGate) -> None:
     path = finding.case.label
     assert path is not None
     headers: list[Header] = []
@@ -227,7 +208,7 @@ def _check_label(finding: _Finding, image: Header | None, dataset: Dataset, deep
             finding.summary = replace(finding.summary, voxels=voxels)
         _check_values(finding, str(path), voxels, dataset)
 
-    with budget.hold(8 * int(np.prod(headers[0].grid.shape))):
+    with gate.hold(8 * int(np.prod(headers[0].grid.shape))):
         _collect(finding, read)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from medtrain.data.volume_data import VolumeData
 from medtrain.errors import DataError, Problem
 from medtrain.registry import Format, register
 
+_TASK_FOLDER = re.compile(r"Task\d\d_\w+")
 _SOURCE = "the Decathlon's data are at http://medicaldecathlon.com"
 
 
@@ -44,7 +46,9 @@ class MsdData(VolumeData):
 
     def discover(self) -> Dataset:
         """Find the cases; see `VolumeData.discover`."""
-        root = find_root(self.root, expected=self.task, source=_SOURCE)
+        name = Path(self.root or "").name
+        expected = self.task or (name if _TASK_FOLDER.fullmatch(name) else None)
+        root = find_root(self.root, expected=expected, source=_SOURCE)
         return discover_msd(root, group_pattern=self.group_pattern)
 
 

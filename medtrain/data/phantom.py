@@ -71,16 +71,15 @@ class PhantomData(VolumeData):
             "phantom_seed": self.phantom_seed,
             "true_scale": self.true_scale,
         }
-        if _is_complete(root, wanted):
-            return
-        root.parent.mkdir(parents=True, exist_ok=True)
-        _LOG.info("generating %d phantom cases in %s", self.num_cases + self.num_test_cases, root)
-        with atomic_dir(root, existing="replace") as folder:
-            self._write(folder)
-            files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
-            (folder / _MARKER).write_text(
-                json.dumps({"parameters": wanted, "files": files}, indent=1), encoding="utf-8"
-            )
+        while not _is_complete(root, wanted):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            _LOG.info("generating %d phantom cases in %s", self.num_cases + self.num_test_cases, root)
+            # another process may be making the same: whoever comes first wins
+            with atomic_dir(root, existing="replace" if root.exists() else "keep") as folder:
+                self._write(folder)
+                files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+                marker = json.dumps({"parameters": wanted, "files": files}, indent=1)
+                (folder / _MARKER).write_text(marker, encoding="utf-8")
 
     def _write(self, folder: Path) -> None:
         total = self.num_cases + self.num_test_cases

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medtrain.data.io.nifti import is_nifti
 from medtrain.errors import DataError, MedtrainError, Problem
+from medtrain.registry import closest
 
 DESCRIPTION = "dataset.json"
 
@@ -27,7 +28,11 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         raise MedtrainError("data.root is not set: where are the scans?", hint=f"{example} ({source})")
     path = Path(root).expanduser()
     if not path.exists():
-        raise MedtrainError(f"data.root: no such folder: {path}", hint=f"{example} ({source})")
+        near = _nearest_folder(path)
+        raise MedtrainError(
+            f"data.root: no such folder: {path}",
+            hint=f"did you mean data.root={near}?" if near else f"{example} ({source})",
+        )
     if not path.is_dir():
         raise MedtrainError(f"data.root is a file, not a folder: {path}", hint=example)
     if (path / DESCRIPTION).is_file():
@@ -44,6 +49,14 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         raise MedtrainError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
     wanted = f" and no {expected}/{DESCRIPTION}" if expected else ""
     raise MedtrainError(f"{path} holds no {DESCRIPTION}{wanted}", hint=f"{example} ({source})")
+
+
+def _nearest_folder(path: Path) -> Path | None:
+    """A folder beside the one that is not there whose name is close to it."""
+    if not path.parent.is_dir():
+        return None
+    near = closest(path.name, [child.name for child in path.parent.iterdir() if child.is_dir()], cutoff=0.8)
+    return path.parent / near if near else None
 
 
 def list_scans(folder: Path) -> list[Path]:

@@ -1,0 +1,201 @@
+"""`medtrain data check` and `medtrain data prepare`: look at a data set, and bring it into the store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
+from medtrain.cli._run import EXIT_FAILED, handle_errors
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from medtrain.data.case import Dataset
+    from medtrain.data.check import CaseSummary, CheckReport
+    from medtrain.data.workers import Progress
+    from medtrain.errors import Problem
+
+app = typer.Typer(name="data", help="Look at a data set, prepare it for training.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Read headers only: shapes and positions, no voxels.")] = False,
+    config_dirs: ConfigDirs = None,
+    imports: Imports = None,
+    debug: Debug = False,
+) -> None:
+    """Describe a data set and name everything that is wrong with its files; exit code 1 if anything is.
+
+    Example:
+        medtrain data check data=msd data.root=/data/Task03_Liver
+    """
+    with handle_errors(debug):
+        from medtrain.config.compose import load_config
+        from medtrain.data.check import inspect_dataset
+        from medtrain.registry import build
+
+        config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
+        dataset = build("data", config["data"]).discover()
+        with _progress("checking") as progress:
+            report = inspect_dataset(dataset, deep=not quick, progress=progress)
+        _print_report(dataset, report)
+        if report.problems:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def prepare(
+    overrides: Overrides = None,
+    config_dirs: ConfigDirs = None,
+    imports: Imports = None,
+    debug: Debug = False,
+) -> None:
+    """Crop, resample and index every case once, as `medtrain train` with the same values would.
+
+    What is prepared already is kept. Example:
+
+        medtrain data prepare data=msd data.root=/data/Task03_Liver
+    """
+    with handle_errors(debug):
+        from medtrain.config.compose import load_config
+
+        config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
+        from medtrain.data.prepare import prepare as prepare_cases
+        from medtrain.engine.derive import derive
+
+        with _progress("scanning") as progress:
+            derived = derive(config, progress=progress)
+        done: list[str] = []
+        with _progress("preparing") as progress:
+
+            def count(number: int, total: int, case_id: str) -> None:
+                done.append(case_id)
+                progress(number, total, case_id)
+
+            store = prepare_cases(derived.dataset, derived.settings, derived.plan, progress=count)
+        total, new = len(store.case_ids), len(done)
+        rows = [
+            ("cases", f"{total} prepared: {new} now, {total - new} before"),
+            ("spacing", f"{_by(derived.plan.spacing)} mm ({derived.plan.reasons.get('data.spacing', 'as given')})"),
+            ("store", derived.settings.store),
+        ]
+        _print(_facts(derived.dataset.dataset_name, rows))
+
+
+def _print_report(dataset: Dataset, report: CheckReport) -> None:
+    _print(_facts(dataset.dataset_name, list(_describe(dataset, report))))
+    if any(case.voxels for case in report.cases):
+        _print(_label_table(dataset, report.cases))
+    _print_problems("warning", report.warnings)
+    _print_problems("problem", report.problems)
+    if not report.problems:
+        typer.echo("no problems found")
+
+
+def _describe(dataset: Dataset, report: CheckReport) -> Iterator[tuple[str, str]]:
+    """What the data set is, one (topic, text) per line."""
+    patients = len({case.group for case in dataset.cases})
+    yield "folder", str(dataset.root)
+    test = f", {len(dataset.test_cases)} without a label" if dataset.test_cases else ""
+    yield "cases", f"{len(dataset.cases)} labelled, of {patients} patients{test}"
+    yield "channels", ", ".join(dataset.channel_names)
+    cases = [*report.cases, *report.test_cases]
+    if not cases:
+        return
+    yield "shape (D H W)", _span([case.shape for case in cases])
+    yield "spacing in mm", _span([case.spacing for case in cases])
+    yield "orientation", _tally(case.orientation for case in cases)
+    yield "stored as", _tally(case.dtype for case in cases)
+    ranges = [case.intensity for case in cases if case.intensity is not None]
+    if ranges:
+        yield "intensity", f"{min(low for low, _ in ranges):g} to {max(high for _, high in ranges):g}"
+
+
+def _label_table(dataset: Dataset, cases: Sequence[CaseSummary]) -> Table:
+    from rich.table import Table
+
+    declared = {value: name for name, value in dataset.labels.items()}
+    if dataset.ignore_value is not None:
+        declared[dataset.ignore_value] = "(ignored)"
+    total = sum(sum(case.voxels.values()) for case in cases)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, side in [("Value", "right"), ("Label", "left"), ("Cases", "right"), ("Voxels", "right")]:
+        table.add_column(title, justify=side)  # type: ignore[arg-type]
+    table.add_column("Median volume", justify="right")
+    for value in sorted({*declared, *(value for case in cases for value in case.voxels)}):
+        holders = [case for case in cases if case.voxels.get(value)]
+        share = sum(case.voxels[value] for case in holders) / total
+        volumes = [case.voxels[value] * case.spacing[0] * case.spacing[1] * case.spacing[2] / 1000 for case in holders]
+        volume = f"{median(volumes):.3g} mL" if holders and value else ""
+        table.add_row(str(value), declared.get(value, "not declared"), str(len(holders)), f"{share:.3%}", volume)
+    return table
+
+
+def _print_problems(kind: str, problems: Sequence[Problem]) -> None:
+    if not problems:
+        return
+    typer.echo(f"{len(problems)} {kind}{'' if len(problems) == 1 else 's'}:")
+    for problem in problems:
+        typer.echo(f"  {problem}" + (f"; {problem.hint}" if problem.hint else ""))
+
+
+def _facts(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left", title_style="bold")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for topic, text in rows:
+        table.add_row(topic, Text(text))  # brackets in paths are no markup
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a pipe has no width: keep lines whole
+    console.print(table)
+    console.print()
+
+
+@contextmanager
+def _progress(verb: str) -> Iterator[Progress]:
+    """A bar on a terminal's stderr that vanishes when done; nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(verb, total=None)
+
+        def update(done: int, total: int, case_id: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{verb} {case_id}")
+
+        yield update
+
+
+def _span(rows: Sequence[Sequence[float]]) -> str:
+    """Smallest, median and largest per axis; once if they are all the same."""
+    axes = list(zip(*rows))
+    low, middle, high = ([pick(axis) for axis in axes] for pick in (min, median, max))
+    return _by(low) if low == high else f"{_by(low)} to {_by(high)}, median {_by(middle)}"
+
+
+def _tally(values: Iterable[Any]) -> str:
+    counts = Counter(values).most_common()
+    return ", ".join(f"{value} ({count})" for value, count in counts) if len(counts) > 1 else str(counts[0][0])
+
+
+def _by(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
