@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from medtrain.errors import MedtrainError
 from medtrain.losses.base import (
     SegmentationLoss,
     binary_cross_entropy,
@@ -77,6 +78,11 @@ class _DiceTerm:
         return 1 - soft_dice(*counts, self.smooth).mean()
 
 
+def _check_factors(**factors: float) -> None:
+    if not any(factors.values()):
+        raise MedtrainError(f"{' and '.join(f'loss.{key}' for key in factors)} are both 0, so there is no loss")
+
+
 @register("loss", "dice", runtime=("num_classes",), tags=("segmentation",))
 class DiceLoss(SegmentationLoss):
     """Soft Dice loss: 1 minus the mean over classes and samples of the Dice score of the probabilities.
@@ -109,14 +115,58 @@ class DiceLoss(SegmentationLoss):
         return self.dice(probabilities(logits), label, ignore_index)
 
 
+@register("loss", "dice_bce", runtime=("num_classes",), tags=("segmentation",))
+class DiceBCELoss(SegmentationLoss):
+    """Weighted sum of soft Dice and binary cross-entropy, both of sigmoid probabilities.
+
+    Dice treats absent classes as `dice` does. With K > 1 every channel is judged on its own against its one-hot
+    target; for classes that exclude each other `dice_ce` is the better choice.
+
+    Args:
+        num_classes: Channels K.
+        dice_weight: Factor of the Dice term.
+        bce_weight: Factor of the binary cross-entropy.
+        include_background: Count class 0 in the Dice term (always, when K = 1).
+        batch_dice: Add up the whole batch before forming the Dice score.
+        smooth: Added to numerator and denominator of Dice.
+
+    Raises:
+        MedtrainError: Both factors are zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        dice_weight: Annotated[float, Range(ge=0)] = 1.0,
+        bce_weight: Annotated[float, Range(ge=0)] = 0.5,
+        include_background: bool = False,
+        batch_dice: bool = False,
+        smooth: Annotated[float, Range(ge=0)] = 1e-5,
+    ) -> None:
+        super().__init__()
+        _check_factors(dice_weight=dice_weight, bce_weight=bce_weight)
+        self.num_classes = num_classes
+        self.dice_weight = dice_weight
+        self.bce_weight = bce_weight
+        self.dice = _DiceTerm(include_background=include_background, batch_dice=batch_dice, smooth=smooth)
+        self.decomposable = not batch_dice
+
+    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+        """See the base class."""
+        dice = self.dice(logits.sigmoid(), label, ignore_index)
+        bce = binary_cross_entropy(logits, label, ignore_index=ignore_index)
+        return self.dice_weight * dice + self.bce_weight * bce
+
+
 @register("loss", "dice_ce", runtime=("num_classes",), tags=("segmentation",))
 class DiceCELoss(SegmentationLoss):
     """Weighted sum of soft Dice and softmax cross-entropy, nnU-Net's loss.
 
-    Dice treats absent classes as `dice` does. With K = 1 the cross-entropy is the sigmoid one.
+    Dice treats absent classes as `dice` does.
 
     Args:
-        num_classes: Classes K.
+        num_classes: Classes K, 2 or more.
         dice_weight: Factor of the Dice term.
         ce_weight: Factor of the cross-entropy.
         include_background: Count class 0 in the Dice term.
@@ -124,6 +174,9 @@ class DiceCELoss(SegmentationLoss):
         smooth: Added to numerator and denominator of Dice.
         class_weights: Cross-entropy weight per class, background first; null = all equal.
         label_smoothing: Share of the target spread over all classes in the cross-entropy.
+
+    Raises:
+        MedtrainError: One class only, both factors zero, or weights that do not match the classes.
     """
 
     def __init__(
@@ -139,6 +192,11 @@ class DiceCELoss(SegmentationLoss):
         label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise MedtrainError(
+                "loss=dice_ce needs two classes or more", hint="use loss=dice_bce for a single sigmoid channel"
+            )
+        _check_factors(dice_weight=dice_weight, ce_weight=ce_weight)
         check_class_weights(class_weights, num_classes)
         self.num_classes = num_classes
         self.dice_weight = dice_weight
@@ -152,14 +210,11 @@ class DiceCELoss(SegmentationLoss):
     def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
         """See the base class."""
         dice = self.dice(probabilities(logits), label, ignore_index)
-        if self.num_classes == 1:
-            ce = binary_cross_entropy(logits, label, ignore_index=ignore_index)
-        else:
-            ce = cross_entropy(
-                logits,
-                label,
-                ignore_index=ignore_index,
-                class_weights=self.class_weights,
-                label_smoothing=self.label_smoothing,
-            )
+        ce = cross_entropy(
+            logits,
+            label,
+            ignore_index=ignore_index,
+            class_weights=self.class_weights,
+            label_smoothing=self.label_smoothing,
+        )
         return self.dice_weight * dice + self.ce_weight * ce

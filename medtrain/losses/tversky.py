@@ -1,0 +1,67 @@
+"""Tversky loss."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from medtrain.errors import MedtrainError
+from medtrain.losses.base import SegmentationLoss, probabilities
+from medtrain.losses.dice import soft_counts
+from medtrain.registry import Range, register
+
+
+@register("loss", "tversky", runtime=("num_classes",), tags=("segmentation",))
+class TverskyLoss(SegmentationLoss):
+    """1 - TP / (TP + alpha FP + beta FN), averaged over classes and samples; alpha = beta = 0.5 is soft Dice.
+
+    A class absent from a sample is handled as in `dice`. S. Salehi et al., Tversky loss function for image
+    segmentation using 3D fully convolutional deep networks, 2017, eq. 4.
+
+    Args:
+        num_classes: Classes K; 1 uses a sigmoid, more a softmax.
+        alpha: Weight of false positives.
+        beta: Weight of false negatives; above alpha it favours sensitivity.
+        include_background: Count class 0 as a class (always, when K = 1).
+        batch_dice: Add up the whole batch before forming the score, for rare and small structures.
+        smooth: Added to numerator and denominator.
+
+    Raises:
+        MedtrainError: alpha and beta are both zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        alpha: Annotated[float, Range(ge=0)] = 0.3,
+        beta: Annotated[float, Range(ge=0)] = 0.7,
+        include_background: bool = False,
+        batch_dice: bool = False,
+        smooth: Annotated[float, Range(ge=0)] = 1e-5,
+    ) -> None:
+        super().__init__()
+        if alpha == 0 and beta == 0:
+            raise MedtrainError("loss.alpha and loss.beta are both 0, which makes the Tversky score 1 everywhere")
+        self.num_classes = num_classes
+        self.alpha = alpha
+        self.beta = beta
+        self.include_background = include_background
+        self.smooth = smooth
+        self.batch_dice = batch_dice
+        self.decomposable = not batch_dice
+
+    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+        """See the base class."""
+        hit, predicted, present = soft_counts(
+            probabilities(logits),
+            label,
+            ignore_index=ignore_index,
+            include_background=self.include_background,
+            batch_dice=self.batch_dice,
+        )
+        errors = self.alpha * (predicted - hit) + self.beta * (present - hit)
+        score = (hit + self.smooth) / (hit + errors + self.smooth).clamp_min(torch.finfo(hit.dtype).tiny)
+        return 1 - score.mean()
