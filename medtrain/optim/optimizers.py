@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medtrain.errors import MedtrainError
@@ -39,7 +39,7 @@ def adamw(
     """
     _check_betas(betas)
     groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model))
+    return _keep_layout(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model)))
 
 
 @register("optimizer", "adam", runtime=("model",))
@@ -66,7 +66,7 @@ def adam(
     """
     _check_betas(betas)
     groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
-    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model))
+    return _keep_layout(torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model)))
 
 
 @register("optimizer", "sgd", runtime=("model",))
@@ -139,3 +139,20 @@ def _check_betas(betas: tuple[float, float]) -> None:
 def _can_fuse(model: nn.Module) -> bool:
     # one kernel for the whole update; it also skips non-finite steps on the device, without a sync
     return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in model.parameters())
+
+
+def _keep_layout(optimizer: Optimizer) -> Optimizer:
+    """Give restored state the memory layout of its parameters.
+
+    The fused kernels walk parameter and state side by side through memory. Checkpoints hold contiguous tensors, so
+    beside channels-last weights the moments would silently belong to other weights after a resume.
+    """
+
+    def relayout(restored: Optimizer) -> None:
+        for parameter, state in restored.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    optimizer.register_load_state_dict_post_hook(relayout)
+    return optimizer
