@@ -209,6 +209,11 @@ def get(group: str, name: str) -> Component:
         ) from None
 
 
+def registered(group: str, name: str) -> Component | None:
+    """A component that is registered already, without importing anything."""
+    return _STATE.components.get((group, name))
+
+
 def names(group: str) -> list[str]:
     """All names of a group, without importing any component."""
     found = {name for g, name in builtin_modules() if g == group}
@@ -314,7 +319,7 @@ def read_params(target: Callable[..., Any]) -> dict[str, Param]:
 
 def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> Mapping[str, Param]:
     signature = inspect.signature(target)
-    hints = _type_hints(target)
+    hints = _type_hints(target, runtime)
     docs = _read_arg_docs(target)
     params: dict[str, Param] = {}
     unknown = set(runtime) - set(signature.parameters)
@@ -345,12 +350,16 @@ def _fill_dataclass_factories(target: Callable[..., Any], params: dict[str, Para
                 params[f.name] = dataclasses.replace(params[f.name], default=f.default_factory())
 
 
-def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    if isinstance(target, type):
-        if dataclasses.is_dataclass(target):
-            return typing.get_type_hints(target, include_extras=True)
-        return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
-    return typing.get_type_hints(target, include_extras=True)
+def _type_hints(target: Callable[..., Any], runtime: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Evaluate the annotations of the configurable parameters; those of runtime ones may be for type checkers only."""
+    if isinstance(target, type) and dataclasses.is_dataclass(target):
+        return typing.get_type_hints(target, include_extras=True)
+    function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    if function is object.__init__:
+        return {}
+    wanted = {name: hint for name, hint in function.__annotations__.items() if name not in (*runtime, "return")}
+    holder = types.SimpleNamespace(__annotations__=wanted)
+    return typing.get_type_hints(holder, globalns=inspect.unwrap(function).__globals__, include_extras=True)
 
 
 def _read_arg_docs(target: Callable[..., Any]) -> dict[str, str]:

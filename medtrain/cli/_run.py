@@ -62,7 +62,8 @@ def report(error: BaseException, *, debug: bool = False) -> int:
     if debug:
         traceback.print_exception(error)
     lines, code = _explain(error)
-    print("\n".join(lines), file=sys.stderr)
+    for line in lines:
+        print(line, file=sys.stderr)
     return code
 
 
@@ -73,7 +74,7 @@ def _explain(error: BaseException) -> tuple[list[str], int]:
         return _describe(error), error.exit_code
     if isinstance(error, BrokenPipeError):
         _silence_stdout()
-        return ["error: the reader of the output closed it"], EXIT_FAILED
+        return [], EXIT_FAILED  # `medtrain list | head -1` is no mistake
     if isinstance(error, OSError):
         return _describe_os_error(error), EXIT_FAILED
     text = " ".join(str(error).split())
@@ -103,12 +104,12 @@ def _describe_os_error(error: OSError) -> list[str]:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return [
             f"error: the disk is full{where}",
-            "hint: free some space, or send the output elsewhere with run.dir=PATH and data.store=PATH",
+            "hint: free some space, or choose another place with run.root=FOLDER and data.store=FOLDER",
         ]
     reason = error.strerror or str(error) or type(error).__name__
     return [f"error: {reason[:1].lower()}{reason[1:]}{where}"]
 
 
 def _silence_stdout() -> None:
-    """Give stdout a place to flush to, or Python complains once more at exit (`medtrain list | head -1`)."""
+    """Give stdout a place to flush to, or Python complains once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

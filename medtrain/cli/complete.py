@@ -12,7 +12,7 @@ from typing import Any
 
 from medtrain import registry
 from medtrain.config import catalog
-from medtrain.config.paths import MULTI_GROUPS, PRESET_GROUPS, ROOT_KEYS, default_choices
+from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, PRESET_GROUPS, ROOT_KEYS, default_choices
 
 
 def complete_override(params: Mapping[str, Any], incomplete: str) -> list[str]:
@@ -33,7 +33,7 @@ def complete_override(params: Mapping[str, Any], incomplete: str) -> list[str]:
 
 def complete_group(incomplete: str) -> list[str]:
     """Complete the name of a group."""
-    return [group for group in (*registry.GROUPS, *PRESET_GROUPS) if group.startswith(incomplete)]
+    return [group for group in ALL_GROUPS if group.startswith(incomplete)]
 
 
 def complete_option(params: Mapping[str, Any], incomplete: str) -> list[str]:
@@ -92,7 +92,7 @@ def _candidates(text: str, chosen: Mapping[str, str], folders: Sequence[Path]) -
     if equal:
         yield from (f"{key}={item}" for item in _values(key, value, chosen, folders))
     elif "." not in key:
-        for group in (*registry.GROUPS, *PRESET_GROUPS):
+        for group in ALL_GROUPS:
             if group.startswith(key):
                 yield f"{group}="
                 if group == key and group not in PRESET_GROUPS:
@@ -119,7 +119,7 @@ def _sections(group: str, chosen: Mapping[str, str], folders: Sequence[Path]) ->
 
 
 def _values(key: str, start: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> Iterator[str]:
-    if key in (*registry.GROUPS, *PRESET_GROUPS):
+    if key in ALL_GROUPS:
         known = catalog.options(key, folders)
         listed = start.startswith("[") and key in MULTI_GROUPS
         done = start[: max(start.rfind(","), start.rfind("[")) + 1] if listed else ""
@@ -129,5 +129,7 @@ def _values(key: str, start: str, chosen: Mapping[str, str], folders: Sequence[P
         parameter = catalog.parameters(key.split(".", 1)[0], component).get(key.removeprefix(f"{prefix}."))
         if parameter is None or not key.startswith(f"{prefix}."):
             continue
-        values = parameter.choices or ((parameter.default,) if parameter.default is not None else ())
+        values = parameter.choices
+        if values in ((), ("null",)):  # nothing to choose from: offer the default to start from
+            values = (parameter.default,) if parameter.default not in (None, "null") else ()
         yield from (value for value in values if value.startswith(start))

@@ -17,6 +17,9 @@ from typing import Any, Literal
 from medtrain.registry import Format, Param, Range, closest, plain, read_params
 
 NUMBER_NAMES = {int: "int", float: "float", str: "text", bool: "true or false"}
+REQUIRED = "required, not set"
+"""How the message of a missing value begins."""
+
 _NONE = type(None)
 _KINDS: Mapping[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
 
@@ -79,7 +82,7 @@ def _describe(spec: _Spec) -> str:
     if origin is tuple:
         return _describe_tuple(arguments, spec)
     if origin is list:
-        return f"list of {_describe(_unwrap(arguments[0], spec))}"
+        return f"list of {_describe_item(arguments[0], spec)}"
     if origin is dict:
         return f"mapping of names to {_describe(_unwrap(arguments[1], spec))}"
     if base in (None, _NONE):
@@ -97,9 +100,14 @@ def _describe(spec: _Spec) -> str:
     raise TypeError(f"a config schema cannot hold the annotation {base!r}")
 
 
+def _describe_item(annotation: Any, outer: _Spec) -> str:
+    spec = _unwrap(annotation, outer)
+    return f"({_describe(spec)})" if _is_union(spec.base) else _describe(spec)
+
+
 def _describe_tuple(arguments: tuple[Any, ...], spec: _Spec) -> str:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return f"list of {_describe(_unwrap(arguments[0], spec))}"
+        return f"list of {_describe_item(arguments[0], spec)}"
     items = [_describe(_unwrap(argument, spec)) for argument in arguments]
     if len(set(items)) == 1:
         return f"list of {len(items)} {items[0]}"
@@ -336,7 +344,7 @@ def check_params(
         if isinstance(given, str) and given == "???":
             if param.required:
                 hint = f"add `{where}=...`" if "[" not in where else None
-                issues.append(Issue(where, f"required, not set ({describe(param.type)})", hint, "missing"))
+                issues.append(Issue(where, f"{REQUIRED} ({describe(param.type)})", hint, "missing"))
             else:
                 result[key], _ = check(param.type, plain(param.default), where)
             continue

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtrain import registry
-from medtrain.config.paths import conf_dir
+from medtrain.config.paths import ALL_GROUPS, conf_dir
+from medtrain.errors import UsageError
 
 _SCHEMA_LINE = re.compile(r"schema/(\w+)@")
 _PARENT_LINE = re.compile(r"^\s*-\s*(\w+)\s*$", re.MULTILINE)
@@ -34,6 +35,21 @@ class Parameter:
     name: str
     choices: tuple[str, ...]
     default: str | None
+
+
+def require_group(group: str) -> str:
+    """Return the group, or say which groups there are.
+
+    Raises:
+        UsageError: There is no such group.
+    """
+    if group not in ALL_GROUPS:
+        near = registry.closest(group, ALL_GROUPS)
+        raise UsageError(
+            f"unknown group `{group}`; groups are: {', '.join(ALL_GROUPS)}",
+            hint=f"did you mean `{near}`?" if near else None,
+        )
+    return group
 
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
@@ -68,7 +84,7 @@ def summary(group: str, option: str, config_dirs: Sequence[Path] = ()) -> str:
             return comment[1].strip()
     found = _find(group, component_of(group, option, config_dirs))
     if found is None:
-        known = registry._STATE.components.get((group, option))
+        known = registry.registered(group, option)
         return known.summary if known else ""
     return (ast.get_docstring(found[1]) or "").split("\n", 1)[0]
 
@@ -140,8 +156,13 @@ def _signature(module: str, node: _Definition) -> Iterator[tuple[str, ast.expr |
         if resolved is not None and isinstance(resolved[1], ast.ClassDef):
             yield from _signature(resolved[0], resolved[1])
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not _is_class_variable(item):
             yield item.target.id, item.annotation, item.value
+
+
+def _is_class_variable(item: ast.AnnAssign) -> bool:
+    annotation = item.annotation.value if isinstance(item.annotation, ast.Subscript) else item.annotation
+    return isinstance(annotation, ast.Name) and annotation.id == "ClassVar"
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:

@@ -7,8 +7,6 @@ components. Every problem met on the way is collected, and all are raised togeth
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,15 @@ from typing import Any
 
 from medtrain import registry
 from medtrain.config.annotations import accepts_text
+from medtrain.config.imports import import_modules
 from medtrain.config.interpolate import resolve
-from medtrain.config.overrides import COMMAND_LINE, Override, parse, plus_problem
+from medtrain.config.overrides import Override, parse, plus_problem
 from medtrain.config.paths import MULTI_GROUPS
 from medtrain.config.schema import annotation_at, section_defaults
-from medtrain.config.sources import Selection, Sources
+from medtrain.config.sources import COMMAND_LINE, Selection, Sources
 from medtrain.config.tree import OriginTree
 from medtrain.config.validate import validate
-from medtrain.errors import ConfigError, Problem, UsageError
+from medtrain.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True)
@@ -86,28 +85,12 @@ def load_config(
         raise ConfigError(problems)
     return Composed(
         tree=checked,
-        unresolved=tree.values,
-        origins=tree.origins,
+        unresolved={key: tree.values.get(key, {}) for key in checked},
+        origins={**tree.origins, **_name_origins(checked, selection)},
         overrides=tuple(overrides),
         defaults_tree=_defaults(checked, sources, config_name),
         choices=_choices(checked, selection),
     )
-
-
-def import_modules(modules: Sequence[str]) -> None:
-    """Import the user's modules, with the working directory on the path.
-
-    Raises:
-        UsageError: A module cannot be imported.
-    """
-    if modules and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            hint = "give the dotted name of a module, e.g. --import my_lab.nets"
-            raise UsageError(f"--import {module}: {error}", hint=hint) from error
 
 
 def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset[str]) -> list[Problem]:
@@ -149,6 +132,15 @@ def _defaults(tree: Mapping[str, Any], sources: Sources, config_name: str) -> di
         else:
             defaults[group] = {key: value for key, value in defaults[group].items() if key in section}
     return defaults
+
+
+def _name_origins(tree: Mapping[str, Any], selection: Selection) -> dict[str, str]:
+    """Where each component was chosen, which says more than that its name comes from its schema."""
+    found = {}
+    for group in registry.GROUPS:
+        for key in [f"{group}.{name}" for name in tree[group]] if group in MULTI_GROUPS else [group]:
+            found[f"{key}.name"] = selection.chosen_by[group]
+    return found
 
 
 def _choices(tree: Mapping[str, Any], selection: Selection) -> dict[str, str | list[str] | None]:

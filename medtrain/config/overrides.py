@@ -11,12 +11,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from medtrain.config.paths import MULTI_GROUPS, PRESET_GROUPS
-from medtrain.config.sources import Sources, unknown_option
+from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, PRESET_GROUPS
+from medtrain.config.sources import COMMAND_LINE, Sources, unknown_option
 from medtrain.errors import Problem
-from medtrain.registry import GROUPS, closest
+from medtrain.registry import closest
 
-COMMAND_LINE = "command line"
 _OVERRIDE = re.compile(
     r"^(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./\[\]-]*)(?P<package>@[\w.]*)?(?P<equal>=)?(?P<text>.*)$", re.S
 )
@@ -59,6 +58,12 @@ class Request:
     broken: frozenset[str]
 
 
+def is_override(text: str) -> bool:
+    """Whether a word reads as KEY=VALUE (with a sign that is refused, perhaps) rather than as the name of a file."""
+    match = _OVERRIDE.match(text)
+    return match is not None and match["equal"] is not None and not Path(text).exists()
+
+
 def parse(overrides: Sequence[str], sources: Sources) -> Request:
     """Sort overrides into choices of groups and values of keys, collecting every problem.
 
@@ -74,10 +79,10 @@ def parse(overrides: Sequence[str], sources: Sources) -> Request:
         parsed = _parse_one(text)
         if isinstance(parsed, Problem):
             problems.append(parsed)
-            broken |= {group for group in sources.groups() if text.lstrip("+~").startswith(f"{group}=")}
+            broken |= {group for group in ALL_GROUPS if text.lstrip("+~").startswith(f"{group}=")}
             continue
         group = parsed.key
-        if group not in sources.groups():
+        if group not in ALL_GROUPS:
             values.append(parsed)
             continue
         option = _parse_choice(parsed, sources)
@@ -122,13 +127,13 @@ def _malformed(text: str, match: re.Match[str] | None) -> Problem:
     message = "not an override: write KEY=VALUE, e.g. `optimizer.lr=1e-3`, or GROUP=OPTION, e.g. `model=unet`"
     if match and match["sign"] == "~":
         return _removal(text, match["key"])
-    near = closest(text, GROUPS)
+    near = closest(text, ALL_GROUPS)
     return Problem(text, message, f"did you mean `{near}=...`?" if near else None, COMMAND_LINE)
 
 
 def _sweep(key: str, text: str) -> Problem:
     hint = f"try them all with `medtrain sweep '{key}={text}'`"
-    if "(" not in text and key not in (*GROUPS, *PRESET_GROUPS):
+    if "(" not in text and key not in ALL_GROUPS:
         hint += f", or write a list as `{key}=[{text}]`"
     if key in MULTI_GROUPS:
         hint = f"write a list: `{key}=[{text}]`"

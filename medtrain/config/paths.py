@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 
 from medtrain.errors import MedtrainError
+from medtrain.registry import GROUPS
 
 MULTI_GROUPS = ("callbacks", "logger")
 """Groups of which any number can be chosen (`logger=[csv,jsonl]`); each option lies under its own key."""
 
 PRESET_GROUPS = ("experiment", "debug")
 """Groups that are no component: their files change values of the whole config."""
+
+ALL_GROUPS = (*GROUPS, *PRESET_GROUPS)
+"""Everything that can be chosen."""
 
 ROOT_KEYS = ("seed",)
 """Keys that belong to no group; `medtrain.config.schema` has their types."""

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from medtrain import registry
-from medtrain.config.compose import apply_values, import_modules
-from medtrain.config.overrides import COMMAND_LINE, parse
-from medtrain.config.sources import Sources
+from medtrain.config.compose import apply_values
+from medtrain.config.imports import import_modules
+from medtrain.config.overrides import parse
+from medtrain.config.sources import COMMAND_LINE, Sources
 from medtrain.config.tree import OriginTree
 from medtrain.config.validate import validate
 from medtrain.errors import ConfigError, MedtrainError, Problem

@@ -30,8 +30,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medtrain import registry
-from medtrain.config.paths import MULTI_GROUPS, PRESET_GROUPS, conf_dir
+from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, conf_dir
 from medtrain.errors import ConfigError, Problem, UsageError
+
+COMMAND_LINE = "command line"
+"""The origin of what the user typed."""
 
 SCHEMA = "schema"
 _SCHEMA_PATH = re.compile(r"^(\w+)/schema/(\w+)$")
@@ -60,12 +63,14 @@ class Selection:
     Args:
         layers: In merge order; later layers win.
         choices: Option of each group; None where nothing is chosen.
+        chosen_by: Where each choice was made.
         problems: Options and files that do not exist or cannot be read.
         broken: Groups whose option could not be loaded; their values cannot be checked.
     """
 
     layers: tuple[Layer, ...]
     choices: Mapping[str, str | None]
+    chosen_by: Mapping[str, str]
     problems: tuple[Problem, ...]
     broken: frozenset[str]
 
@@ -107,10 +112,6 @@ class Sources(ConfigRepository):
                 found += [f"{folder}/{name}" for name in self.options(f"{group}/{folder}")]
         return sorted(name for name in found if not name.startswith(_FILE_OPTION))
 
-    def groups(self) -> list[str]:
-        """Everything that can be chosen: the component groups and the preset groups."""
-        return [*registry.GROUPS, *PRESET_GROUPS]
-
     def add_file(self, group: str, path: Path) -> str:
         """Make a file outside the search path an option of a preset group; return the option's name.
 
@@ -129,12 +130,13 @@ class Sources(ConfigRepository):
         self._cache.pop(f"{group}/{name}", None)
         return name
 
-    def select(self, config_name: str, chosen: Mapping[str, str | list[str]]) -> Selection:
+    def select(self, config_name: str, chosen: Mapping[str, str | list[str]], *, only: str | None = None) -> Selection:
         """Compute the defaults list and load what it names.
 
         Args:
             config_name: Primary config, e.g. `train`.
             chosen: Options the user chose.
+            only: Load the layers of this group only; the components of the others are not imported.
         """
         self._problems, self._broken, self._cache = [], set(), {}
         parser = OverridesParser.create()
@@ -143,11 +145,21 @@ class Sources(ConfigRepository):
             found = create_defaults_list(self, config_name, overrides, prepend_hydra=False, skip_missing=False)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError([*self._problems, _explain(error, config_name)]) from error
-        selected = [(default.config_path or "", default.package or "") for default in found.defaults]
+        selected = [
+            (default.config_path or "", default.package or "")
+            for default in found.defaults
+            if only is None or (default.config_path or "").startswith(f"{only}/")
+        ]
         self._publish_schemas(path for path, _ in selected)
         layers = [layer for path, package in selected if (layer := self._layer(path, package))]
-        choices = {group: _choice(found.overrides.known_choices.get(group)) for group in self.groups()}
-        return Selection(tuple(layers), choices, tuple(self._problems), frozenset(self._broken))
+        choices = {group: _choice(found.overrides.known_choices.get(group)) for group in ALL_GROUPS}
+        chosen_by = {}
+        for group in ALL_GROUPS:
+            by = found.overrides.override_metadata.get(group)
+            typed = by is not None and by.external_override
+            file = (by.containing_config_path if by else None) or config_name
+            chosen_by[group] = COMMAND_LINE if typed else self.origin(file)
+        return Selection(tuple(layers), choices, chosen_by, tuple(self._problems), frozenset(self._broken))
 
     def _layer(self, config_path: str, package: str) -> Layer | None:
         loaded = self.load_config(config_path)
@@ -271,11 +283,10 @@ def _explain(error: Exception, config_name: str) -> Problem:
     where, message = (match[1] or config_name, match[2]) if match else (config_name, text)
     unused = re.match(r"Could not override '([^']+)'\.", message)
     if unused:
-        groups = [*registry.GROUPS, *PRESET_GROUPS]
-        near = registry.closest(unused[1], groups)
+        near = registry.closest(unused[1], ALL_GROUPS)
         return Problem(
             where,
             f"the defaults list overrides the unknown group `{unused[1]}`",
-            hint=f"did you mean `override /{near}: ...`?" if near else f"groups are: {', '.join(groups)}",
+            hint=f"did you mean `override /{near}: ...`?" if near else f"groups are: {', '.join(ALL_GROUPS)}",
         )
     return Problem(where, message)

@@ -1,0 +1,109 @@
+"""The command `medtrain`: declares the commands and runs the one that is asked for.
+
+Every command lives in its own module and imports what it needs when it runs, so that `medtrain --help` and
+completion answer at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import medtrain
+from medtrain.cli._run import EXIT_INTERRUPTED, EXIT_USAGE, report, set_debug
+from medtrain.cli.data import check, prepare
+from medtrain.cli.describe import describe
+from medtrain.cli.doctor import doctor
+from medtrain.cli.evaluate import evaluate
+from medtrain.cli.export import export
+from medtrain.cli.list_ import list_
+from medtrain.cli.predict import predict
+from medtrain.cli.resume import resume
+from medtrain.cli.runs import runs
+from medtrain.cli.show import show
+from medtrain.cli.train import train
+from medtrain.cli.validate import validate
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+# plain help: readable in a pipe, and importing rich would take longer than everything else together
+app = typer.Typer(name="medtrain", no_args_is_help=True, rich_markup_mode=None, context_settings=_SETTINGS)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def _add(parent: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
+    """Add a command; its docstring is the help, indented examples stay as they are."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    text = "\n\n".join(f"\b\n{part}" if part.startswith("    ") else part for part in paragraphs)
+    parent.command(name, help=text, short_help=paragraphs[0].replace("\n", " "))(command)
+
+
+_add(app, train)
+_add(app, resume)
+_add(app, evaluate)
+_add(app, predict)
+_add(app, export)
+app.add_typer(data_app, name="data", help="Check and prepare a data set.")
+_add(data_app, check)
+_add(data_app, prepare)
+_add(app, show)
+_add(app, list_, "list")
+_add(app, describe)
+_add(app, validate)
+_add(app, runs)
+_add(app, doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medtrain {medtrain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _medtrain(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train medical-imaging models from composed configuration.
+
+    Start with `medtrain train`, which needs no data, or `medtrain train data=msd data.root=FOLDER`.
+    See what a command line means with `medtrain show`, what there is with `medtrain list`.
+    """
+    set_debug(debug)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        result: Any = app(standalone_mode=False)
+    except Exception as error:
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _report(error: Exception) -> int:
+    """Print what the argument parser refused; anything else was reported by its command or is unexpected."""
+    format_message = getattr(error, "format_message", None)  # the parser's errors; typer does not export their class
+    if format_message is None:
+        return report(error)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(format_message(), file=sys.stderr)
+        return EXIT_USAGE
+    print(f"error: {_lower(format_message())}", file=sys.stderr)
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(f"hint: see `{context.command_path} --help`", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:].rstrip(".")

@@ -1,0 +1,70 @@
+"""Check many configs at once: files of the user, or everything that ships."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medtrain.config.annotations import REQUIRED
+from medtrain.config.compose import load_config
+from medtrain.config.imports import import_modules
+from medtrain.config.overrides import is_override
+from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS
+from medtrain.config.sources import Sources
+from medtrain.errors import ConfigError, Problem, UsageError
+from medtrain.registry import load_plugins
+
+
+def check_all(
+    targets: Sequence[str], *, config_dirs: Sequence[Path | str] = (), imports: Sequence[str] = ()
+) -> Iterator[tuple[str, tuple[Problem, ...]]]:
+    """Compose and check configs; yield the name of each with its problems.
+
+    Args:
+        targets: Overrides, checked together; files or patterns of experiment files, each checked with the overrides.
+            Nothing checks every option of every group.
+        config_dirs: Folders searched before the built-in configs.
+        imports: Modules that register components.
+
+    Raises:
+        UsageError: A pattern matches no file.
+    """
+    overrides = [target for target in targets if is_override(target)]
+    files = [file for target in targets if not is_override(target) for file in _expand(target)]
+    import_modules(imports)
+    load_plugins()
+    if files:
+        cases = [(file, [f"experiment={file}", *overrides]) for file in files]
+    elif overrides:
+        cases = [(" ".join(overrides), overrides)]
+    else:
+        cases = [("train", []), *_everything(config_dirs)]
+    for name, words in cases:
+        problems = _check(words, config_dirs)
+        if not targets:  # a component may well require a value that only its user knows
+            problems = tuple(problem for problem in problems if not problem.message.startswith(REQUIRED))
+        yield name, problems
+
+
+def _expand(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True))
+    if not found:
+        raise UsageError(f"there is no file {pattern}", hint="give overrides as KEY=VALUE, or the paths of YAML files")
+    return found
+
+
+def _everything(config_dirs: Sequence[Path | str]) -> Iterator[tuple[str, list[str]]]:
+    sources = Sources(config_dirs)
+    for group in ALL_GROUPS:
+        for option in sources.options(group):
+            chosen = f"{group}=[{option}]" if group in MULTI_GROUPS else f"{group}={option}"
+            yield f"{group}={option}", [chosen]
+
+
+def _check(overrides: Sequence[str], config_dirs: Sequence[Path | str]) -> tuple[Problem, ...]:
+    try:
+        load_config(overrides, config_dirs=config_dirs)
+    except ConfigError as error:
+        return error.problems
+    return ()

@@ -1,0 +1,26 @@
+"""Import the modules a user names, which register components."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medtrain.errors import UsageError
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the user's modules, with the working directory on the path.
+
+    Raises:
+        UsageError: A module cannot be imported.
+    """
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (ImportError, TypeError, SyntaxError) as error:
+            hint = "give the dotted name of a module, e.g. --import my_lab.nets"
+            raise UsageError(f"--import {module}: {error}", hint=hint) from error

@@ -1,0 +1,122 @@
+"""Write a config as YAML, as JSON, or as one override per line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from medtrain.config.compose import Composed
+from medtrain.config.paths import MULTI_GROUPS
+from medtrain.config.tree import leaves, lookup
+from medtrain.registry import GROUPS, plain
+
+Comment = Callable[[str], str | None]
+_BARE = re.compile(r"^[A-Za-z_/.$*@?|%+-][\w/.$*@?|%+:-]*$")
+
+
+class _FlowDumper(yaml.SafeDumper):
+    """Lists of lists and mappings on one line, never with anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write `&id001`."""
+        return True
+
+
+def to_yaml(tree: Mapping[str, Any], comment: Comment = lambda key: None) -> str:
+    """Write a tree as YAML, mappings as blocks and lists on one line.
+
+    Args:
+        tree: Plain values.
+        comment: Gives the text after a value, by its dotted path, or None.
+    """
+    return "".join(f"{line}\n" for line in _yaml_lines(plain(dict(tree)), "", "", comment))
+
+
+def _yaml_lines(tree: Mapping[str, Any], indent: str, path: str, comment: Comment) -> Iterator[str]:
+    for key, value in tree.items():
+        where = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{_flow(key)}:"
+            yield from _yaml_lines(value, f"{indent}  ", where, comment)
+        else:
+            note = comment(where)
+            yield f"{indent}{_flow(key)}: {_flow(value)}" + (f"  # {note}" if note else "")
+
+
+def _flow(value: Any) -> str:
+    text = yaml.dump([value], Dumper=_FlowDumper, default_flow_style=True, width=10**9, sort_keys=False)
+    return text.strip()[1:-1]
+
+
+def to_json(tree: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
+    """Write a tree as JSON; with origins, as a flat mapping of keys to their value and origin."""
+    data = plain(dict(tree))
+    if origins is not None:
+        data = {key: {"value": value, "origin": origins.get(key)} for key, value in leaves(data)}
+    return json.dumps(data, indent=2) + "\n"
+
+
+def to_flat(tree: Mapping[str, Any], comment: Comment = lambda key: None) -> str:
+    """Write a tree as overrides, one per line: typed after `medtrain train` they give the same config."""
+    lines = []
+    data = plain(dict(tree))
+    for group in (group for group in GROUPS if group in data):
+        if group in MULTI_GROUPS:
+            lines.append(_with_comment(f"{group}=[{','.join(data[group])}]", None))
+        elif "name" in data[group]:
+            lines.append(_with_comment(f"{group}={data[group]['name']}", comment(f"{group}.name")))
+    for key, value in leaves(data):
+        group = key.split(".", 1)[0]
+        if (group in GROUPS and key.endswith(".name")) or (value == {} and group in MULTI_GROUPS):
+            continue
+        lines.append(_with_comment(f"{key}={write_override(value)}", comment(key)))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _with_comment(line: str, note: str | None) -> str:
+    return f"{line}  # {note}" if note else line
+
+
+def write_override(value: Any) -> str:
+    """Write a value in the grammar of overrides."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(write_override(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{write_override(key)}:{write_override(item)}' for key, item in value.items())}}}"
+    if _BARE.match(value) and value.lower() not in ("null", "true", "false", "nan", "inf", "+inf", "-inf"):
+        return str(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def difference(composed: Composed) -> dict[str, Any]:
+    """The part of a config that differs from its defaults: chosen components and changed values."""
+    result: dict[str, Any] = {}
+    for key, value in leaves(composed.tree):
+        try:
+            same = plain(lookup(composed.defaults_tree, key)) == plain(value)
+        except KeyError:
+            same = False
+        if not same:
+            _put(result, key, value)
+    for group in MULTI_GROUPS:
+        if set(composed.tree[group]) != set(composed.defaults_tree[group]):
+            for name, section in composed.tree[group].items():
+                _put(result, f"{group}.{name}.name", section["name"])
+    return result
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
