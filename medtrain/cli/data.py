@@ -134,7 +134,7 @@ def _label_table(dataset: Dataset, cases: Sequence[CaseSummary]) -> Table:
         holders = [case for case in cases if case.voxels.get(value)]
         share = sum(case.voxels[value] for case in holders) / total
         volumes = [case.voxels[value] * case.spacing[0] * case.spacing[1] * case.spacing[2] / 1000 for case in holders]
-        volume = f"{median(volumes):.3g} mL" if holders and value else ""
+        volume = _volume(median(volumes)) if holders and value else ""
         table.add_row(str(value), declared.get(value, "not declared"), str(len(holders)), f"{share:.3%}", volume)
     return table
 
@@ -190,6 +190,10 @@ def _span(rows: Sequence[Sequence[float]]) -> str:
     axes = list(zip(*rows))
     low, middle, high = ([pick(axis) for axis in axes] for pick in (min, median, max))
     return _by(low) if low == high else f"{_by(low)} to {_by(high)}, median {_by(middle)}"
+
+
+def _volume(millilitres: float) -> str:
+    return f"{millilitres:,.0f} mL" if millilitres >= 100 else f"{millilitres:.3g} mL"
 
 
 def _tally(values: Iterable[Any]) -> str:

@@ -173,7 +173,7 @@ def _check_image(finding: _Finding, headers: list[Header], dataset: Dataset, dee
         finding.digest = _digest(image)
         broken = _count_non_finite(image)
         if broken:
-            message = f"{_count(broken, 'voxel')} NaN or infinite"
+            message = f"{_count(broken, 'voxel')} {'is' if broken == 1 else 'are'} NaN or infinite"
             finding.problems.append(Problem(where=where, message=message, hint="mend or leave out this case"))
             return
         low, high = float(image.min()), float(image.max())

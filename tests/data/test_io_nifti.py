@@ -305,7 +305,7 @@ def test_grids_are_compared_by_where_their_voxels_lie() -> None:
     moved[0, 3] += 0.01
     assert grid(base).matches(grid(moved)) is None  # rounding of a header
     moved[0, 3] += 1.0
-    assert grid(base).matches(grid(moved)) == "affine differs: corners lie up to 1.01 mm apart"
+    assert grid(base).matches(grid(moved)) == "position (affine) differs by up to 1.01 mm from that"
     assert (
         grid(base).matches(grid(affine_of("RAS", (1.0, 1.0, 2.5))))
         == "spacing 2 x 1 x 1 mm differs from 2.5 x 1 x 1 mm"

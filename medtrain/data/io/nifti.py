@@ -99,7 +99,7 @@ class SourceGrid:
             return f"spacing {_by(self.spacing)} mm differs from {_by(other.spacing)} mm"
         if self.axis_codes != other.axis_codes:
             return f"orientation {self.axis_codes} differs from {other.axis_codes}"
-        return f"affine differs: corners lie up to {shift:.3g} mm apart"
+        return f"position (affine) differs by up to {shift:.3g} mm from that"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `from_json` restores the grid exactly."""
