@@ -63,21 +63,18 @@ def derive_topology(
     strides: list[tuple[int, ...]] = [(1,) * dims]
     kernels: list[tuple[int, ...]] = []
     while max_stages is None or len(strides) < max_stages:
-        axes = [i for i in range(dims) if size[i] >= 2 * edge]
+        axes = [i for i in range(dims) if size[i] >= 2 * edge and not (exact and size[i] % 2)]
         if not axes:
             break
         finest = min(current[i] for i in axes)
         axes = [i for i in axes if current[i] / finest < 2]
         if len(axes) == 1 and size[axes[0]] < 3 * edge:
             break
-        pooled = [i for i in axes if not exact or size[i] % 2 == 0]
-        if not pooled:
-            break
         # a kernel grows from 1 to 3 along an axis once its voxels are about as coarse as the finest
         kernel = [3 if kernel[i] == 3 or current[i] / min(current) < 2 else 1 for i in range(dims)]
         kernels.append(tuple(kernel))
-        strides.append(tuple(2 if i in pooled else 1 for i in range(dims)))
-        for i in pooled:
+        strides.append(tuple(2 if i in axes else 1 for i in range(dims)))
+        for i in axes:
             current[i] *= 2
             size[i] = math.ceil(size[i] / 2)
     kernels.append((3,) * dims)  # the bottleneck
