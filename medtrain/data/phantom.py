@@ -19,7 +19,7 @@ from medtrain.data.msd import discover_msd
 from medtrain.data.volume_data import VolumeData
 from medtrain.errors import MedtrainError
 from medtrain.registry import Range, register
-from medtrain.run.atomic import atomic_dir
+from medtrain.run.atomic import atomic_dir, remove_leftovers
 
 _LOG = logging.getLogger(__name__)
 _MARKER = "phantom.json"
@@ -73,6 +73,7 @@ class PhantomData(VolumeData):
         }
         while not _is_complete(root, wanted):
             root.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(root.parent)
             _LOG.info("generating %d phantom cases in %s", self.num_cases + self.num_test_cases, root)
             # another process may be making the same: whoever comes first wins
             with atomic_dir(root, existing="replace" if root.exists() else "keep") as folder:
