@@ -199,6 +199,8 @@ def predict_logits(
     patch = tuple(patch_size)
     assert image.ndim - 1 in (len(patch), len(patch) + 1), f"patch {patch} does not fit an image {tuple(image.shape)}"
     sliced = image.ndim - 1 > len(patch)
+    if device.type == "cuda" and image.device != device and _fits(image.numel() * image.element_size(), device):
+        image = image.to(device)  # once, not window by window
     padded, crop = _pad_to_patch(image, patch)
     starts = [window_starts(s, p, overlap) for s, p in zip(padded.shape[-len(patch) :], patch)]
     batch = window_batch or _default_window_batch(patch, device)
@@ -274,12 +276,16 @@ def _forward(model_fn: ModelFn, windows: Tensor, mirror_axes: Sequence[int]) -> 
 
 def _accumulator(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """A zero float32 volume on the device, or on the CPU when it would take most of a GPU's free memory."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if 4 * math.prod(shape) > 0.7 * (free + cached):
-            device = torch.device("cpu")
+    if device.type == "cuda" and not _fits(4 * math.prod(shape), device):
+        device = torch.device("cpu")
     return torch.zeros(shape, dtype=torch.float32, device=device)
+
+
+def _fits(num_bytes: int, device: torch.device) -> bool:
+    """Whether a GPU has that much memory to spare: 70 % of what is free, the rest is the forward pass's."""
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return num_bytes <= 0.7 * (free + cached)
 
 
 def _scatter(logits: Tensor, predicted: Tensor, regions: list[Region], weight: Tensor | None, sliced: bool) -> None:

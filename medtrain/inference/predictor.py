@@ -1,0 +1,213 @@
+"""A trained model applied to scans: read, segment, write, one scan after the other without waiting for the disk."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medtrain.data.geometry import CaseGeometry
+from medtrain.data.io.nifti import read_image, write_label
+from medtrain.data.preprocess import prepare_image
+from medtrain.errors import DataError, MedtrainError, Problem, UsageError
+from medtrain.inference.postprocess import class_indices
+from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
+from medtrain.inference.scans import Scan, find_scans
+
+if TYPE_CHECKING:
+    from medtrain.engine.restore import LoadedRun
+
+log = logging.getLogger(__name__)
+
+_WRITES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A scan as network input [C, D, H, W] with the way back to its file's grid."""
+
+    image: Tensor
+    geometry: CaseGeometry
+    seconds: float
+
+
+class Predictor:
+    """Segment scans as the run's evaluation does: same preparation, sliding window, way back and post-processing.
+
+    Args:
+        run: An opened run.
+        mirror: Average over mirrored inputs; None takes the run's setting.
+
+    Raises:
+        MedtrainError: The run's post-processing names an unknown class.
+    """
+
+    def __init__(self, run: LoadedRun, *, mirror: bool | None = None) -> None:
+        self._run = run
+        self._plan = run.plan
+        self._task = copy.copy(run.task)
+        if mirror is not None:
+            self._task.inference = dataclasses.replace(run.task.inference, mirror=mirror)
+        class_indices(self._task.inference.keep_largest, self._plan.class_names)
+        self._values = np.array(self._plan.label_values)
+
+    def predict_case(self, images: Sequence[Path]) -> np.ndarray:
+        """Segment one scan.
+
+        Args:
+            images: One file per channel in channel order, or one file with all channels.
+
+        Returns:
+            Label values as in the training data [D, H, W], on the scan's whole grid in the canonical frame.
+
+        Raises:
+            DataError: The scan cannot be read or is not what the model was trained on.
+        """
+        return self._values[self._segment(self._prepare(images))]
+
+    def predict_folder(self, scans: Path, out: Path, *, overwrite: bool = False) -> list[CaseReport]:
+        """Segment the scans of a folder, or one scan, into `<out>/<case>.nii.gz`.
+
+        The next scan is read and the last one written while one is segmented. A scan that cannot be segmented is
+        reported and the others go on. Interrupted and started again, it continues where it stopped. `predictions.csv`
+        lists every scan with its status and volumes.
+
+        Args:
+            scans: A folder of NIfTI files or one file; see `find_scans` for channels in files of their own.
+            out: Folder for the segmentations, not the scans' own.
+            overwrite: Predict again what is there, and replace files of the same names.
+
+        Returns:
+            One report per scan, sorted by case.
+
+        Raises:
+            UsageError: There are no scans, or `out` is theirs or holds other files.
+            MedtrainError: The disk is full.
+        """
+        own = scans if scans.is_dir() else scans.parent
+        if out.resolve() == own.resolve():
+            raise UsageError(
+                f"the segmentations would be written among the scans in {own}", hint=f"choose another folder: {out}_seg"
+            )
+        found = find_scans(scans, self._plan.channel_names)
+        folder = PredictionFolder(out, self._identity(), found, self._plan.class_names, overwrite=overwrite)
+        reports: dict[str, CaseReport] = {}
+        todo: list[Scan] = []
+        for scan in found:
+            if scan.problem is not None:
+                reports[scan.case_id] = self._fail(folder, scan, scan.problem)
+            elif folder.is_done(scan):
+                reports[scan.case_id] = CaseReport(scan.case_id, "skipped")
+            else:
+                todo.append(scan)
+        skipped = sum(report.status == "skipped" for report in reports.values())
+        if skipped:
+            log.info("%d of %d scans were segmented before and are skipped", skipped, len(found))
+        reports |= {report.case_id: report for report in self._run_all(todo, folder)}
+        failed = [case_id for case_id in sorted(reports) if not reports[case_id].ok]
+        log.info("%d of %d scans segmented; table in %s", len(reports) - len(failed), len(reports), out / TABLE)
+        if failed:
+            log.error("%d not segmented: %s", len(failed), ", ".join(failed))
+        return [reports[case_id] for case_id in sorted(reports)]
+
+    def _run_all(self, scans: Sequence[Scan], folder: PredictionFolder) -> list[CaseReport]:
+        """Segment scan after scan in this thread; one thread reads ahead, one writes behind."""
+        reports: list[CaseReport] = []
+        writes: deque[Future[CaseReport]] = deque()
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+            upcoming = reader.submit(self._prepare, scans[0].images) if scans else None
+            for number, scan in enumerate(scans, start=1):
+                assert upcoming is not None
+                current, upcoming = upcoming, None
+                try:
+                    prepared = current.result()
+                except MedtrainError as error:
+                    reports.append(self._fail(folder, scan, error.message))
+                    prepared = None
+                if number < len(scans):
+                    upcoming = reader.submit(self._prepare, scans[number].images)
+                if prepared is None:
+                    continue
+                started = time.perf_counter()
+                try:
+                    label = self._segment(prepared)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    reports.append(self._fail(folder, scan, f"does not fit the memory of {self._run.device}"))
+                    continue
+                seconds = prepared.seconds + time.perf_counter() - started
+                log.info("scan %d of %d: %s in %.1f s", number, len(scans), scan.case_id, seconds)
+                writes.append(writer.submit(self._write, folder, scan, label, prepared.geometry, seconds))
+                # A bounded queue keeps memory bounded; a full disk stops the work here.
+                while len(writes) > _WRITES_AHEAD:
+                    reports.append(writes.popleft().result())
+            reports += [write.result() for write in writes]
+        return reports
+
+    def _prepare(self, images: Sequence[Path]) -> _Prepared:
+        started = time.perf_counter()
+        volume = read_image(images)
+        channels = volume.array.shape[0]
+        if channels != self._plan.in_channels:
+            names = ", ".join(self._plan.channel_names)
+            message = f"has {channels} channels; the model was trained on {self._plan.in_channels} ({names})"
+            raise DataError([Problem(where=str(images[0]), message=message)])
+        if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+            raise DataError([Problem(where=str(images[0]), message="holds NaN or infinite voxels")])
+        nonzero = any(channel.nonzero for channel in self._plan.normalization)
+        prepared = prepare_image(volume, self._plan.spacing, nonzero=nonzero)
+        image = torch.from_numpy(prepared.normalized(self._plan.normalization))
+        return _Prepared(image, prepared.geometry, time.perf_counter() - started)
+
+    def _segment(self, prepared: _Prepared) -> np.ndarray:
+        """Class indices [D, H, W] on the scan's whole grid."""
+        with torch.inference_mode(), self._run.precision.autocast():
+            logits = self._task.predict_logits(self._run.model, prepared.image, final=True)
+            label = prepared.geometry.invert_logits(logits)
+        return self._task.inference.postprocess(label, self._plan.class_names)
+
+    def _write(
+        self, folder: PredictionFolder, scan: Scan, label: np.ndarray, geometry: CaseGeometry, seconds: float
+    ) -> CaseReport:
+        started = time.perf_counter()
+        write_label(folder.path / scan.output_name, self._values[label], geometry.grid, like=scan.images[0])
+        names = self._plan.class_names
+        counts = np.bincount(label.ravel(), minlength=len(names)).tolist()
+        millilitres = float(np.prod(geometry.canonical_spacing)) / 1000.0
+        report = CaseReport(
+            scan.case_id,
+            "done",
+            seconds=seconds + time.perf_counter() - started,
+            voxels=dict(zip(names[1:], counts[1:])),
+            volume_ml={name: count * millilitres for name, count in zip(names[1:], counts[1:])},
+        )
+        folder.record(scan, report)
+        return report
+
+    def _fail(self, folder: PredictionFolder, scan: Scan, message: str) -> CaseReport:
+        message = "; ".join(message.splitlines())
+        log.error("%s is not segmented: %s", scan.case_id, message)
+        report = CaseReport(scan.case_id, "failed", message=message)
+        folder.record(scan, report)
+        return report
+
+    def _identity(self) -> dict[str, Any]:
+        """What the predictions depend on besides the scan."""
+        settings = dataclasses.asdict(self._task.inference)
+        return {
+            "run": self._run.run_dir.name,
+            "step": self._run.step,
+            "weights": self._run.weights,
+            "inference": settings,
+        }
