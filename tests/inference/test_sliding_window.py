@@ -256,3 +256,19 @@ def test_registered_with_documented_parameters() -> None:
     assert all(p.doc for p in component.params.values())
     built = registry.build("inference", {"name": "sliding_window", "overlap": 0.25})
     assert built == SlidingWindow(overlap=0.25)
+
+
+def test_logits_too_large_for_a_gpu_are_collected_in_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(sw, "_fits", lambda num_bytes, device: bool(asked.append(num_bytes)))
+    assert sw._accumulator((3, 4, 5, 6), torch.device("cuda")).device.type == "cpu"
+    assert asked == [4 * 3 * 4 * 5 * 6]
+
+
+@pytest.mark.cuda
+def test_cuda_equals_cpu() -> None:
+    model, image = _net(3), _image(2, 20, 21, 22)
+    expected = predict_logits(model, image, patch_size=(8, 8, 8), mirror_axes=(0, 1))
+    logits = predict_logits(model.cuda(), image, patch_size=(8, 8, 8), mirror_axes=(0, 1), device="cuda")
+    assert logits.device.type == "cuda"
+    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-3, atol=1e-3)
