@@ -186,7 +186,7 @@ def main() -> None:
     if lightning is not None:
         runners["lightning"] = lightning
     times: dict[str, list[float]] = {name: [] for name in runners}
-    for name, runner in runners.items():
+    for runner in runners.values():
         runner(data, channels, 3)  # warm-up
     for index in range(arguments.rounds):
         names = list(runners) if index % 2 == 0 else list(runners)[::-1]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from medtrain.callbacks.base import Callback
+from medtrain.callbacks.status import StatusHeartbeat
 from medtrain.data.module import SegmentationData
 from medtrain.data.plan import Plan
 from medtrain.engine.cadence import Cadence, parse_duration, parse_time
@@ -28,6 +29,7 @@ from medtrain.engine.settings import TrainerSettings
 from medtrain.errors import ConfigError, MedtrainError, Problem
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
 from medtrain.registry import build, plain
+from medtrain.run.folder import RunFolder
 from medtrain.tasks.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
@@ -127,7 +129,7 @@ def build_engine(
         model = model.to(memory_format=memory_format)
     task = build_task(config, plan, device, memory_format)
     optimizer = build("optimizer", config["optimizer"], model=model)
-    schedule = build("scheduler", config["scheduler"])
+    schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
         model.compile()
     _check_together(task, settings, dist)
@@ -144,6 +146,7 @@ def build_engine(
     if dist.is_main:
         loggers = {k: build("logger", v, run_dir=run_dir, run_info=info) for k, v in config["logger"].items()}
         callbacks = {k: build("callbacks", v) for k, v in config["callbacks"].items()}
+        callbacks["status"] = StatusHeartbeat(RunFolder(run_dir))
     return Engine(
         task=task,
         data=data,

@@ -18,7 +18,7 @@ from medtrain.data.prepare import prepare
 from medtrain.data.splits import save_splits
 from medtrain.engine.build import build_engine, config_digest
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
-from medtrain.engine.derive import Derivation, derive, read_split
+from medtrain.engine.derive import Derivation, Progress, derive, read_split
 from medtrain.engine.device import choose_device
 from medtrain.engine.distributed import Dist
 from medtrain.engine.loop import Engine, FitResult
@@ -170,12 +170,20 @@ def open_data(
     split = derivation.split if derivation else read_split(settings, dataset)[1]
     if not dist.is_main:
         dist.barrier()
-    store = prepare(dataset, settings, plan.spacing, progress=log_progress("preparing"))
+    store = prepare(dataset, settings, plan, progress=log_progress("preparing"))
     if dist.is_main:
         dist.barrier()
-    augment = build("augment", config["augment"])
+    masked = tuple(index for index, channel in enumerate(plan.normalization) if channel.nonzero)
+    augment = build("augment", config["augment"], in_channels=plan.in_channels, masked_channels=masked)
     return SegmentationData(
-        settings=settings, dataset=dataset, store=store, split=split, plan=plan, augment=augment, seed=config["seed"]
+        settings=settings,
+        dataset=dataset,
+        store=store,
+        split=split,
+        plan=plan,
+        augment=augment,
+        seed=config["seed"],
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -221,9 +229,7 @@ def _check_data(folder: RunFolder, data: SegmentationData) -> None:
         )
 
 
-def _finish(
-    engine: Engine, folder: RunFolder, config: Mapping[str, Any], result: FitResult, dist: Dist
-) -> Outcome:
+def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result: FitResult, dist: Dist) -> Outcome:
     if result.status == "stopped":
         if dist.is_main:
             folder.finish("stopped", step=result.step, message=result.reason)
@@ -260,14 +266,13 @@ def final_evaluation(engine: Engine, folder: RunFolder) -> None:
     torch.cuda.empty_cache()
 
 
-def log_progress(what: str) -> Any:
-    """A progress callback that logs at every tenth of the work, and nothing when there is little of it."""
-    state = {"next": 10}
+def log_progress(what: str, *, every_s: float = 5.0) -> Progress:
+    """A progress callback that logs now and then, and nothing when the work is done at once."""
+    state = {"next": time.monotonic() + every_s}
 
     def report(done: int, total: int, case_id: str) -> None:
-        percent = 100 * done // max(total, 1)
-        if total >= 10 and percent >= state["next"]:
+        if time.monotonic() >= state["next"]:
             log.info("%s cases: %d of %d", what, done, total)
-            state["next"] = percent - percent % 10 + 10
+            state["next"] = time.monotonic() + every_s
 
     return report

@@ -248,7 +248,8 @@ class Engine:
         self.clock.add_evaluation(time.perf_counter() - started)
         self.metrics = metrics
         self.history.append({"step": self.step, "epoch": self.epoch, **metrics})
-        self.loggers.log_scalars(self.step, self.epoch, metrics)
+        perf = {"perf/elapsed_s": self.clock.elapsed(), "perf/evaluation_s": time.perf_counter() - started}
+        self.loggers.log_scalars(self.step, self.epoch, {**metrics, **perf})
         value = metrics[self.monitor.name]
         improved = self.monitor.improves(value, self.best)
         if improved:
@@ -342,6 +343,7 @@ class Engine:
             "perf/samples_per_s": self._samples / max(self._step_seconds, 1e-9),
             "perf/step_s": self._step_seconds / max(self._steps_since_log, 1),
             "perf/data_wait": self._wait_seconds / max(self._step_seconds, 1e-9),
+            "perf/elapsed_s": self.clock.elapsed(),
         }
         if self.device.type == "cuda":
             scalars["perf/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30

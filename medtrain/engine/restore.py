@@ -82,7 +82,9 @@ def load_run(
         names = [c.path.name for c in checkpoints.list()]
         raise MedtrainError(
             f"{folder.path} has no complete checkpoint `{checkpoint}`; it has: {', '.join(names) or 'none'}",
-            hint=f"continue the run with `medtrain resume {run_dir}`" if not names else "choose best, last or one of these",
+            hint=f"continue the run with `medtrain resume {run_dir}`"
+            if not names
+            else "choose best, last or one of these",
         )
     check_format(found)
     plan = read_plan(folder)

@@ -101,7 +101,7 @@ class Segmentation:
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
         logits = self.predict_logits(model, item["image"], final=final)
-        prediction = item["geometry"].invert_logits(logits)
+        prediction = self.inference.postprocess(item["geometry"].invert_logits(logits), self.class_names)
         surface = self.surface_metrics == "always" or (self.surface_metrics == "final" and final)
         row = evaluate_case(
             prediction,
@@ -110,6 +110,7 @@ class Segmentation:
             class_names=self.class_names,
             surface=surface,
             nsd_tolerance_mm=self.nsd_tolerance_mm,
+            ignore_index=self.plan.ignore_index,
         )
         self._keep_if_worst(item, logits, row)
         return [{"case_id": item["case_id"], **row}]
