@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$${found:-}" ]; then \
-	    echo "error: medtrain needs Python 3.11 or newer, python3 is $$(python3 --version 2>&1 || true)" >&2; \
+	    echo "error: medtrain needs Python 3.11 or newer, python3 is $$(python3 --version 2>/dev/null || echo absent)" >&2; \
 	    echo "hint: install it, then name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
 	  fi; \
 	  echo "making $(VENV) with $$($$found --version)"; \

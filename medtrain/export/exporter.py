@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.export.formats import FORMATS, FileFormat, file_format
-from medtrain.export.manifest import MANIFEST_NAME, build_manifest
+from medtrain.export.manifest import MANIFEST_NAME, describe, describe_file
 from medtrain.export.parity import ParityInput, compare, make_inputs
 from medtrain.export.types import ExportedFile, TrainedRun
 from medtrain.run.atomic import atomic_dir, atomic_write_json, disk_errors
@@ -68,9 +69,11 @@ def export_model(
     with atomic_dir(out_dir, existing="replace" if overwrite else "fail") as folder:
         shape = (plan.in_channels, *plan.patch_size)
         inputs = make_inputs(network, shape, plan.num_classes, device=loaded.device, samples=samples)
-        files = [_export_one(entry, network, folder, inputs, loaded.device, tolerance) for entry in chosen]
+        description = describe(loaded)
+        embedded = json.dumps(description)
+        files = [_export_one(entry, network, folder, embedded, inputs, loaded.device, tolerance) for entry in chosen]
         _refuse_failures(files)
-        atomic_write_json(folder / MANIFEST_NAME, build_manifest(loaded, files))
+        atomic_write_json(folder / MANIFEST_NAME, {**description, "files": [describe_file(file) for file in files]})
     return [dataclasses.replace(file, path=out_dir / file.path.name) for file in files]
 
 
@@ -101,6 +104,7 @@ def _export_one(
     entry: FileFormat,
     network: nn.Module,
     folder: Path,
+    description: str,
     inputs: Sequence[ParityInput],
     device: torch.device,
     tolerance: float,
@@ -108,7 +112,7 @@ def _export_one(
     path = folder / entry.filename
     # two samples, so that no format mistakes the batch size for a constant 1
     example = inputs[0].image.expand(2, *inputs[0].image.shape[1:]).contiguous().to(device)
-    producer = entry.write(network, example, path)
+    producer = entry.write(network, example, path, description)
     parity = compare(entry.load(path, device), inputs, tolerance=tolerance, device=device)
     return ExportedFile(
         entry.name, path, path.stat().st_size, _sha256(path), tolerance, tuple(parity), producer=producer

@@ -21,6 +21,9 @@ FormatName = Literal["torchscript", "onnx", "torch_export"]
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
+EMBEDDED_NAME = "medtrain.json"
+"""Under this name every file carries the description of how to use it: the manifest without the list of files."""
+
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ONNX_LIMIT_BYTES = 2**31 - 2**24
 """A protobuf message holds less than 2 GiB; the graph itself takes a share of it."""
@@ -36,14 +39,15 @@ class FileFormat:
     Args:
         name: What `--format` is given.
         filename: The file in the export's folder.
-        write: Writes the network, with an example input [2, C, *P], to a path; returns facts for the manifest.
+        write: Writes the network, with an example input [2, C, *P], to a path, and embeds a description (JSON text);
+            returns facts for the manifest.
         load: Reads a file back, on the given device, as a function of one batch.
         require: Raises MissingExtraError when a package is missing; called before any work.
     """
 
     name: FormatName
     filename: str
-    write: Callable[[nn.Module, Tensor, Path], dict[str, Any]]
+    write: Callable[[nn.Module, Tensor, Path, str], dict[str, Any]]
     load: Callable[[Path, torch.device], Runner]
     require: Callable[[], None]
 
@@ -64,11 +68,11 @@ def file_format(name: str) -> FileFormat:
         ) from None
 
 
-def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> dict[str, Any]:
+def _write_torchscript(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
     with _quiet_torchscript(), torch.no_grad():
         # the parity check compares more than trace's own check would, so that one is left out
         traced = torch.jit.trace(network, example, check_trace=False)
-        torch.jit.freeze(traced).save(str(path))
+        torch.jit.freeze(traced).save(str(path), _extra_files={EMBEDDED_NAME: description})
     return {"torch": torch.__version__}
 
 
@@ -97,12 +101,12 @@ def _quiet_torchscript() -> Iterator[None]:
         yield
 
 
-def _write_torch_export(network: nn.Module, example: Tensor, path: Path) -> dict[str, Any]:
+def _write_torch_export(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
     with _explained("torch.export", network), torch.no_grad():
         program = torch.export.export(network, (example,), dynamic_shapes=_free_batch(), strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    torch.export.save(program, str(path))
+    torch.export.save(program, str(path), extra_files={EMBEDDED_NAME: description})
     return {"torch": torch.__version__}
 
 
@@ -116,7 +120,7 @@ def _load_torch_export(path: Path, device: torch.device) -> Runner:
     return run
 
 
-def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> dict[str, Any]:
+def _write_onnx(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
     import onnx
 
     size = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -139,6 +143,7 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> dict[str, An
     model = program.model_proto
     for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
         del node.metadata_props[:]  # stack traces with paths of this machine
+    model.metadata_props.add(key=EMBEDDED_NAME, value=description)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

@@ -1,13 +1,14 @@
-"""The manifest beside an exported network: everything a stranger needs to run it on a scan.
+"""The manifest of an exported network: everything a stranger needs to run it on a scan.
 
-It holds numbers, not references: nothing of medtrain, of the run or of the data set has to be at hand.
+It lies beside the files and, without the list of files, inside each of them. It holds numbers, not references:
+nothing of medtrain, of the run or of the data set has to be at hand.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
 
-def build_manifest(loaded: TrainedRun, files: Sequence[ExportedFile]) -> dict[str, Any]:
-    """Describe an export.
+def describe(loaded: TrainedRun) -> dict[str, Any]:
+    """Describe how to use a network.
 
     Args:
         loaded: The run the weights come from.
-        files: What was written, with verdicts.
 
     Returns:
         JSON-able data; `recipe` says in words what the numbers are for.
@@ -70,7 +70,6 @@ def build_manifest(loaded: TrainedRun, files: Sequence[ExportedFile]) -> dict[st
         "sliding_window": window,
         "postprocessing": {"keep_largest_component_of": list(loaded.config["inference"]["keep_largest"])},
         "recipe": _recipe(plan, window),
-        "files": [_file(file) for file in files],
     }
 
 
@@ -169,7 +168,8 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _file(file: ExportedFile) -> dict[str, Any]:
+def describe_file(file: ExportedFile) -> dict[str, Any]:
+    """The manifest's entry of an exported file, with the verdict on it."""
     return {
         "file": file.path.name,
         "format": file.format,

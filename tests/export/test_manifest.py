@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 import medtrain
@@ -64,6 +66,19 @@ def test_the_numbers_of_the_plan_are_in_it(make_run: Callable[..., Any], tmp_pat
     (file,) = manifest["files"]
     assert file["parity"]["passed"] is True
     assert {entry["kind"] for entry in file["parity"]["inputs"]} == {"random"}
+
+
+def test_every_file_carries_the_manifest_inside(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = _manifest(make_run(), out, ("torchscript", "onnx", "torch_export"))
+    del manifest["files"]
+
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["medtrain.json"]) == manifest
+    for name in ("model.torchscript.pt", "model.pt2"):
+        with zipfile.ZipFile(out / name) as archive:
+            (member,) = (entry for entry in archive.namelist() if entry.endswith("medtrain.json"))
+            assert json.loads(archive.read(member)) == manifest
 
 
 def test_a_flat_network_has_no_depth_axis(make_run: Callable[..., Any], tmp_path: Path) -> None:
