@@ -113,7 +113,7 @@ class PredictionFolder:
             "message": report.message,
         }
         row |= {f"voxels/{name}": count for name, count in report.voxels.items()}
-        row |= {f"volume_ml/{name}": repr(volume) for name, volume in report.volume_ml.items()}
+        row |= {f"volume_ml/{name}": repr(round(volume, 6)) for name, volume in report.volume_ml.items()}
         with self._lock:
             self._rows[scan.case_id] = row
             self._write_rows()

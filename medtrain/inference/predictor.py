@@ -98,7 +98,8 @@ class Predictor:
         own = scans if scans.is_dir() else scans.parent
         if out.resolve() == own.resolve():
             raise UsageError(
-                f"the segmentations would be written among the scans in {own}", hint=f"choose another folder: {out}_seg"
+                f"the segmentations would be written among the scans in {own}",
+                hint=f"choose another folder, such as {own / 'segmentations'}",
             )
         found = find_scans(scans, self._plan.channel_names)
         folder = PredictionFolder(out, self._identity(), found, self._plan.class_names, overwrite=overwrite)
