@@ -41,7 +41,7 @@ class EngineView(Protocol):
 
     @property
     def epoch(self) -> float:
-        """Number of the current epoch, from 0."""
+        """Epochs completed."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""`medtrain runs`: the runs in a folder, newest first."""
+"""`medtrain runs`: the runs in a folder and how they stand."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from medtrain.cli._run import handle_errors
 
 
 def runs(
-    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.", show_default=False)] = Path(
+    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="An experiment, or a folder of them.")] = Path(
         "outputs"
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for programs.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the runs below a folder (`outputs` if not given): what each is, how it stands, how good it is."""
+    """List the runs below a folder, the oldest first: status, step, best value, and why a run stopped or failed."""
     with handle_errors(debug):
-        from medtrain.run.runs import list_runs
+        from medtrain.run.runs import list_runs, print_runs
 
-        for row in list_runs(root):
-            typer.echo(row)
+        found = list_runs(root)
+        if not found and not as_json:
+            typer.echo(f"no runs below {root}", err=True)
+            return
+        print_runs(found, output="json" if as_json else "table")

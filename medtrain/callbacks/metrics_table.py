@@ -1,0 +1,98 @@
+"""A table of the metrics after every evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from medtrain.callbacks.base import Callback, EngineView
+from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import register
+from medtrain.run.log import console
+
+_LOG = logging.getLogger(__name__)
+_COLUMNS = ("Metric", "Mean", "Span", "Change")
+
+
+@register("callbacks", "metrics_table")
+class MetricsTable(Callback):
+    """Print each metric's mean, its span over the evaluations so far and its change since the last one.
+
+    Coloured on a terminal, aligned plain text in a pipe and in log.txt.
+
+    Args:
+        per_class: Also show the metrics of every class; off, only their means.
+    """
+
+    def __init__(self, *, per_class: bool = True) -> None:
+        self._per_class = per_class
+
+    def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
+        """Print the table and write it to the log."""
+        keys = [key for key in metrics if self._per_class or not _is_of_class(key, view.class_names)]
+        rows = make_rows(keys, metrics, view.history, view.monitor)
+        title = f"evaluation at step {view.step}, epoch {view.epoch}"
+        if improved:
+            title += f": new best {view.monitor.name} {metrics[view.monitor.name]:.4f}"
+        terminal = console().is_terminal
+        if terminal:
+            console().print(_rich_table(title, rows, view.monitor))
+        _LOG.info("%s\n%s", title, plain_table(rows), extra={"screen": not terminal})
+
+
+def make_rows(
+    keys: Sequence[str], metrics: Mapping[str, float], history: Sequence[Mapping[str, float]], monitor: MetricSpec
+) -> list[tuple[str, str, str, str]]:
+    """Cells of the table, the monitored metric first.
+
+    Args:
+        keys: Metrics to show.
+        metrics: The newest evaluation.
+        history: All evaluations; the newest last.
+        monitor: The metric that decides what is best.
+    """
+    rows = []
+    for key in sorted(keys, key=lambda key: key != monitor.name):
+        values = [entry[key] for entry in history if key in entry and not math.isnan(entry[key])]
+        span = f"{_number(min(values))} .. {_number(max(values))}" if values else "-"
+        previous = history[-2].get(key, math.nan) if len(history) > 1 else math.nan
+        change = metrics[key] - previous
+        rows.append((key, _number(metrics[key]), span, "-" if math.isnan(change) else f"{change:+.4f}"))
+    return rows
+
+
+def plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells in columns: names to the left, numbers to the right."""
+    table = [_COLUMNS, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append("  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def _rich_table(title: str, rows: Sequence[Sequence[str]], monitor: MetricSpec) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", show_edge=False, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "Metric" else "right", no_wrap=True)
+    for row in rows:
+        if row[0] == monitor.name:
+            better = row[3].startswith("+" if monitor.mode == "max" else "-") and row[3] != "-"
+            colour = "" if row[3] == "-" else ("green" if better else "red")
+            table.add_row(*(Text(cell, style="bold") for cell in row[:3]), Text(row[3], style=f"bold {colour}".strip()))
+        else:
+            table.add_row(*map(Text, row))
+    return table
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _is_of_class(key: str, class_names: Sequence[str]) -> bool:
+    return any(key.endswith(f"/{name}") for name in class_names)

@@ -1,0 +1,112 @@
+"""Where training is and how long it will take."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from medtrain.callbacks.base import Callback, EngineView
+from medtrain.registry import register
+from medtrain.run.log import console, is_live
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_LOG = logging.getLogger(__name__)
+
+
+@register("callbacks", "progress")
+class ProgressDisplay(Callback):
+    """Show step, loss, learning rate, speed, time spent waiting for data and time left.
+
+    A bar at the bottom of a terminal, below the log lines; one line per logged step in a pipe.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._origin = (0.0, 0.0)  # clock and progress when this session began
+
+    def on_fit_start(self, view: EngineView) -> None:
+        """Show the bar."""
+        self._origin = (time.monotonic(), view.progress)
+        if is_live():
+            self._bar = _make_bar()
+            # nothing redraws it in the background: a thread that holds the console would be copied into data workers
+            self._bar.start()
+            self._bar.add_task("training", total=1.0, numbers="", left="?")
+            self._bar.update(self._bar.task_ids[0], completed=view.progress, refresh=True)
+
+    def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
+        """Redraw the bar, or log a line."""
+        numbers, left = "  ".join(describe(view, scalars)), self._time_left(view.progress)
+        if self._bar is None:
+            _LOG.info("%s  left %s", numbers, left)
+        else:
+            _LOG.info("%s  left %s", numbers, left, extra={"screen": False})
+            self._bar.update(self._bar.task_ids[0], completed=view.progress, numbers=numbers, left=left, refresh=True)
+
+    def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
+        """Redraw the bar after the table."""
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def on_exception(self, view: EngineView, error: BaseException) -> None:
+        """Give the terminal back before the error is printed."""
+        self._stop()
+
+    def on_fit_end(self, view: EngineView, status: str) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _time_left(self, progress: float) -> str:
+        started, at_start = self._origin
+        if progress <= at_start:
+            return "?"
+        return format_duration((time.monotonic() - started) * (1 - progress) / (progress - at_start))
+
+
+def describe(view: EngineView, scalars: Mapping[str, float]) -> list[str]:
+    """The parts of a progress line; what was not measured is left out."""
+    total = f"/{view.total_steps}" if view.total_steps is not None else ""
+    parts = [f"step {view.step}{total}", f"epoch {view.epoch}"]
+    if "train/loss" in scalars:
+        parts.append(f"loss {scalars['train/loss']:.4f}")
+    if "train/lr" in scalars:
+        parts.append(f"lr {scalars['train/lr']:.2e}")
+    if "perf/samples_per_s" in scalars:
+        parts.append(f"{scalars['perf/samples_per_s']:.1f} samples/s")
+    if "perf/data_wait" in scalars:
+        parts.append(f"data wait {100 * scalars['perf/data_wait']:.0f} %")
+    return parts
+
+
+def format_duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _make_bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    return Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("left {task.fields[left]}", markup=False),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console(),
+        auto_refresh=False,
+        transient=True,
+    )

@@ -1,0 +1,211 @@
+"""report.md: what the run was, what came out and what to type next, put together from the run folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medtrain.run.atomic import atomic_write
+from medtrain.run.folder import Status, read_status
+from medtrain.run.history import evaluations, read_metrics
+
+_PARTS = ("task", "data", "model", "loss", "augment", "optimizer", "scheduler", "inference")
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report.md; what is not in the folder is left out.
+
+    Args:
+        run_dir: The run folder.
+
+    Returns:
+        The file.
+    """
+    status = read_status(run_dir)
+    sections = [
+        _summary(run_dir, status),
+        _best(run_dir, status),
+        _final_evaluation(run_dir),
+        _pictures(run_dir),
+        _components(run_dir),
+        _plan(run_dir),
+        _data(run_dir),
+        _origin(run_dir),
+        _next_commands(run_dir),
+    ]
+    path = run_dir / "report.md"
+    atomic_write(path, "\n\n".join(section for section in sections if section) + "\n")
+    return path
+
+
+def _summary(run_dir: Path, status: Status) -> str:
+    lines = [f"# {run_dir.parent.name} / {run_dir.name}", ""]
+    ended = f", {status.message}" if status.message else ""
+    lines.append(f"**{status.status}** after {status.step} steps{ended}.")
+    if status.best is not None:
+        best = status.best
+        lines.append(f"Best {best['metric']}: **{best['value']:.4f}** at step {best['step']}.")
+    if status.started and status.updated:
+        started = datetime.datetime.fromisoformat(status.started)
+        lines.append(f"Started {started:%Y-%m-%d %H:%M}, last change {_between(status.started, status.updated)} later.")
+    return "\n".join(lines)
+
+
+def _best(run_dir: Path, status: Status) -> str:
+    if status.best is None:
+        return ""
+    rows = evaluations(read_metrics(run_dir), status.best["metric"])
+    chosen = next((row for row in rows if row["step"] == status.best["step"]), None)
+    if chosen is None:
+        return ""
+    table = []
+    for key in chosen:
+        if key in ("step", "epoch"):
+            continue
+        values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
+        span = f"{min(values):.4f} .. {max(values):.4f}" if values else "-"
+        table.append((key, _number(chosen[key]), span, _number(rows[-1].get(key, math.nan))))
+    heading = f"## Best evaluation during training (step {status.best['step']}, {len(rows)} evaluations)"
+    return f"{heading}\n\n" + _table(("Metric", "Best model", "Span", "Last"), table)
+
+
+def _final_evaluation(run_dir: Path) -> str:
+    summary = _read_json(run_dir / "evaluation" / "summary.json")
+    classes = summary.get("classes", {})
+    metrics = list(dict.fromkeys(metric for values in classes.values() for metric in values))
+    rows = []
+    for name, values in classes.items():
+        cells = (_statistic(values.get(metric, {})) for metric in metrics)
+        rows.append((name, *cells))
+    if not rows:
+        return ""
+    means = summary.get("mean", {})
+    rows.append(("**mean**", *(f"**{_number(means.get(metric))}**" for metric in metrics)))
+    cases = f"{summary.get('num_cases', '?')} cases"
+    where = f" of {summary['checkpoint']}" if "checkpoint" in summary else ""
+    text = f"## Final evaluation{where} on {cases}, each whole and on its own grid (mean +- standard deviation)"
+    return f"{text}\n\n" + _table(("Class", *metrics), rows) + "\n\nEvery case: `evaluation/cases.csv`."
+
+
+def _pictures(run_dir: Path) -> str:
+    lines = []
+    if (run_dir / "progress.png").exists():
+        lines.append("![progress](progress.png)")
+    curves = sorted((run_dir / "curves").glob("*.png"))
+    if curves:
+        lines.append("Curves: " + ", ".join(f"[{path.stem}](curves/{path.name})" for path in curves))
+    previews = sorted((run_dir / "previews").glob("*.png"))
+    if previews:
+        lines += ["Worst case of the best model:", f"![worst case](previews/{previews[-1].name})"]
+    return "## Pictures\n\n" + "\n\n".join(lines) if lines else ""
+
+
+def _components(run_dir: Path) -> str:
+    path = run_dir / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows = []
+    for part in _PARTS:
+        values = config.get(part)
+        if isinstance(values, Mapping) and "name" in values:
+            shown = [f"{key}={_short(value)}" for key, value in values.items() if _is_shown(key, value)]
+            rows.append((part, str(values["name"]), ", ".join(shown)))
+    if not rows:
+        return ""
+    rows.append(("seed", str(config.get("seed", "-")), ""))
+    return "## What was trained (config.yaml)\n\n" + _table(("Part", "Component", "Settings"), rows)
+
+
+def _plan(run_dir: Path) -> str:
+    plan = _read_json(run_dir / "plan.json")
+    reasons = plan.get("reasons", {})
+    rows = [(key, _short(plan.get(key.rpartition(".")[2], "")), reason) for key, reason in reasons.items()]
+    if not rows:
+        return ""
+    return "## What followed from the data (plan.json)\n\n" + _table(("Key", "Value", "Reason"), rows)
+
+
+def _data(run_dir: Path) -> str:
+    data = {key: value for key, value in _read_json(run_dir / "data.json").items() if not isinstance(value, dict)}
+    return "## Data\n\n" + _table(("", ""), [(key, _short(value)) for key, value in data.items()]) if data else ""
+
+
+def _origin(run_dir: Path) -> str:
+    env = _read_json(run_dir / "env.json")
+    if not env:
+        return ""
+    cpu, git, packages = env.get("cpu", {}), env.get("git"), env.get("packages", {})
+    gpus = ", ".join(gpu["model"] for gpu in env.get("gpu", [])) or "none"
+    rows = [
+        ("Machine", f"{env.get('host')}: {cpu.get('cores')} cores of {cpu.get('model')}, GPU {gpus}"),
+        ("Software", f"medtrain {env.get('medtrain')}, torch {packages.get('torch')}, Python {env.get('python')}"),
+    ]
+    if git:
+        rows.append(("Code", f"{git['commit']}{' with local changes' if git['dirty'] else ''}"))
+    commands = run_dir / "command.txt"
+    text = "## Where it ran (env.json)\n\n" + _table(("", ""), rows)
+    if commands.exists():
+        text += f"\n\n```sh\n{commands.read_text(encoding='utf-8').strip()}\n```"
+    return text
+
+
+def _next_commands(run_dir: Path) -> str:
+    relative = os.path.relpath(run_dir)
+    run = str(run_dir) if relative.startswith("..") else relative
+    return f"""## What to do with it
+
+```sh
+medtrain resume   {run} trainer.max_steps=N    # train longer
+medtrain evaluate {run}
+medtrain predict  {run} SCANS OUT
+medtrain export   {run} --format onnx
+tensorboard --logdir {run}
+```"""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_row(header), "|" + "---|" * len(header)]
+    return "\n".join([*lines, *map(_row, rows)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        return {"damaged": f"{path.name} cannot be read: {error}"}
+    return values if isinstance(values, dict) else {}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _statistic(values: Mapping[str, Any]) -> str:
+    mean, spread = values.get("mean"), values.get("std")
+    return _number(mean) if mean is None or spread is None else f"{mean:.4f} +- {spread:.4f}"
+
+
+def _is_shown(key: str, value: Any) -> bool:
+    return key != "name" and value not in (None, "", [], {})
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = json.dumps(value, default=str) if not isinstance(value, str) else value
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _between(start: str, end: str) -> str:
+    seconds = (datetime.datetime.fromisoformat(end) - datetime.datetime.fromisoformat(start)).total_seconds()
+    return str(datetime.timedelta(seconds=round(seconds)))

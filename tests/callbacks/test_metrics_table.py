@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import io
+import logging
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from medtrain.callbacks import metrics_table
+from medtrain.callbacks.metrics_table import MetricsTable, make_rows, plain_table
+from medtrain.metrics.spec import MetricSpec
+
+
+def test_rows_are_mean_span_and_change() -> None:
+    history = [
+        {"step": 10, "epoch": 0, "val/dice": 0.5, "val/hd95_mm": math.nan},
+        {"step": 20, "epoch": 1, "val/dice": 0.75, "val/hd95_mm": 12.0},
+        {"step": 30, "epoch": 2, "val/dice": 0.625, "val/hd95_mm": 10.5},
+    ]
+    metrics = {"val/hd95_mm": 10.5, "val/dice": 0.625}
+    assert make_rows(list(metrics), metrics, history, MetricSpec("val/dice", "max")) == [
+        ("val/dice", "0.6250", "0.5000 .. 0.7500", "-0.1250"),
+        ("val/hd95_mm", "10.5000", "10.5000 .. 12.0000", "-1.5000"),
+    ]
+    assert make_rows(["val/hd95_mm"], history[0], history[:1], MetricSpec("val/dice", "max")) == [
+        ("val/hd95_mm", "-", "-", "-")
+    ]
+    assert make_rows(["val/hd95_mm"], history[1], history[:2], MetricSpec("val/dice", "max"))[0][3] == "-"
+
+
+def test_plain_table_is_aligned() -> None:
+    rows = [("val/dice", "0.6250", "0.5000 .. 0.7500", "+0.1250"), ("x", "10.5000", "-", "-")]
+    assert plain_table(rows).split("\n") == [
+        "  Metric       Mean              Span   Change",
+        "  val/dice   0.6250  0.5000 .. 0.7500  +0.1250",
+        "  x         10.5000                 -        -",
+    ]
+
+
+def test_in_a_pipe_the_table_is_one_log_record(view: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        view.evaluate(MetricsTable(), 10, improved=True, val_dice=0.5, **{"val_dice/liver": 0.6})
+    (record,) = caplog.records
+    lines = record.getMessage().split("\n")
+    assert lines[0] == "evaluation at step 10, epoch 0: new best val/dice 0.5000"
+    assert [line.split()[0] for line in lines[1:]] == ["Metric", "val/dice", "val/dice/liver"]
+    assert record.screen is True  # type: ignore[attr-defined]
+
+
+def test_classes_can_be_left_out(view: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        view.evaluate(MetricsTable(per_class=False), 10, val_dice=0.5, **{"val_dice/liver": 0.6})
+    assert "liver" not in caplog.text
+    assert "val/dice" in caplog.text
+
+
+def test_on_a_terminal_the_table_is_drawn_and_the_log_file_gets_plain_text(
+    view: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100, color_system="truecolor")
+    monkeypatch.setattr(metrics_table, "console", lambda: terminal)
+    callback = MetricsTable()
+    with caplog.at_level(logging.INFO):
+        view.evaluate(callback, 10, val_dice=0.5)
+        view.evaluate(callback, 20, val_dice=0.75)
+        view.evaluate(callback, 30, val_dice=0.5)
+    text = screen.getvalue()
+    assert "\x1b[1;32m+0.2500" in text  # green
+    assert "\x1b[1;31m-0.2500" in text  # red
+    assert "\x1b" not in caplog.text
+    assert all(record.screen is False for record in caplog.records)  # type: ignore[attr-defined]

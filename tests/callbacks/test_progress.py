@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from medtrain.callbacks import progress
+from medtrain.callbacks.progress import ProgressDisplay, describe, format_duration
+
+_SCALARS = {
+    "train/loss": 0.43216,
+    "train/lr": 0.0095,
+    "perf/samples_per_s": 12.34,
+    "perf/data_wait": 0.021,
+    "train/grad_norm": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (-5, "0:00"), (float("inf"), "?")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_a_line_shows_what_is_known(view: Any) -> None:
+    view.step, view.epoch = 20, 3
+    parts = describe(view, _SCALARS)
+    assert parts == ["step 20/100", "epoch 3", "loss 0.4322", "lr 9.50e-03", "12.3 samples/s", "data wait 2 %"]
+    view.total_steps = None  # bounded by time
+    assert describe(view, {}) == ["step 20", "epoch 3"]
+
+
+def test_plain_lines_in_a_pipe_and_time_left(
+    view: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([1000.0, 1010.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    display = ProgressDisplay()
+    view.progress = 0.5  # resumed half way: the speed of this session counts
+    display.on_fit_start(view)
+    with caplog.at_level(logging.INFO):
+        view.log(display, 50, _SCALARS)  # no progress since the start: unknown
+        view.progress = 0.6
+        view.log(display, 60, _SCALARS)  # 0.1 in 10 s: 0.4 takes 40 s
+    assert [record.getMessage().rpartition("left ")[2] for record in caplog.records] == ["?", "0:40"]
+    display.on_fit_end(view, "done")
+
+
+def test_the_bar_comes_and_goes_and_leaves_log_lines_whole(
+    view: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=150)
+    monkeypatch.setattr(progress, "console", lambda: terminal)
+    monkeypatch.setattr(progress, "is_live", lambda: True)
+    display = ProgressDisplay()
+    display.on_fit_start(view)
+    view.progress = 0.25
+    with caplog.at_level(logging.INFO):
+        view.log(display, 25, _SCALARS)
+        terminal.print("a log line in between")
+        view.evaluate(display, 25, val_dice=0.5)
+    display.on_exception(view, RuntimeError())
+    display.on_fit_end(view, "failed")  # already stopped
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\r", "\n")
+    assert "a log line in between" in text.split("\n")
+    assert re.search(r" 25 %  ?left \d:\d\d  ?step 25/100  epoch 0  loss 0\.4322", text)
+    assert screen.getvalue().count("\x1b[?25l") == 1  # cursor hidden
+    assert screen.getvalue().count("\x1b[?25h") == 1  # and shown again
+    assert all(record.screen is False for record in caplog.records)  # type: ignore[attr-defined]
+
+
+def test_a_narrow_terminal_shortens_the_line_instead_of_breaking_it(view: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=60)
+    monkeypatch.setattr(progress, "console", lambda: terminal)
+    monkeypatch.setattr(progress, "is_live", lambda: True)
+    display = ProgressDisplay()
+    display.on_fit_start(view)
+    view.progress = 0.25
+    view.log(display, 25, _SCALARS)
+    display.on_fit_end(view, "done")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert [bool(line.strip()) for line in plain.split("\n")] == [True, False]
+    assert "step 25/100" in plain
+
+
+_SCRIPT = """
+import logging, types
+from medtrain.callbacks.progress import ProgressDisplay
+from medtrain.run.log import setup_logging
+setup_logging()
+log = logging.getLogger("medtrain.test")
+view = types.SimpleNamespace(step=1, epoch=0, total_steps=4, progress=0.0)
+display = ProgressDisplay()
+display.on_fit_start(view)
+for step in range(1, 5):
+    view.step, view.progress = step, step / 4
+    display.on_log(view, {"train/loss": 1 / step})
+    log.info("a message at step %d", step)
+    print(f"printed by a library at step {step}")
+display.on_fit_end(view, "done")
+log.info("the end")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_on_a_real_terminal() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT], stdout=theirs, stderr=theirs, stdin=theirs, env=env)
+    os.close(theirs)
+    received = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not data:
+            break
+        received += data
+    os.close(ours)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", received.decode()).replace("\r", "\n")
+    lines = [line.strip() for line in text.split("\n")]
+    for step in range(1, 5):
+        assert sum(line.endswith(f" a message at step {step}") for line in lines) == 1
+        assert f"printed by a library at step {step}" in lines
+    assert any("step 4/4" in line for line in lines)
+    assert any(line.endswith(" the end") for line in lines)

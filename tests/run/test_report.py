@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from medtrain.loggers.base import Logger
+from medtrain.loggers.csv import CsvLogger
+from medtrain.loggers.jsonl import JsonlLogger
+from medtrain.run.folder import RunFolder
+from medtrain.run.history import evaluations, read_metrics
+from medtrain.run.report import write_report
+
+
+def _log(logger: Logger) -> None:
+    for step in (10, 20, 30):
+        logger.log_scalars(step, step // 10, {"train/loss": 1 / step, "perf/step_s": 1.0})
+    logger.log_scalars(30, 3, {"val/dice": 0.5, "val/hd95_mm": math.nan})
+    logger.log_scalars(40, 4, {"val/dice": 0.4, "val/hd95_mm": 12.0})
+    logger.close()
+
+
+@pytest.mark.parametrize("kind", [CsvLogger, JsonlLogger])
+def test_metrics_read_back(tmp_path: Path, kind: type[CsvLogger | JsonlLogger]) -> None:
+    assert read_metrics(tmp_path) == []
+    _log(kind(run_dir=tmp_path))
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert rows[0] == {"step": 10, "epoch": 1, "train/loss": 0.1}
+    found = evaluations(rows, "val/dice")
+    assert [(row["step"], row["val/dice"]) for row in found] == [(30, 0.5), (40, 0.4)]
+    assert math.isnan(found[0]["val/hd95_mm"])
+    assert "train/loss" not in found[0]
+
+
+@pytest.mark.parametrize(("name", "torn"), [("metrics.csv", "50,5,0.1,x"), ("metrics.jsonl", '{"step": 50, "ep')])
+def test_a_row_that_is_being_written_is_left_out(tmp_path: Path, name: str, torn: str) -> None:
+    _log((CsvLogger if name.endswith("csv") else JsonlLogger)(run_dir=tmp_path))
+    with (tmp_path / name).open("a") as file:
+        file.write(torn)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 30, 40]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder.create(experiment="liver", root=tmp_path)
+    config = {"seed": 3, "model": {"name": "unet", "norm": "instance", "dropout": None}, "data": {"name": "msd"}}
+    folder.write_inputs(config, ["model=unet"], ["medtrain", "train", "model=unet"])
+    plan = {"patch_size": [32, 40, 48], "reasons": {"data.patch_size": "fits 4 GiB | and the median shape"}}
+    folder.plan.write_text(json.dumps(plan))
+    (folder.path / "data.json").write_text(json.dumps({"dataset": "Liver", "num_train": 104, "cases": {"a": "b"}}))
+    _log(JsonlLogger(run_dir=folder.path))
+    folder.start()
+    folder.heartbeat(30, best={"metric": "val/dice", "value": 0.5, "step": 30})
+    folder.finish("done", step=40, message="reached the limit")
+    return folder
+
+
+def test_the_report_tells_the_run(run: RunFolder) -> None:
+    (run.path / "progress.png").write_bytes(b"")
+    (run.path / "curves").mkdir()
+    (run.path / "curves" / "val_dice.png").write_bytes(b"")
+    (run.path / "previews").mkdir()
+    for step in (9, 10):
+        (run.path / "previews" / f"step_{step:08d}.png").write_bytes(b"")
+    statistics = {"mean": 0.912345, "std": 0.05, "n": 5}
+    summary = {
+        "checkpoint": "step_00000030",
+        "num_cases": 5,
+        "mean": {"dice": 0.7},
+        "classes": {"liver": {"dice": statistics}, "tumour": {"dice": {"mean": None, "std": None, "n": 0}}},
+    }
+    (run.evaluation / "summary.json").write_text(json.dumps(summary))
+    text = write_report(run.path).read_text()
+    for part in (
+        f"# liver / {run.name}",
+        "**done** after 40 steps, reached the limit.",
+        "Best val/dice: **0.5000** at step 30.",
+        "| val/dice | 0.5000 | 0.4000 .. 0.5000 | 0.4000 |",
+        "| val/hd95_mm | - | 12.0000 .. 12.0000 | 12.0000 |",
+        "Final evaluation of step_00000030 on 5 cases",
+        "| liver | 0.9123 +- 0.0500 |",
+        "| tumour | - |",
+        "| **mean** | **0.7000** |",
+        "![progress](progress.png)",
+        "[val_dice](curves/val_dice.png)",
+        "previews/step_00000010.png",
+        "| model | unet | norm=instance |",
+        "| seed | 3 |",
+        "| data.patch_size | [32, 40, 48] | fits 4 GiB \\| and the median shape |",
+        "| num_train | 104 |",
+        "medtrain train model=unet",
+        "medtrain predict  ",
+    ):
+        assert part in text
+    assert "dropout" not in text
+    assert "previews/step_00000009.png" not in text
+
+
+def test_a_run_that_failed_early_has_a_report(tmp_path: Path) -> None:
+    folder = RunFolder.create(experiment="liver", root=tmp_path)
+    folder.finish("failed", step=0, message="DataError: nothing there")
+    text = write_report(folder.path).read_text()
+    assert "**failed** after 0 steps, DataError: nothing there." in text
+    assert "Best" not in text
+    assert "medtrain resume" in text
+
+
+def test_damaged_files_do_not_stop_the_report(run: RunFolder) -> None:
+    (run.evaluation / "summary.json").write_text("{")
+    run.plan.write_text("[]")
+    assert "**done**" in write_report(run.path).read_text()
