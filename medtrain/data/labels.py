@@ -142,6 +142,7 @@ def _problems(labels: Mapping[str, int], groups: Mapping[str, list[str]]) -> lis
 
 def _unknown_values(label: np.ndarray, unknown: np.ndarray, declared: Sequence[int]) -> str:
     values, counts = np.unique(label[unknown], return_counts=True)
-    shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(zip(values, counts))[:5])
+    pairs = list(zip(values, counts))[:5]
+    shown = ", ".join(f"{value} ({count} voxel{'s' if count > 1 else ''})" for value, count in pairs)
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
     return f"undeclared label values {shown}{more}; declared are {', '.join(str(value) for value in sorted(declared))}"

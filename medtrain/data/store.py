@@ -272,7 +272,8 @@ def chunk_shapes(
     """Block and chunk of an array: a block fits the first-level cache, a chunk covers at most 1.5 patches.
 
     The block starts at the patch, rounded up to powers of two, and is halved along the axis that covers most of its
-    chunk until it has 128 KiB. The chunk grows block by block along its least covered axis up to 6 MiB.
+    chunk until it has 128 KiB. The chunk grows block by block along its least covered axis (the longest of
+    equal ones) up to 6 MiB.
 
     Args:
         shape: Voxels (D, H, W).
@@ -292,10 +293,10 @@ def chunk_shapes(
             longer = min(chunk[axis] + block[axis], target[axis])
             size = math.prod(chunk) // chunk[axis] * longer * itemsize
             if longer > chunk[axis] and size <= _MAX_CHUNK_BYTES:
-                grown.append((chunk[axis] / target[axis], axis, longer))
+                grown.append((chunk[axis] / target[axis], -shape[axis], axis, longer))
         if not grown:
             return tuple(block), tuple(chunk)
-        _, axis, longer = min(grown)
+        _, _, axis, longer = min(grown)
         chunk[axis] = longer
 
 
