@@ -1,1 +1,1 @@
-
+"""From files to batches: sources, cases, fingerprint, plan, store, sampler, loader."""

@@ -1,1 +1,1 @@
-
+"""The loop and its parts; building, starting, continuing and opening runs."""

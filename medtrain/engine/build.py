@@ -221,7 +221,7 @@ def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         free = _FREE_KEYS.get(group, set())
         fixed[group] = {k: v for k, v in value.items() if k not in free} if isinstance(value, Mapping) else value
-    return plain(fixed)  # type: ignore[no-any-return]
+    return plain(fixed)
 
 
 def check_continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

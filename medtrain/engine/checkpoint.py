@@ -167,7 +167,7 @@ def check_format(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.meta["format"] != FORMAT_VERSION:
         raise MedtrainError(
-            f"{checkpoint.path} has checkpoint format {checkpoint.meta['format']}, this medtrain reads {FORMAT_VERSION}",
+            f"{checkpoint.path} has format {checkpoint.meta['format']}, this medtrain reads format {FORMAT_VERSION}",
             hint="install the version of medtrain named in the run's env.json",
         )
 

@@ -104,8 +104,7 @@ def derive(config: Mapping[str, Any], *, local_rank: int = 0, progress: Progress
             values.append(DerivedValue(key, value, reason))
 
     for key, reason in plan.reasons.items():
-        group, name = key.split(".")
-        fill(key, getattr(plan, name), reason)
+        fill(key, getattr(plan, key.partition(".")[2]), reason)
     if completed["data"]["normalization"] == "auto":
         values.append(
             DerivedValue(

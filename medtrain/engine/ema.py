@@ -31,7 +31,7 @@ class EMA:
         parameters = dict(model.named_parameters())
         self._names = [name for name in self.shadow if name in parameters]
         self._buffers = [name for name in self.shadow if name not in parameters]
-        self._live = [parameters[name] for name in self._names]
+        self._live: list[Tensor] = [parameters[name] for name in self._names]
 
     def decay_now(self) -> float:
         """The decay of the next update."""

@@ -46,7 +46,10 @@ log = logging.getLogger(__name__)
 class TrainData(Protocol):
     """What the loop needs of the data."""
 
-    batches_per_epoch: int
+    @property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of an epoch over all processes."""
+        ...
 
     def train_batches(self, start_batch: int, *, rank: int, world_size: int) -> Iterator[Batch]:
         """Endless micro-batches from any position; a pure function of the seed and the position."""

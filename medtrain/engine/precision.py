@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -119,15 +119,15 @@ class Precision:
         elif not bool(bad):  # sync: on a CPU there is nothing to wait for; elsewhere the price of a plain optimizer
             optimizer.step()
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Scaler state and the count of skipped steps."""
         return {
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "skipped_in_row": int(self.skipped_in_row),
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         if self.scaler and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])  # type: ignore[arg-type]
-        self.skipped_in_row.fill_(state["skipped_in_row"])  # type: ignore[arg-type]
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped_in_row.fill_(state["skipped_in_row"])

@@ -62,9 +62,9 @@ def sanity_check(engine: Engine) -> SanityReport:
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     engine.model.train()
-    with FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        with engine.precision.autocast():
-            output = engine.task.training_step(engine.forward_model, batch)
+    counting = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as flops, counting, engine.precision.autocast():
+        output = engine.task.training_step(engine.forward_model, batch)
     output.loss.backward()
     loss = float(output.loss.detach())
     without = [n for n, p in engine.model.named_parameters() if p.requires_grad and p.grad is None]

@@ -1,1 +1,1 @@
-
+"""What a batch means."""
