@@ -338,14 +338,15 @@ def check_params(
     """
     result: dict[str, Any] = {}
     issues = list(_unknown_keys(params, value, path))
+    mistyped = {closest(str(key), params) for key in value if key not in params}
     for key, param in params.items():
         where = _join(path, key)
         given = value.get(key, "???")
         if isinstance(given, str) and given == "???":
-            if param.required:
+            if param.required and key not in mistyped:  # a misspelt key is one mistake, not two
                 hint = f"add `{where}=...`" if "[" not in where else None
                 issues.append(Issue(where, f"{REQUIRED} ({describe(param.type)})", hint, "missing"))
-            else:
+            elif not param.required:
                 result[key], _ = check(param.type, plain(param.default), where)
             continue
         result[key], found = check(param.type, given, where)

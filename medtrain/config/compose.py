@@ -18,7 +18,7 @@ from medtrain.config.imports import import_modules
 from medtrain.config.interpolate import resolve
 from medtrain.config.overrides import Override, parse, plus_problem
 from medtrain.config.paths import MULTI_GROUPS
-from medtrain.config.schema import annotation_at, section_defaults
+from medtrain.config.schema import annotation_at, component_defaults, section_defaults
 from medtrain.config.sources import COMMAND_LINE, Selection, Sources
 from medtrain.config.tree import OriginTree
 from medtrain.config.validate import validate
@@ -119,18 +119,23 @@ def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset
 
 
 def _defaults(tree: Mapping[str, Any], sources: Sources, config_name: str) -> dict[str, Any]:
-    """The tree that results when nothing but the components is chosen; a component's name stays as in train.yaml."""
-    plain = OriginTree()
+    """What the config is compared with: the primary config where nothing is chosen or set.
+
+    A component that it does not choose is compared with the defaults of its signature.
+    """
+    untouched = OriginTree()
     for layer in sources.select(config_name, {}).layers:
-        plain.merge(layer.content, layer.origin, layer.package)
+        untouched.merge(layer.content, layer.origin, layer.package)
     defaults = section_defaults(tree)
-    for group, section in plain.values.items():
+    for group, section in resolve(untouched.values, untouched.origins)[0].items():
         if group not in registry.GROUPS:
             defaults[group] = section
-        elif group not in MULTI_GROUPS:
-            defaults[group]["name"] = section["name"]
+        elif group in MULTI_GROUPS:
+            defaults[group] = {key: {**component_defaults(group, s["name"]), **s} for key, s in section.items()}
+        elif section["name"] == tree[group]["name"]:
+            defaults[group] |= section
         else:
-            defaults[group] = {key: value for key, value in defaults[group].items() if key in section}
+            defaults[group]["name"] = section["name"]
     return defaults
 
 

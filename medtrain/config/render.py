@@ -15,7 +15,8 @@ from medtrain.config.tree import leaves, lookup
 from medtrain.registry import GROUPS, plain
 
 Comment = Callable[[str], str | None]
-_BARE = re.compile(r"^[A-Za-z_/.$*@?|%+-][\w/.$*@?|%+:-]*$")
+_BARE = re.compile(r"^[\w/.$*@?|%+:-]+$", re.ASCII)
+_NUMBER_LIKE = re.compile(r"^[-+]?[\d._]+([eE][-+]?\d+)?$|^[-+]?(nan|inf)$|^(null|true|false)$", re.IGNORECASE)
 
 
 class _FlowDumper(yaml.SafeDumper):
@@ -93,7 +94,7 @@ def write_override(value: Any) -> str:
         return f"[{','.join(write_override(item) for item in value)}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{write_override(key)}:{write_override(item)}' for key, item in value.items())}}}"
-    if _BARE.match(value) and value.lower() not in ("null", "true", "false", "nan", "inf", "+inf", "-inf"):
+    if _BARE.match(value) and not _NUMBER_LIKE.match(value):
         return str(value)
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -110,6 +111,7 @@ def difference(composed: Composed) -> dict[str, Any]:
             _put(result, key, value)
     for group in MULTI_GROUPS:
         if set(composed.tree[group]) != set(composed.defaults_tree[group]):
+            result.setdefault(group, {})
             for name, section in composed.tree[group].items():
                 _put(result, f"{group}.{name}.name", section["name"])
     return result

@@ -69,12 +69,12 @@ def section_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     for group in registry.GROUPS:
         section = tree[group]
         if group in MULTI_GROUPS:
-            result[group] = {key: _defaults(group, value) for key, value in section.items()}
+            result[group] = {key: component_defaults(group, value["name"]) for key, value in section.items()}
         else:
-            result[group] = _defaults(group, section)
+            result[group] = component_defaults(group, section["name"])
     return result
 
 
-def _defaults(group: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    component = registry.get(group, section["name"])
-    return {"name": component.name, **component.defaults()}
+def component_defaults(group: str, name: str) -> dict[str, Any]:
+    """The section of a component whose every parameter is at its default; `"???"` where it is required."""
+    return {"name": name, **registry.get(group, name).defaults()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hydra._internal.core_plugins.structured_config_source import StructuredConf
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -31,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medtrain import registry
 from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, conf_dir
+from medtrain.config.schema import component_defaults
 from medtrain.errors import ConfigError, Problem, UsageError
 
 COMMAND_LINE = "command line"
@@ -159,7 +161,10 @@ class Sources(ConfigRepository):
             typed = by is not None and by.external_override
             file = (by.containing_config_path if by else None) or config_name
             chosen_by[group] = COMMAND_LINE if typed else self.origin(file)
-        return Selection(tuple(layers), choices, chosen_by, tuple(self._problems), frozenset(self._broken))
+        problems = [
+            replace(problem, origin=chosen_by.get(problem.where.partition("=")[0])) for problem in self._problems
+        ]
+        return Selection(tuple(layers), choices, chosen_by, tuple(problems), frozenset(self._broken))
 
     def _layer(self, config_path: str, package: str) -> Layer | None:
         loaded = self.load_config(config_path)
@@ -188,8 +193,13 @@ class Sources(ConfigRepository):
                 return None
             return self._note(config_path, unknown_option(group, name, self.options(group)))
         for default in loaded.defaults_list or []:
-            if default.is_optional():
-                self._optional.add(default.group)  # type: ignore[attr-defined]
+            if not isinstance(default, GroupDefault) or default.group is None:
+                continue
+            if default.optional:
+                self._optional.add(default.group)
+            if default.override and default.package is None and default.group.startswith("/"):
+                # Hydra would look for the group inside the section of this file; `/task` means the one at the root
+                default.package = f"_global_.{default.group[1:]}"
         return loaded
 
     def _note(self, config_path: str, problem: Problem) -> ConfigResult:
@@ -209,7 +219,7 @@ class Sources(ConfigRepository):
             match = _SCHEMA_PATH.match(config_path)
             if match and config_path not in self._broken:
                 component = registry.get(match[1], match[2])
-                node = {"name": component.name, **component.defaults()}
+                node = component_defaults(component.group, component.name)
                 ConfigStore.instance().store(
                     group=f"{component.group}/{SCHEMA}", name=component.name, node=node, provider=component.origin
                 )

@@ -55,7 +55,8 @@ class OriginTree:
         *parents, last = key.split(".")
         node: Any = self.values
         walked = ""
-        for part in parents:
+        for index, part in enumerate(parents):
+            rest = (*parents[index + 1 :], last)
             walked = f"{walked}.{part}" if walked else part
             if isinstance(node, list):
                 if not part.isdigit() or int(part) >= len(node):
@@ -65,6 +66,8 @@ class OriginTree:
             if not isinstance(node.get(part), dict | list):
                 if node.get(part) not in (None, "???"):
                     return f"`{walked}` is a single value and has no keys"
+                if rest[0].isdigit():
+                    return f"`{walked}` has no items; set the whole list"
                 self._forget(walked)
                 node[part] = {}
             node = node[part]
@@ -86,8 +89,14 @@ class OriginTree:
 
 
 def origin_of(origins: Mapping[str, str], path: str) -> str | None:
-    """The origin of a value or of what holds it: `optimizer.rules[0].lr_mult` finds that of `optimizer.rules`."""
+    """The origin of a value, of what holds it, or of the first value in it.
+
+    `optimizer.rules[0].lr_mult` finds that of `optimizer.rules`.
+    """
     path = path.split("[", 1)[0]
+    inside = next((origin for key, origin in origins.items() if key.startswith(f"{path}.")), None)
+    if path not in origins and inside is not None:
+        return inside
     while path:
         if path in origins:
             return origins[path]

@@ -65,7 +65,7 @@ def unet(
         dropout: Probability.
         norm: Kind.
     """
-    return dict(out_channels=out_channels, channels=channels, dropout=dropout, norm=norm)
+    return {"out_channels": out_channels, "channels": channels, "dropout": dropout, "norm": norm}
 
 
 def swin(*, heads: Annotated[int, Range(ge=1)], depth: int = 2) -> dict[str, int]:
@@ -75,7 +75,7 @@ def swin(*, heads: Annotated[int, Range(ge=1)], depth: int = 2) -> dict[str, int
         heads: Number.
         depth: Blocks.
     """
-    return dict(heads=heads, depth=depth)
+    return {"heads": heads, "depth": depth}
 
 
 def adamw(*, lr: Annotated[float, Range(gt=0)] = 1e-3, rules: list[Rule] | None = None) -> None:
