@@ -192,8 +192,8 @@ def _final_cost(settings: TrainerSettings, task: Segmentation, data: Segmentatio
     """What the final evaluation costs, in evaluations during training."""
     if not settings.final_evaluation:
         return 0.0
-    combinations = 2**task.plan.spatial_dims
-    mirror = combinations if task.inference.mirror and not task.inference.mirror_in_training else 1
+    axes = task.inference.mirror_axes if task.inference.mirror_axes is not None else range(task.plan.spatial_dims)
+    mirror = 2 ** len(axes) if task.inference.mirror and not task.inference.mirror_in_training else 1
     cases = len(data.evaluation_cases("val"))
     share = cases / min(cases, settings.eval_cases) if settings.eval_cases and cases else 1.0
     return 1.1 * mirror * share

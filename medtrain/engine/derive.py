@@ -113,6 +113,7 @@ def derive(config: Mapping[str, Any], *, local_rank: int = 0, progress: Progress
                 plan.reasons.get("data.normalization", "by channel name"),
             )
         )
+    fill("inference.mirror_axes", _mirrored_axes(config["augment"], plan.spatial_dims), "the axes training mirrors")
     _derive_trainer(completed, fill, values, device)
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, dataset, folds, split, device)
@@ -128,6 +129,14 @@ def read_split(settings: VolumeData, dataset: Dataset) -> tuple[list[Fold], Fold
     else:
         folds = make_folds(dataset.cases, settings.num_folds)
     return folds, select_fold(folds, settings.fold, dataset.cases)
+
+
+def _mirrored_axes(augment: Mapping[str, Any], dims: int) -> tuple[int, ...]:
+    """Axes along which predictions may be averaged over mirrored inputs: those the network has seen mirrored."""
+    if not augment.get("mirror_p"):
+        return ()
+    axes = augment["mirror_axes"]
+    return tuple(range(dims)) if axes is None else tuple(axes)
 
 
 def _derive_trainer(
