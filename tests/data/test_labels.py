@@ -64,9 +64,7 @@ def test_every_mistake_in_merge_labels_is_named() -> None:
 
 def test_undeclared_values_are_counted() -> None:
     labels = LabelMap.from_dataset(dataset(LIVER))
-    with pytest.raises(
-        ValueError, match=r"undeclared label values 3 \(2 voxels\), 7 \(1 voxel\); declared are 0, 1, 2"
-    ):
+    with pytest.raises(ValueError, match=r"values 3 \(2 voxels\), 7 \(1 voxel\); declared are 0, 1, 2$"):
         labels.to_classes(np.array([0, 3, 3, 7, 2], dtype=np.uint8))
     with pytest.raises(ValueError, match="undeclared label values -1"):
         labels.to_classes(np.array([0, -1], dtype=np.int16))

@@ -92,7 +92,7 @@ def test_damage_is_found_on_opening(tmp_path: Path, rng: np.random.Generator, na
     else:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         os.utime(path, ns=(0, 12345))
-    with pytest.raises(MedtrainError, match="the prepared case a in .* is missing or damaged") as error:
+    with pytest.raises(MedtrainError, match=r"the prepared case a in .* is missing or damaged") as error:
         PreparedCase(tmp_path / "a", CASE)
     assert error.value.hint == "start the command again; damaged cases are prepared anew"
 

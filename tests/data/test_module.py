@@ -1,0 +1,178 @@
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medtrain.data.case import Dataset
+from medtrain.data.module import SegmentationData
+from medtrain.data.prepare import prepare
+from medtrain.data.store import Store
+from medtrain.data.volume_data import VolumeData
+from medtrain.errors import ConfigError, MedtrainError
+from medtrain.registry import build
+from tests.data.small_data import small_dataset, small_plan
+
+SPLIT = {"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, VolumeData, Store]:
+    root = tmp_path_factory.mktemp("module")
+    dataset = small_dataset(root / "raw")
+    settings = VolumeData(store=str(root / "store"), samples_per_case=3)
+    return dataset, settings, prepare(dataset, settings, small_plan())
+
+
+def make(
+    prepared: tuple[Dataset, VolumeData, Store],
+    *,
+    workers: int | None = None,
+    augment: str = "none",
+    split: Mapping[str, Sequence[str]] = SPLIT,
+    **plan: Any,
+) -> SegmentationData:
+    dataset, settings, store = prepared
+    return SegmentationData(
+        settings=replace(settings, num_workers=workers),
+        dataset=dataset,
+        store=store,
+        split=split,
+        plan=small_plan(**plan),
+        augment=build("augment", {"name": augment}, in_channels=1, masked_channels=()),
+        seed=11,
+    )
+
+
+def take(batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return list(itertools.islice(batches, count))
+
+
+def assert_same(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other):
+        assert (a["key"], a["case_id"], a["weight"]) == (b["key"], b["case_id"], b["weight"])
+        for name in ("image", "label"):
+            assert all(torch.equal(x, y) for x, y in zip(a[name], b[name], strict=True))
+        assert repr(a["params"]) == repr(b["params"])
+
+
+def test_an_epoch_sees_every_training_case_equally(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared, batch_size=3)
+    assert (data.batch_size, data.batches_per_epoch) == (3, 3)  # 3 cases, 3 samples of each
+    seen = [case_id for batch in take(data.train_batches(), 3) for case_id in batch["case_id"]]
+    assert sorted(seen) == sorted(SPLIT["train"] * 3)
+
+
+@pytest.mark.parametrize("augment", ["none", "nnunet"])
+def test_batches_are_the_same_with_any_number_of_workers(
+    prepared: tuple[Dataset, VolumeData, Store], augment: str
+) -> None:
+    alone, shared = make(prepared, augment=augment), make(prepared, workers=2, augment=augment)
+    state = torch.get_rng_state()
+    batches = shared.train_batches(1)
+    assert_same(take(alone.train_batches(1), 7), take(batches, 7))
+    assert torch.equal(torch.get_rng_state(), state)  # no randomness is taken from the training process
+    shared.close()
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+@pytest.mark.parametrize("start", [1, 3, 8])
+def test_starting_at_a_batch_equals_skipping_to_it(prepared: tuple[Dataset, VolumeData, Store], start: int) -> None:
+    data = make(prepared, augment="nnunet")
+    assert_same(take(data.train_batches(start), 3), take(data.train_batches(), start + 3)[start:])
+
+
+def test_two_ranks_see_what_one_sees(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared)
+    whole = take(data.train_batches(), 5)
+    halves = [take(data.train_batches(0, rank=rank, world_size=2), 5) for rank in (0, 1)]
+    joined = [
+        {key: a[key] + b[key] for key in ("image", "label", "params", "case_id", "key", "weight")}
+        for a, b in zip(*halves)
+    ]
+    assert_same(whole, joined)
+
+
+def test_a_batch_that_ranks_cannot_share(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    with pytest.raises(ConfigError, match="data.batch_size: 4 patches cannot be divided among 3 processes"):
+        make(prepared).train_batches(0, rank=0, world_size=3)
+
+
+def test_a_first_look_starts_no_process(
+    prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medtrain.data.module._worker_loader", pytest.fail)
+    assert next(make(prepared, workers=2).train_batches())["weight"] == 4
+
+
+def test_a_damaged_case_is_one_sentence_through_a_worker_too(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "raw", cases=2)
+    settings = VolumeData(store=str(tmp_path / "store"))
+    store = prepare(dataset, settings, small_plan())
+    split = {"train": ["case_0", "case_1"], "val": []}
+    for workers in (0, 1):
+        data = make((dataset, settings, store), workers=workers, split=split, batch_size=2)
+        batches = data.train_batches()
+        next(batches)
+        path = tmp_path / "store" / "cases" / store.keys["case_1"] / "label.b2nd"
+        path.write_bytes(b"")
+        store._open.clear()
+        with pytest.raises(MedtrainError, match=r"^the prepared case case_1 in \S+ is missing or damaged$") as error:
+            take(batches, 3)
+        assert error.value.hint == "start the command again; damaged cases are prepared anew"
+        data.close()
+        prepare(dataset, settings, small_plan())
+
+
+def test_to_device_augments_and_lays_out(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared, augment="nnunet")
+    batch = next(data.train_batches())
+    reads = [image.clone() for image in batch["image"]]
+    moved = data.to_device(batch, torch.device("cpu"), torch.channels_last_3d)
+    assert (moved["image"].shape, moved["label"].shape) == ((4, 1, 8, 8, 8), (4, 8, 8, 8))
+    assert moved["image"].is_contiguous(memory_format=torch.channels_last_3d)
+    assert moved["case_id"] == batch["case_id"]
+    assert all(torch.equal(a, b) for a, b in zip(batch["image"], reads))
+    plain = data.to_device(batch, torch.device("cpu"))
+    assert torch.equal(plain["image"], moved["image"])
+
+
+def test_evaluation_sees_whole_cases(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared)
+    items = list(data.evaluation_items())
+    assert [item["case_id"] for item in items] == SPLIT["val"]
+    item, case = items[0], prepared[2].case("case_3")
+    stats = case.stats[0]
+    expected = (case.read_image().astype(np.float64) - stats.mean) / stats.std
+    np.testing.assert_allclose(item["image"].numpy(), expected, atol=1e-5)
+    assert item["image"].dtype == torch.float32
+    np.testing.assert_array_equal(item["label"], case.read_label())
+    np.testing.assert_array_equal(item["source_label"], case.source_label())
+    assert (item["geometry"], item["spacing"]) == (case.geometry, (1.0, 1.0, 1.0))
+
+
+def test_evaluation_is_divided_without_repeats(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared, split={"train": ["case_0"], "val": [f"case_{i}" for i in (1, 2, 3, 4)]})
+    ranks = [[item["case_id"] for item in data.evaluation_items(rank=rank, world_size=3)] for rank in range(3)]
+    assert ranks == [["case_1", "case_4"], ["case_2"], ["case_3"]]
+    assert data.evaluation_cases(limit=2) == ["case_1", "case_3"]
+    assert data.evaluation_cases(limit=9) == ["case_1", "case_2", "case_3", "case_4"]
+    assert data.evaluation_cases("train") == ["case_0"]
+    assert [item["case_id"] for item in data.evaluation_items(limit=2)] == ["case_1", "case_3"]
+
+
+def test_what_identifies_the_data(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared)
+    told = data.describe()
+    assert told["cases"] == prepared[2].keys
+    assert (told["dataset"], told["num_train"], told["num_val"]) == ("Small", 3, 2)
+    other = make(prepared, split={"train": ["case_0"], "val": ["case_3"]}).describe()
+    assert other["split_hash"] != told["split_hash"]
+    assert other["data_hash"] == told["data_hash"]
+    assert set(other["cases"]) == {"case_0", "case_3"}
