@@ -1,0 +1,191 @@
+"""Intensity transforms of nnU-Net, in place on the rows (sample and channel) of a batch that drew them.
+
+The parameters of a sample are one entry per channel, None for channels left alone.
+
+The formulas are those of batchgeneratorsv2 (Isensee et al., nnU-Net, Nature Methods 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medtrain.data.transforms import base
+from medtrain.data.transforms.base import to_device
+
+_EPS = 1e-7
+
+
+def on_rows(
+    image: Tensor, params: Sequence[dict[str, Any]], key: str, transform: Callable[[Tensor, np.ndarray], None]
+) -> None:
+    """Apply an in-place transform to the rows whose parameters hold `key`.
+
+    Args:
+        image: [B, C, *P], contiguous; changed in place.
+        params: One dict per sample; `params[b][key]` has C entries, None where the channel is left alone.
+        key: Name of the transform's parameter.
+        transform: Takes rows [N, *P] and float64 values [N, ...] and changes the rows in place.
+    """
+    channels = image.shape[1]
+    drawn = [
+        (b * channels + c, value)
+        for b, sample in enumerate(params)
+        for c, value in enumerate(sample.get(key, ()))
+        if value is not None
+    ]
+    if not drawn:
+        return
+    rows = image.view(-1, *image.shape[2:])
+    values = np.array([value for _, value in drawn], dtype=np.float64)
+    if base.one_by_one(image.device):
+        for (row, _), value in zip(drawn, values):
+            transform(rows[row : row + 1], value[None])
+        return
+    index = to_device(np.array([row for row, _ in drawn]), image.device)
+    chosen = rows.index_select(0, index)
+    transform(chosen, values)
+    rows.index_copy_(0, index, chosen)
+
+
+def add_noise(image: Tensor, params: Sequence[dict[str, Any]]) -> None:
+    """Add white Gaussian noise: independent voxels and channels, one standard deviation per sample.
+
+    The field comes from a CPU generator seeded by the sample's parameters, so it is the same on every device.
+
+    Args:
+        image: [B, C, *P]; changed in place.
+        params: `"noise"`: `{"std": float, "seed": int}` where drawn.
+    """
+    for patch, sample in zip(image, params):
+        if "noise" in sample:
+            generator = torch.Generator().manual_seed(sample["noise"]["seed"])
+            field = torch.empty(patch.shape, pin_memory=patch.is_cuda).normal_(generator=generator)
+            patch.add_(field.to(patch.device, non_blocking=True), alpha=sample["noise"]["std"])
+
+
+def blur(rows: Tensor, sigmas: np.ndarray) -> None:
+    """Blur with a separable Gaussian, reflecting at the border.
+
+    The kernel of an axis has 3, 5 or 7 taps for sigmas up to 1 (about 3 sigma on each side), normalised to sum 1.
+
+    Args:
+        rows: [N, *P]; changed in place.
+        sigmas: Voxels, [N, dims].
+    """
+    for axis, sigma in enumerate(sigmas.T, start=1):
+        length = rows.shape[axis]
+        kernel = _half_kernels(sigma, largest=length - 1)
+        radius = kernel.shape[1] - 1
+        if radius == 0:
+            continue
+        taps = to_device(kernel.astype(np.float32), rows.device)
+        pads = [0, 0] * (rows.ndim - 1)
+        pads[2 * (rows.ndim - 1 - axis)] = pads[2 * (rows.ndim - 1 - axis) + 1] = radius
+        padded = F.pad(rows, pads, mode="reflect")
+        torch.mul(padded.narrow(axis, radius, length), _column(taps[:, 0], rows), out=rows)
+        for j in range(1, radius + 1):
+            pair = padded.narrow(axis, radius - j, length) + padded.narrow(axis, radius + j, length)
+            rows.addcmul_(pair, _column(taps[:, j], rows))
+
+
+def _half_kernels(sigmas: np.ndarray, *, largest: int) -> np.ndarray:
+    """Taps 0..radius of symmetric Gaussian kernels, [N, radius + 1]; shorter ones are filled with zeros."""
+    # nnU-Net takes the odd number nearest to 6 sigma + 0.5 as kernel size.
+    radii = np.minimum(np.floor((6 * sigmas + 0.5) / 2), largest)
+    offsets = np.arange(int(radii.max()) + 1)
+    taps = np.exp(-0.5 * (offsets / sigmas[:, None]) ** 2) * (offsets <= radii[:, None])
+    return taps / (2 * taps.sum(1, keepdims=True) - taps[:, :1])
+
+
+def brightness(rows: Tensor, factors: np.ndarray) -> None:
+    """Multiply by a factor per row.
+
+    Args:
+        rows: [N, *P]; changed in place.
+        factors: [N].
+    """
+    rows.mul_(_column(factors, rows))
+
+
+def contrast(rows: Tensor, factors: np.ndarray) -> None:
+    """Multiply the distance to the row's mean by a factor, and clamp to the row's former minimum and maximum.
+
+    Args:
+        rows: [N, *P]; changed in place.
+        factors: [N].
+    """
+    mean, low, high = _over_voxels(rows, torch.mean), _over_voxels(rows, torch.amin), _over_voxels(rows, torch.amax)
+    rows.sub_(mean).mul_(_column(factors, rows)).add_(mean)
+    torch.minimum(torch.maximum(rows, low, out=rows), high, out=rows)
+
+
+def low_resolution(rows: Tensor, scales: np.ndarray) -> None:
+    """Simulate a coarser scan: take the nearest voxels of a smaller grid, then interpolate linearly back.
+
+    Args:
+        rows: [N, *P]; changed in place.
+        scales: Size of the smaller grid relative to the patch, [N, dims].
+    """
+    shape = rows.shape[1:]
+    mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
+    for row, scale in zip(rows, scales):  # every row has its own small grid
+        small = [max(1, round(length * factor)) for length, factor in zip(shape, scale.tolist())]
+        coarse = F.interpolate(row[None, None], size=small, mode="nearest-exact")
+        row.copy_(F.interpolate(coarse, size=shape, mode=mode, align_corners=False)[0, 0])
+
+
+def gamma(rows: Tensor, exponents: np.ndarray) -> None:
+    """Raise intensities, scaled to [0, 1] by the row's range, to a power; then restore the row's mean and deviation.
+
+    Args:
+        rows: [N, *P]; changed in place.
+        exponents: [N].
+    """
+    _gamma(rows, exponents, inverted=False)
+
+
+def gamma_inverted(rows: Tensor, exponents: np.ndarray) -> None:
+    """The gamma transform of the negated image, negated back: it acts on the bright end.
+
+    Args:
+        rows: [N, *P]; changed in place.
+        exponents: [N].
+    """
+    _gamma(rows, exponents, inverted=True)
+
+
+def _gamma(rows: Tensor, exponents: np.ndarray, *, inverted: bool) -> None:
+    # nnU-Net scales the power back to the row's range before it restores mean and deviation; the restoring undoes any
+    # scale and shift, so it is left out.
+    low, high = _over_voxels(rows, torch.amin), _over_voxels(rows, torch.amax)
+    mean, deviation = _over_voxels(rows, torch.mean), _deviation(rows)
+    if inverted:
+        rows.neg_().add_(high)
+    else:
+        rows.sub_(low)
+    rows.div_((high - low).clamp_(min=_EPS)).pow_(_column(exponents, rows))
+    changed_mean, changed_deviation = _over_voxels(rows, torch.mean), _deviation(rows)
+    gain = deviation / changed_deviation.clamp_(min=_EPS)
+    rows.sub_(changed_mean).mul_(-gain if inverted else gain).add_(mean)
+
+
+def _deviation(rows: Tensor) -> Tensor:
+    """Standard deviation of each row, [N, 1, ...]; centred first, so that a large mean costs no digits."""
+    centred = rows - _over_voxels(rows, torch.mean)
+    return _over_voxels(centred.square_(), torch.mean).sqrt_()
+
+
+def _over_voxels(rows: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    return reduce(rows, dim=tuple(range(1, rows.ndim)), keepdim=True)
+
+
+def _column(values: np.ndarray | Tensor, rows: Tensor) -> Tensor:
+    """One value per row, [N, 1, ...], in the rows' dtype on their device."""
+    column = values if isinstance(values, Tensor) else to_device(values.astype(np.float32), rows.device)
+    return column.view(-1, *[1] * (rows.ndim - 1))
