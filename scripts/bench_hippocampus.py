@@ -3,13 +3,14 @@
 Everything counts: start of Python, reading and preparing the data, evaluations and the final evaluation. Uses the
 command line as a user would, on fold 0 of nnU-Net's split.
 
-    python scripts/bench_hippocampus.py --root DIR/Task04_Hippocampus [--minutes 20] [--seed 0] [OVERRIDES ...]
+    python scripts/bench_hippocampus.py [--root DIR/Task04_Hippocampus] [--minutes 20] [--seed 0] [OVERRIDES ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="the folder of Task04_Hippocampus")
+    default_root = Path(os.environ.get("MEDTRAIN_DATA", "data")) / "Task04_Hippocampus"
+    parser.add_argument("--root", default=str(default_root), help="default: Task04_Hippocampus below $MEDTRAIN_DATA")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="keep the run here; default: a temporary folder")
