@@ -55,13 +55,7 @@ def export_model(
         MissingExtraError: A package is not installed.
         MedtrainError: The network cannot be exported, or a file does not compute the same; nothing is written then.
     """
-    chosen = [file_format(name) for name in dict.fromkeys(formats)]
-    if not chosen:
-        raise UsageError("no export format was named", hint="e.g. `--format onnx`")
-    for entry in chosen:
-        entry.require()
-    out_dir = Path(out_dir)
-    _check_destination(out_dir, overwrite)
+    chosen = check_request(formats, out_dir, overwrite=overwrite)
     plan = loaded.plan
     network = _prepare(loaded.model, loaded.device)
     with disk_errors(out_dir):
@@ -75,6 +69,22 @@ def export_model(
         _refuse_failures(files)
         atomic_write_json(folder / MANIFEST_NAME, {**description, "files": [describe_file(file) for file in files]})
     return [dataclasses.replace(file, path=out_dir / file.path.name) for file in files]
+
+
+def check_request(formats: Sequence[str], out_dir: Path, *, overwrite: bool) -> list[FileFormat]:
+    """Find out what can be known to fail before anything is loaded; return the formats.
+
+    Raises:
+        UsageError: A format is unknown, or the folder is in use.
+        MissingExtraError: A package is not installed.
+    """
+    chosen = [file_format(name) for name in dict.fromkeys(formats)]
+    if not chosen:
+        raise UsageError("no export format was named", hint="e.g. `--format onnx`")
+    for entry in chosen:
+        entry.require()
+    _check_destination(out_dir, overwrite)
+    return chosen
 
 
 def _check_destination(out_dir: Path, overwrite: bool) -> None:

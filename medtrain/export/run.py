@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medtrain.engine.restore import load_run
 from medtrain.errors import MedtrainError
-from medtrain.export.exporter import DEFAULT_TOLERANCE, export_model
+from medtrain.export.exporter import DEFAULT_TOLERANCE, check_request, export_model
 from medtrain.export.samples import scan_patch
 from medtrain.export.types import ExportedFile
 from medtrain.run.log import setup_logging
@@ -49,11 +49,12 @@ def export_run(
         MedtrainError: See `export_model`.
     """
     setup_logging()
+    out = run_dir / "export" if out_dir is None else out_dir
+    check_request(formats, out, overwrite=overwrite)
     loaded = load_run(run_dir, config, checkpoint=checkpoint, device=device, precision="fp32")
     samples: list[tuple[str, Tensor]] = []
     try:
         samples.append(scan_patch(config, loaded.plan))
     except MedtrainError as error:
         log.warning("the files are compared on random input only, no scan could be read: %s", error.message)
-    out = loaded.run_dir / "export" if out_dir is None else out_dir
     return export_model(loaded, formats, out, tolerance=tolerance, samples=samples, overwrite=overwrite)

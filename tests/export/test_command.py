@@ -25,11 +25,11 @@ APP.command()(export)
 @pytest.fixture
 def opened(make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Make every run folder open as the run in miniature; returns what the opener was asked for."""
-    asked: dict[str, Any] = {}
     run = make_run()
+    asked: dict[str, Any] = {"folder": str(run.run_dir)}
 
     def load_run(run_dir: Path, config: Any, **options: Any) -> Any:
-        asked.update(options, run_dir=run_dir, run=run)
+        asked.update(options, run_dir=run_dir)
         return run
 
     monkeypatch.setattr("medtrain.config.saved.load_saved", lambda run_dir, imports: run.config)
@@ -42,9 +42,9 @@ def opened(make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> dic
 
 
 def test_it_writes_into_the_run_and_prints_the_verdicts(opened: dict[str, Any]) -> None:
-    result = CliRunner().invoke(APP, ["RUN", "--format", "torch_export", "--format", "torchscript"])
+    result = CliRunner().invoke(APP, [opened["folder"], "--format", "torch_export", "--format", "torchscript"])
     assert result.exit_code == 0, result.output
-    folder = opened["run"].run_dir / "export"
+    folder = Path(opened["folder"]) / "export"
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model.pt2", "model.torchscript.pt"]
     header, first, second, *_ = result.output.splitlines()
     assert header.split() == ["format", "file", "size", "max", "error", "allowed", "same", "labels", "compared", "on"]
@@ -52,22 +52,22 @@ def test_it_writes_into_the_run_and_prints_the_verdicts(opened: dict[str, Any]) 
     assert second.startswith("torchscript   model.torchscript.pt")
     assert first.endswith("100.000 %    random, case liver_0")
     assert str(folder / "manifest.json") in result.output
-    assert (opened["checkpoint"], opened["device"], opened["run_dir"]) == ("best", "cpu", Path("RUN"))
+    assert (opened["checkpoint"], opened["device"], opened["run_dir"]) == ("best", "cpu", Path(opened["folder"]))
 
 
 def test_the_options_are_passed_on(opened: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "here" / "it" / "goes"
     options = ["--out", str(out), "--checkpoint", "last", "--device", "auto", "--tolerance", "0.002"]
-    result = CliRunner().invoke(APP, ["RUN", "--format", "torchscript", *options])
+    result = CliRunner().invoke(APP, [opened["folder"], "--format", "torchscript", *options])
     assert result.exit_code == 0, result.output
     assert (opened["checkpoint"], opened["device"]) == ("last", "auto")
     (file,) = json.loads((out / "manifest.json").read_text())["files"]
     assert file["parity"]["tolerance"] == 0.002
 
-    result = CliRunner().invoke(APP, ["RUN", "--format", "torchscript", "--out", str(out)])
+    result = CliRunner().invoke(APP, [opened["folder"], "--format", "torchscript", "--out", str(out)])
     assert result.exit_code == 2
     assert "--overwrite" in result.output
-    result = CliRunner().invoke(APP, ["RUN", "--format", "torchscript", "--out", str(out), "--overwrite"])
+    result = CliRunner().invoke(APP, [opened["folder"], "--format", "torchscript", "--out", str(out), "--overwrite"])
     assert result.exit_code == 0, result.output
 
 
@@ -78,21 +78,22 @@ def test_without_the_data_random_input_is_enough(
         raise MedtrainError("there is no folder Task03_Liver")
 
     monkeypatch.setattr("medtrain.export.run.scan_patch", absent)
-    result = CliRunner().invoke(APP, ["RUN", "--format", "torchscript"])
+    result = CliRunner().invoke(APP, [opened["folder"], "--format", "torchscript"])
     assert result.exit_code == 0, result.output
     assert "there is no folder Task03_Liver" in caplog.text
 
 
 def test_a_failed_comparison_is_exit_code_1(opened: dict[str, Any]) -> None:
-    opened_run = CliRunner().invoke(APP, ["RUN", "--format", "onnx", "--tolerance", "1e-12"])
+    opened_run = CliRunner().invoke(APP, [opened["folder"], "--format", "onnx", "--tolerance", "1e-12"])
     assert opened_run.exit_code == 1
     assert "error: onnx: the exported file differs" in opened_run.output
-    assert not (opened["run"].run_dir / "export").exists()
+    assert not (Path(opened["folder"]) / "export").exists()
 
 
 def test_an_unknown_format_is_exit_code_2(opened: dict[str, Any]) -> None:
-    result = CliRunner().invoke(APP, ["RUN", "--format", "tensorrt"])
+    result = CliRunner().invoke(APP, [opened["folder"], "--format", "tensorrt"])
     assert result.exit_code == 2
+    assert "run_dir" not in opened  # before anything was loaded
     assert "unknown export format `tensorrt`; available: torchscript, onnx, torch_export" in result.output
 
 
