@@ -78,8 +78,14 @@ class LabelMap:
         """Type of class indices: uint8, or int16 above 255 of them."""
         return np.dtype(np.uint8 if self.num_classes < 255 else np.int16)
 
+    @property
+    def _is_identity(self) -> bool:
+        """Whether values 0, 1, 2, ... are the class indices; with uint8 there is nothing below to look for."""
+        plain = tuple((index, index) for index in range(self.num_classes))
+        return self.value_to_class == plain and self.dtype == np.uint8
+
     def to_classes(self, label: np.ndarray) -> np.ndarray:
-        """Turn label values of any shape into class indices (ignore = num_classes).
+        """Turn label values of any shape into class indices (ignore = num_classes); the input itself if it holds them.
 
         Raises:
             ValueError: The label holds undeclared values; says which and how many voxels.
@@ -89,6 +95,8 @@ class LabelMap:
         pairs = list(self.value_to_class)
         if self.ignore_value is not None and self.ignore_index is not None:
             pairs.append((self.ignore_value, self.ignore_index))
+        if self._is_identity and label.dtype == self.dtype and label.max() < self.num_classes:
+            return label
         low = min(int(label.min()), *(value for value, _ in pairs))
         high = max(int(label.max()), *(value for value, _ in pairs))
         if high - low > 1 << 20:

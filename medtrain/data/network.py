@@ -139,9 +139,10 @@ def derive_network(request: NetworkRequest, budget: Budget, reasons: dict[str, s
         hint = f"give {stages} values, a larger data.patch_size, or model.strides as well"
         raise ConfigError([Problem(where=where, message=message, hint=hint)])
     if request.strides is None:
-        times = by([sum(stride[axis] > 1 for stride in shape.strides) for axis in range(len(request.spacing))])
+        halvings = [sum(stride[axis] > 1 for stride in shape.strides) for axis in range(len(request.spacing))]
+        times = ", ".join(f"{axis} {count} times" for axis, count in zip("DHW"[-len(halvings) :], halvings))
         reasons["model.strides"] = (
-            f"axes are halved {times} times, as long as 4 voxels remain and voxels stay nearly isotropic"
+            f"halve {times}: as long as 4 voxels remain and no axis gets twice as coarse as another"
         )
     if request.kernel_sizes is not None:
         return replace(shape, kernel_sizes=request.kernel_sizes)

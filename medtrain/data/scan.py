@@ -173,11 +173,14 @@ def scan_volume(image: Volume, classes: np.ndarray, num_classes: int) -> CaseSca
         classes: Class indices [D, H, W]; values from num_classes on are ignored.
         num_classes: Number of classes.
     """
-    counts = np.bincount(classes.ravel(), minlength=num_classes)[:num_classes]
-    inside = (classes > 0) & (classes < num_classes)
+    labelled = np.flatnonzero(classes)  # few voxels as a rule: what follows is cheap
+    values = classes.ravel()[labelled]
+    counts = np.bincount(values, minlength=num_classes)[:num_classes]
+    counts[0] = classes.size - len(labelled)
     foreground: tuple[ForegroundIntensities, ...] = ()
     if counts[1:].any():
-        foreground = tuple(_foreground(channel[inside]) for channel in image.array)
+        inside = labelled[values < num_classes]
+        foreground = tuple(_foreground(channel.ravel()[inside]) for channel in image.array)
     box = nonzero_box(image.array)
     whole: Shape = image.array.shape[1:]
     d, h, w = (high - low for low, high in box)

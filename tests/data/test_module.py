@@ -100,7 +100,7 @@ def test_two_ranks_see_what_one_sees(prepared: tuple[Dataset, VolumeData, Store]
 
 
 def test_a_batch_that_ranks_cannot_share(prepared: tuple[Dataset, VolumeData, Store]) -> None:
-    with pytest.raises(ConfigError, match="data.batch_size: 4 patches cannot be divided among 3 processes"):
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 4 patches cannot be divided among 3 processes"):
         make(prepared).train_batches(0, rank=0, world_size=3)
 
 
