@@ -156,13 +156,17 @@ def _signature(module: str, node: _Definition) -> Iterator[tuple[str, ast.expr |
         if resolved is not None and isinstance(resolved[1], ast.ClassDef):
             yield from _signature(resolved[0], resolved[1])
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not _is_class_variable(item):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and _is_parameter(item):
             yield item.target.id, item.annotation, item.value
 
 
-def _is_class_variable(item: ast.AnnAssign) -> bool:
+def _is_parameter(item: ast.AnnAssign) -> bool:
+    """Whether a field of a dataclass is a parameter of its constructor."""
     annotation = item.annotation.value if isinstance(item.annotation, ast.Subscript) else item.annotation
-    return isinstance(annotation, ast.Name) and annotation.id == "ClassVar"
+    if isinstance(annotation, ast.Name) and annotation.id == "ClassVar":
+        return False
+    keywords = item.value.keywords if isinstance(item.value, ast.Call) else []
+    return not any(k.arg == "init" and isinstance(k.value, ast.Constant) and not k.value.value for k in keywords)
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:

@@ -7,6 +7,7 @@ components. Every problem met on the way is collected, and all are raised togeth
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,39 @@ class Composed:
         unresolved: The same before interpolations were resolved, as in the files.
         origins: Where each value came from, by dotted path.
         overrides: As typed.
-        defaults_tree: The tree with every value at its default, the chosen components apart.
         choices: Option of each group: a name, a list for callbacks and logger, or None.
+        sources: Where it was composed from.
+        config_name: The primary config.
     """
 
     tree: dict[str, Any]
     unresolved: dict[str, Any]
     origins: dict[str, str]
     overrides: tuple[str, ...]
-    defaults_tree: dict[str, Any]
     choices: dict[str, str | list[str] | None]
+    sources: Sources
+    config_name: str
+
+    @functools.cached_property
+    def defaults_tree(self) -> dict[str, Any]:
+        """What the config is compared with: the primary config where nothing is chosen or set.
+
+        A component that it does not choose is compared with the defaults of its signature.
+        """
+        untouched = OriginTree()
+        for layer in self.sources.select(self.config_name, {}).layers:
+            untouched.merge(layer.content, layer.origin, layer.package)
+        defaults = section_defaults(self.tree)
+        for group, section in resolve(untouched.values, untouched.origins)[0].items():
+            if group not in registry.GROUPS:
+                defaults[group] = section
+            elif group in MULTI_GROUPS:
+                defaults[group] = {key: {**component_defaults(group, s["name"]), **s} for key, s in section.items()}
+            elif section["name"] == self.tree[group]["name"]:
+                defaults[group] |= section
+            else:
+                defaults[group]["name"] = section["name"]
+        return defaults
 
 
 def load_config(
@@ -88,8 +112,9 @@ def load_config(
         unresolved={key: tree.values.get(key, {}) for key in checked},
         origins={**tree.origins, **_name_origins(checked, selection)},
         overrides=tuple(overrides),
-        defaults_tree=_defaults(checked, sources, config_name),
         choices=_choices(checked, selection),
+        sources=sources,
+        config_name=config_name,
     )
 
 
@@ -116,27 +141,6 @@ def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset
         if reason:
             problems.append(Problem(override.key, reason, None, COMMAND_LINE))
     return problems
-
-
-def _defaults(tree: Mapping[str, Any], sources: Sources, config_name: str) -> dict[str, Any]:
-    """What the config is compared with: the primary config where nothing is chosen or set.
-
-    A component that it does not choose is compared with the defaults of its signature.
-    """
-    untouched = OriginTree()
-    for layer in sources.select(config_name, {}).layers:
-        untouched.merge(layer.content, layer.origin, layer.package)
-    defaults = section_defaults(tree)
-    for group, section in resolve(untouched.values, untouched.origins)[0].items():
-        if group not in registry.GROUPS:
-            defaults[group] = section
-        elif group in MULTI_GROUPS:
-            defaults[group] = {key: {**component_defaults(group, s["name"]), **s} for key, s in section.items()}
-        elif section["name"] == tree[group]["name"]:
-            defaults[group] |= section
-        else:
-            defaults[group]["name"] = section["name"]
-    return defaults
 
 
 def _name_origins(tree: Mapping[str, Any], selection: Selection) -> dict[str, str]:

@@ -110,13 +110,17 @@ def _describe_component(
         lines += [f"Tags: {', '.join(component.tags)}", ""]
     if component.runtime:
         lines += [f"Supplied by the run: {', '.join(component.runtime)}", ""]
-    prefix = f"{component.group}.{component.name}" if component.group in MULTI_GROUPS else component.group
     for param in component.params.values():
-        key = f"{prefix}.{param.name}"
+        key = f"{_prefix(component)}.{param.name}"
         lines += _describe_param(key, param, section.get(param.name, _MISSING), origins.get(key), width)
     if not component.params:
         lines.append("There is nothing to set.")
     return "\n".join(lines) + "\n"
+
+
+def _prefix(component: Component) -> str:
+    """Where the section of a component lies in the config."""
+    return f"{component.group}.{component.name}" if component.group in MULTI_GROUPS else component.group
 
 
 def _prose(component: Component) -> Iterator[str]:
@@ -129,14 +133,17 @@ def _prose(component: Component) -> Iterator[str]:
 
 def _describe_key(component: Component, key: str, section: Mapping[str, Any], width: int) -> str:
     name = key.split(".", 1)[0]
-    full = f"{component.group}.{key}"
+    prefix = _prefix(component)
     if name not in component.params:
         near = closest(name, component.params)
         raise UsageError(
             f"{component.group}={component.name} has no key `{name}`; its keys are: {', '.join(component.params)}",
-            hint=f"did you mean `{component.group}.{near}`?" if near else None,
+            hint=f"did you mean `{prefix}.{near}`?" if near else None,
         )
-    return "\n".join(_describe_param(full, component.params[name], section.get(name, _MISSING), None, width)) + "\n"
+    return (
+        "\n".join(_describe_param(f"{prefix}.{key}", component.params[name], section.get(name, _MISSING), None, width))
+        + "\n"
+    )
 
 
 def _describe_param(key: str, param: Param, value: Any, origin: str | None, width: int) -> Iterator[str]:

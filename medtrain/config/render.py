@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import yaml
+from hydra._internal.grammar.utils import escape_special_characters
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from medtrain.config.compose import Composed
 from medtrain.config.paths import MULTI_GROUPS
@@ -93,10 +95,12 @@ def write_override(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(write_override(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{write_override(key)}:{write_override(item)}' for key, item in value.items())}}}"
+        return (
+            f"{{{','.join(f'{escape_special_characters(key)}:{write_override(item)}' for key, item in value.items())}}}"
+        )
     if _BARE.match(value) and not _NUMBER_LIKE.match(value):
         return str(value)
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
 def difference(composed: Composed) -> dict[str, Any]:
