@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from medtrain.callbacks.base import Callback, EngineView
@@ -124,8 +123,3 @@ def file_names(keys: Sequence[str]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
-
-
-def curves_of(run_dir: Path) -> list[Path]:
-    """The pictures of a run, sorted by name."""
-    return sorted((run_dir / "curves").glob("*.png"))

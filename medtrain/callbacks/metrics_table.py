@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -25,15 +26,15 @@ class MetricsTable(Callback):
     Coloured on a terminal, aligned plain text in a pipe and in log.txt.
 
     Args:
-        per_class: Also show the metrics of every class; off, only their means.
+        classes: Which metrics to show for every class as well as their mean; metrics.csv has them all.
     """
 
-    def __init__(self, *, per_class: bool = True) -> None:
-        self._per_class = per_class
+    def __init__(self, *, classes: Literal["monitor", "all", "none"] = "monitor") -> None:
+        self._classes = classes
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
         """Print the table and write it to the log."""
-        keys = [key for key in metrics if self._per_class or not _is_of_class(key, view.class_names)]
+        keys = [key for key in metrics if self._is_shown(key, view)]
         rows = make_rows(keys, metrics, view.history, view.monitor)
         title = f"evaluation at step {view.step}, epoch {view.epoch}"
         if improved:
@@ -43,11 +44,15 @@ class MetricsTable(Callback):
             console().print(_rich_table(title, rows, view.monitor))
         _LOG.info("%s\n%s", title, plain_table(rows), extra={"screen": not terminal})
 
+    def _is_shown(self, key: str, view: EngineView) -> bool:
+        owner = next((key.removesuffix(f"/{name}") for name in view.class_names if key.endswith(f"/{name}")), None)
+        return owner is None or self._classes == "all" or (self._classes == "monitor" and owner == view.monitor.name)
+
 
 def make_rows(
     keys: Sequence[str], metrics: Mapping[str, float], history: Sequence[Mapping[str, float]], monitor: MetricSpec
 ) -> list[tuple[str, str, str, str]]:
-    """Cells of the table, the monitored metric first.
+    """Cells of the table, the monitored metric and its classes first.
 
     Args:
         keys: Metrics to show.
@@ -56,7 +61,7 @@ def make_rows(
         monitor: The metric that decides what is best.
     """
     rows = []
-    for key in sorted(keys, key=lambda key: key != monitor.name):
+    for key in sorted(keys, key=lambda key: not f"{key}/".startswith(f"{monitor.name}/")):
         values = [entry[key] for entry in history if key in entry and not math.isnan(entry[key])]
         span = f"{_number(min(values))} .. {_number(max(values))}" if values else "-"
         previous = history[-2].get(key, math.nan) if len(history) > 1 else math.nan
@@ -92,7 +97,3 @@ def _rich_table(title: str, rows: Sequence[Sequence[str]], monitor: MetricSpec) 
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _is_of_class(key: str, class_names: Sequence[str]) -> bool:
-    return any(key.endswith(f"/{name}") for name in class_names)

@@ -82,7 +82,7 @@ def draw_progress(
     """
     figure = Figure(figsize=(9, 9), dpi=110)
     # fixed places: finding them by drawing, as Matplotlib's layouts do, would double the time
-    figure.subplots_adjust(left=0.085, right=0.985, top=0.915, bottom=0.06, hspace=0.16)
+    figure.subplots_adjust(left=0.085, right=0.985, top=0.93, bottom=0.06, hspace=0.16)
     figure.suptitle(title, x=0.015, y=0.985, ha="left", fontsize=12, fontweight="bold")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
     top.set_title("loss", loc="left", fontsize=10)

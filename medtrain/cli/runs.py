@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,18 @@ from medtrain.cli._options import Debug
 from medtrain.cli._run import handle_errors
 
 
+class Format(enum.StrEnum):
+    """How to print the list."""
+
+    table = "table"
+    json = "json"
+
+
 def runs(
     root: Annotated[Path, typer.Argument(metavar="FOLDER", help="An experiment, or a folder of them.")] = Path(
         "outputs"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for programs.")] = False,
+    output: Annotated[Format, typer.Option("--format", help="A table, or a JSON list for programs.")] = Format.table,
     debug: Debug = False,
 ) -> None:
     """List the runs below a folder, the oldest first: status, step, best value, and why a run stopped or failed."""
@@ -23,7 +31,7 @@ def runs(
         from medtrain.run.runs import list_runs, print_runs
 
         found = list_runs(root)
-        if not found and not as_json:
+        if found or output is Format.json:
+            print_runs(found, output="json" if output is Format.json else "table")
+        else:
             typer.echo(f"no runs below {root}", err=True)
-            return
-        print_runs(found, output="json" if as_json else "table")

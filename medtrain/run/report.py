@@ -66,9 +66,9 @@ def _best(run_dir: Path, status: Status) -> str:
     if chosen is None:
         return ""
     table = []
-    for key in chosen:
-        if key in ("step", "epoch"):
-            continue
+    monitor = status.best["metric"]
+    keys = [key for key in chosen if key not in ("step", "epoch")]
+    for key in sorted(keys, key=lambda key: not f"{key}/".startswith(f"{monitor}/")):
         values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
         span = f"{min(values):.4f} .. {max(values):.4f}" if values else "-"
         table.append((key, _number(chosen[key]), span, _number(rows[-1].get(key, math.nan))))

@@ -49,11 +49,22 @@ def test_in_a_pipe_the_table_is_one_log_record(view: Any, caplog: pytest.LogCapt
     assert record.screen is True  # type: ignore[attr-defined]
 
 
-def test_classes_can_be_left_out(view: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ("none", ["val/dice", "val/iou"]),
+        ("monitor", ["val/dice", "val/dice/liver", "val/iou"]),
+        ("all", ["val/dice", "val/dice/liver", "val/iou", "val/iou/liver"]),
+    ],
+)
+def test_which_classes_are_shown(
+    view: Any, caplog: pytest.LogCaptureFixture, classes: Any, expected: list[str]
+) -> None:
     with caplog.at_level(logging.INFO):
-        view.evaluate(MetricsTable(per_class=False), 10, val_dice=0.5, **{"val_dice/liver": 0.6})
-    assert "liver" not in caplog.text
-    assert "val/dice" in caplog.text
+        metrics = {"val_iou": 0.4, "val_iou/liver": 0.5, "val_dice": 0.5, "val_dice/liver": 0.6}
+        view.evaluate(MetricsTable(classes=classes), 10, **metrics)
+    lines = caplog.records[0].getMessage().split("\n")[2:]
+    assert [line.split()[0] for line in lines] == expected
 
 
 def test_on_a_terminal_the_table_is_drawn_and_the_log_file_gets_plain_text(
