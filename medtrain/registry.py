@@ -319,12 +319,12 @@ def read_params(target: Callable[..., Any]) -> dict[str, Param]:
 
 def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> Mapping[str, Param]:
     signature = inspect.signature(target)
-    hints = _type_hints(target, runtime)
-    docs = _read_arg_docs(target)
-    params: dict[str, Param] = {}
     unknown = set(runtime) - set(signature.parameters)
     if unknown:
         raise TypeError(f"{_identity(target)}: runtime names {sorted(unknown)} are not parameters")
+    hints = _type_hints(target, runtime)
+    docs = _read_arg_docs(target)
+    params: dict[str, Param] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise TypeError(f"{_identity(target)}: *{name} cannot be described by a schema")
