@@ -30,6 +30,7 @@ from medtrain.errors import ConfigError, MedtrainError, Problem
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
 from medtrain.registry import build, plain
 from medtrain.run.folder import RunFolder
+from medtrain.run.provenance import mask_secrets
 from medtrain.tasks.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,13 @@ def build_engine(
     def cadence(text: str | None) -> Cadence:
         return Cadence(parse_duration(text) if text is not None else None, steps_per_epoch=steps_per_epoch)
 
-    info = RunInfo(run_name=run_dir.name, experiment=run_dir.parent.name, config=plain(dict(config)))
+    info = RunInfo(
+        run_name=run_dir.name,
+        experiment=run_dir.parent.name,
+        config=mask_secrets(plain(dict(config))),
+        note=config["run"]["note"],
+        tags=tuple(config["run"]["tags"]),
+    )
     loggers: dict[str, Logger] = {}
     callbacks: dict[str, Callback] = {}
     if dist.is_main:

@@ -233,6 +233,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     if result.status == "stopped":
         if dist.is_main:
             folder.finish("stopped", step=result.step, message=result.reason)
+            write_report(folder.path)
         log.info("stopped at step %d (%s); continue with: medtrain resume %s", result.step, result.reason, folder.path)
         return Outcome(folder.path, EXIT_STOPPED)
     if config["trainer"]["final_evaluation"] and engine.history:

@@ -387,6 +387,7 @@ class Engine:
     def save(self, *, best: bool, keep: bool = False) -> None:
         """Save a checkpoint of this moment."""
         if self.dist.is_main:
+            self.loggers.flush()  # a resumed run must find every row up to its checkpoint
             meta: dict[str, Any] = {
                 "monitor": self.monitor.name,
                 "value": self.metrics.get(self.monitor.name) if self._evaluated_here() else None,

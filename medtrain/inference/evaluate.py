@@ -16,6 +16,7 @@ from medtrain.errors import MedtrainError, UsageError
 from medtrain.inference.predictor import Predictor
 from medtrain.metrics.cases import summary_table, write_evaluation
 from medtrain.run.log import console, setup_logging
+from medtrain.run.report import write_report
 from medtrain.tasks.base import Record
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def evaluate_run(
     folder = run.run_dir / "evaluation" / ("" if part == "val" else part)
     folder.mkdir(parents=True, exist_ok=True)
     write_evaluation(folder, records, summary, extra={"step": run.step, "weights": run.weights, "part": part})
+    write_report(run.run_dir)
     console().print(summary_table(records, summary, title=f"{run.run_dir.name}: {part}, {len(cases)} cases"))
     log.info("tables in %s", folder)
     return summary
