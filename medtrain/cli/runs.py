@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +12,18 @@ from medtrain.cli._options import Debug
 from medtrain.cli._run import handle_errors
 
 
-class Format(enum.StrEnum):
-    """How to print the list."""
+class Format(StrEnum):
+    """How to write the list."""
 
-    table = "table"
-    json = "json"
+    TABLE = "table"
+    JSON = "json"
 
 
 def runs(
     root: Annotated[Path, typer.Argument(metavar="FOLDER", help="An experiment, or a folder of them.")] = Path(
         "outputs"
     ),
-    output: Annotated[Format, typer.Option("--format", help="A table, or a JSON list for programs.")] = Format.table,
+    form: Annotated[Format, typer.Option("--format", help="`json` is for programs.")] = Format.TABLE,
     debug: Debug = False,
 ) -> None:
     """List the runs below a folder, the oldest first: status, step, best value, and why a run stopped or failed."""
@@ -31,7 +31,7 @@ def runs(
         from medtrain.run.runs import list_runs, print_runs
 
         found = list_runs(root)
-        if found or output is Format.json:
-            print_runs(found, output="json" if output is Format.json else "table")
-        else:
+        if not found and form is Format.TABLE:
             typer.echo(f"no runs below {root}", err=True)
+            return
+        print_runs(found, output=form.value)
