@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-_BUILD = """
-import sys
+_USE = """
 import torch
 from medtrain import registry
-import tinynet
+from medtrain.config.compose import load_config
+
+words = ["model=tinynet", "model.width=32", "data=msd_liver"]
+config = load_config(words, config_dirs=["conf"], imports=["tinynet"]).tree["model"]
+assert config == {"name": "tinynet", "width": 32}, config
+assert registry.get("model", "tinynet").params["width"].doc == "Features of the hidden layers."
 for dims in (2, 3):
-    model = registry.build("model", {"name": "tinynet", "width": 5}, spatial_dims=dims, in_channels=2, num_classes=3)
+    model = registry.build("model", config, spatial_dims=dims, in_channels=2, num_classes=3)
     assert model(torch.ones(1, 2, *(4,) * dims)).shape == (1, 3, *(4,) * dims)
 """
 
@@ -23,28 +27,18 @@ def _blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def _run(*arguments: str, cwd: Path) -> str:
-    env = {**os.environ, "PYTHONPATH": str(cwd)}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_example_model_works_outside_the_repository(repository: Path, tmp_path: Path) -> None:
     text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (code,), (config,) = _blocks(text, "python"), _blocks(text, "yaml")
     (tmp_path / "tinynet.py").write_text(code, encoding="utf-8")
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "tinynet.yaml").write_text(config, encoding="utf-8")
-    own = ("--import", "tinynet", "--config-dir", "conf")
 
-    shown = _run("-m", "medtrain", "show", *own, "model=tinynet", "model.width=32", "data=msd_liver", cwd=tmp_path)
-    assert re.search(r"name: tinynet\n\s+width: 32", shown), shown
-    described = _run("-m", "medtrain", "describe", "model=tinynet", "--import", "tinynet", cwd=tmp_path)
-    assert "Features of the hidden layers." in described
-    _run("-c", _BUILD, cwd=tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _USE], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_path_it_names_exists(repository: Path) -> None:
