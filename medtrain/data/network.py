@@ -193,7 +193,7 @@ def derive_batch_size(
         limits["as many patches as a step of a few seconds allows"] = int(fitting)
     reason, batch_size = min(limits.items(), key=lambda item: item[1])
     if batch_size < MIN_BATCH:
-        reason, batch_size = "the smallest batch that is not a single patch", MIN_BATCH
+        reason, batch_size = f"the least there is; {reason} would be fewer", MIN_BATCH
     reasons["data.batch_size"] = f"{reason} ({budget.machine})"
     return batch_size
 

@@ -65,7 +65,6 @@ class PatchDataset(Dataset[Sample]):
             case_id: The case.
             key: (epoch, index).
         """
-        key = SampleKey(*key)
         case = self.store.case(self.case_ids[key.index % len(self.case_ids)])
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, key.epoch, key.index])))
         patch = (1,) * (3 - self.plan.spatial_dims) + self.plan.patch_size
