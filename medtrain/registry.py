@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import os
 import re
@@ -266,6 +265,8 @@ def construct(annotation: Any, value: Any) -> Any:
 def load_plugins() -> list[str]:
     """Import every installed package that declares the entry point `medtrain.plugins`, once; return their names."""
     if not _STATE.plugins_loaded and not os.environ.get("MEDTRAIN_NO_PLUGINS"):
+        import importlib.metadata  # slow to import, and `medtrain --help` has no use for it
+
         _STATE.plugins_loaded = True
         for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ def test_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = _Entry()
     entry.loads = lambda: register("model", "lab", runtime=("params",))(net)
     monkeypatch.setattr(registry._STATE, "plugins_loaded", False)
-    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
     monkeypatch.delenv("MEDTRAIN_NO_PLUGINS", raising=False)
     assert get("model", "lab").target is net
     assert registry.load_plugins() == ["lab unknown"]
@@ -214,7 +215,7 @@ def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = _Entry()
     entry.loads = fail
     monkeypatch.setattr(registry._STATE, "plugins_loaded", False)
-    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
     monkeypatch.setenv("MEDTRAIN_NO_PLUGINS", "1")
     assert registry.load_plugins() == []
     monkeypatch.delenv("MEDTRAIN_NO_PLUGINS")

@@ -7,15 +7,15 @@ completion answer at once.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 import medtrain
 from medtrain.cli._run import EXIT_INTERRUPTED, EXIT_USAGE, report, set_debug
-from medtrain.cli.data import check, prepare
+from medtrain.cli.data import app as data_app
 from medtrain.cli.describe import describe
 from medtrain.cli.doctor import doctor
 from medtrain.cli.evaluate import evaluate
@@ -28,34 +28,36 @@ from medtrain.cli.show import show
 from medtrain.cli.train import train
 from medtrain.cli.validate import validate
 
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
-
 # plain help: readable in a pipe, and importing rich would take longer than everything else together
-app = typer.Typer(name="medtrain", no_args_is_help=True, rich_markup_mode=None, context_settings=_SETTINGS)
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    name="medtrain",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(resume)
+app.command()(evaluate)
+app.command()(predict)
+app.command()(export)
+app.add_typer(data_app, name="data")
+app.command()(show)
+app.command("list")(list_)
+app.command()(describe)
+app.command()(validate)
+app.command()(runs)
+app.command()(doctor)
 
 
-def _add(parent: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
-    """Add a command; its docstring is the help, indented examples stay as they are."""
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    text = "\n\n".join(f"\b\n{part}" if part.startswith("    ") else part for part in paragraphs)
-    parent.command(name, help=text, short_help=paragraphs[0].replace("\n", " "))(command)
+def _keep_examples(text: str) -> str:
+    """Mark the indented blocks of a docstring, so that the parser's help does not join their lines."""
+    return re.sub(r"\n+((?: {4}.*(?:\n|$))+)", r"\n\n\b\n\1\n", text)
 
 
-_add(app, train)
-_add(app, resume)
-_add(app, evaluate)
-_add(app, predict)
-_add(app, export)
-app.add_typer(data_app, name="data", help="Check and prepare a data set.")
-_add(data_app, check)
-_add(data_app, prepare)
-_add(app, show)
-_add(app, list_, "list")
-_add(app, describe)
-_add(app, validate)
-_add(app, runs)
-_add(app, doctor)
+for _info in (*app.registered_commands, *data_app.registered_commands):
+    _docstring = inspect.getdoc(_info.callback) or ""
+    _info.help = _keep_examples(_docstring)
+    _info.short_help = _docstring.split("\n\n", 1)[0].split(";", 1)[0].replace("\n", " ").rstrip(".") + "."
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +84,7 @@ def _medtrain(
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        result: Any = app(standalone_mode=False)
+        result: Any = app(prog_name="medtrain", standalone_mode=False)
     except Exception as error:
         sys.exit(_report(error))
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from medtrain.config.paths import ALL_GROUPS, conf_dir
 from medtrain.errors import UsageError
 
 _SCHEMA_LINE = re.compile(r"schema/(\w+)@")
-_PARENT_LINE = re.compile(r"^\s*-\s*(\w+)\s*$", re.MULTILINE)
+_PARENT = re.compile(r"^\s*-\s*(\w+)\s*$|^defaults:\s*\[\s*(\w+)", re.MULTILINE)
 _COMMENT_LINE = re.compile(r"^#\s?(?!@)(.*)$", re.MULTILINE)
 
 
@@ -68,7 +68,8 @@ def component_of(group: str, option: str, config_dirs: Sequence[Path] = ()) -> s
         if path.is_file():
             text = path.read_text(encoding="utf-8")
             schema = _SCHEMA_LINE.search(text)
-            parent = next((name for name in _PARENT_LINE.findall(text) if name not in ("_self_", option)), None)
+            parents = ("".join(groups) for groups in _PARENT.findall(text))
+            parent = next((name for name in parents if name not in ("_self_", option)), None)
             if schema:
                 return schema[1]
             return component_of(group, parent, config_dirs) if parent else option

@@ -21,6 +21,9 @@ _BARE = re.compile(r"^[\w/.$*@?|%+:-]+$", re.ASCII)
 _NUMBER_LIKE = re.compile(r"^[-+]?[\d._]+([eE][-+]?\d+)?$|^[-+]?(nan|inf)$|^(null|true|false)$", re.IGNORECASE)
 
 
+_STYLE: dict[str, Any] = {"width": 10**9, "sort_keys": False, "allow_unicode": True}
+
+
 class _FlowDumper(yaml.SafeDumper):
     """Lists of lists and mappings on one line, never with anchors."""
 
@@ -51,7 +54,11 @@ def _yaml_lines(tree: Mapping[str, Any], indent: str, path: str, comment: Commen
 
 
 def _flow(value: Any) -> str:
-    text = yaml.dump([value], Dumper=_FlowDumper, default_flow_style=True, width=10**9, sort_keys=False)
+    if not isinstance(value, list | Mapping):
+        return yaml.safe_dump(value, width=10**9, allow_unicode=True).removesuffix("...\n").strip()
+    text = yaml.dump(
+        [value], Dumper=_FlowDumper, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True
+    )
     return text.strip()[1:-1]
 
 

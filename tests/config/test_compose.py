@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_plugins(conf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             registry.register("model", "lab_net")(net)
 
     monkeypatch.setattr(registry._STATE, "plugins_loaded", False)
-    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: [Entry])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry])
     monkeypatch.delenv("MEDTRAIN_NO_PLUGINS", raising=False)
     assert load_config(["model=lab_net"]).tree["model"] == {"name": "lab_net", "width": 1}
 

@@ -20,6 +20,10 @@ TREE = {
     "none": None,
     "note": "a: b # c",
     "text": "yes",
+    "reference": "${seed}",
+    "number": "1e3",
+    "empty": "",
+    "lines": "one\ntwo",
 }  # fmt: skip
 
 
