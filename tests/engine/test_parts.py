@@ -1,0 +1,269 @@
+"""The parts of the engine one by one: durations, clock, EMA, meter, precision, checkpoints, signals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from medtrain.engine.cadence import Cadence, Duration, parse_duration, parse_time
+from medtrain.engine.checkpoint import CheckpointFolder, read_checkpoint
+from medtrain.engine.clock import Limit, RunClock
+from medtrain.engine.distributed import Dist
+from medtrain.engine.ema import EMA
+from medtrain.engine.meter import Meter
+from medtrain.engine.precision import Precision, choose_precision, cpu_has_bf16
+from medtrain.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("500step", Duration(500, "step")),
+        ("1steps", Duration(1, "step")),
+        ("10ep", Duration(10, "epoch")),
+        ("20min", Duration(1200, "second")),
+        ("1.5h", Duration(5400, "second")),
+        ("90s", Duration(90, "second")),
+        ("5%", Duration(5, "percent")),
+    ],
+)
+def test_parses_durations(text: str, expected: Duration) -> None:
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["10", "ten steps", "-5step", "0ep", "5 parsecs", ""])
+def test_refuses_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="positive number with a unit"):
+        parse_duration(text)
+
+
+def test_a_time_needs_a_unit_of_time() -> None:
+    assert parse_time("20min") == 1200
+    with pytest.raises(ValueError, match="unit of time"):
+        parse_time("20step")
+
+
+def _due_steps(text: str, total: int, steps_per_epoch: int = 10) -> list[int]:
+    cadence = Cadence(parse_duration(text), steps_per_epoch=steps_per_epoch)
+    return [s for s in range(1, total + 1) if cadence.due(step=s, total_steps=total, progress=s / total, elapsed=0)]
+
+
+def test_cadence_in_steps_epochs_and_percent() -> None:
+    assert _due_steps("4step", 13) == [4, 8, 12]
+    assert _due_steps("2ep", 50) == [20, 40]
+    assert _due_steps("20%", 100) == [20, 40, 60, 80, 100]
+    # 001-T3: 5 of 7 steps without a float modulo; the last step is always one
+    assert _due_steps("33.3333333%", 7) == [3, 5, 7]
+    assert _due_steps("1%", 5) == [1, 2, 3, 4, 5]
+
+
+def test_cadence_in_time_counts_from_when_it_was_last_due() -> None:
+    cadence = Cadence(parse_duration("60s"), steps_per_epoch=10)
+
+    def due(elapsed: float) -> bool:
+        return cadence.due(step=1, total_steps=None, progress=0.0, elapsed=elapsed)
+
+    assert [due(t) for t in (10, 59, 61, 100, 120, 122, 300, 310)] == [
+        False, False, True, False, False, True, True, False,
+    ]  # fmt: skip
+
+
+def test_percent_of_a_time_bounded_run_follows_the_progress_and_survives_a_resume() -> None:
+    cadence = Cadence(parse_duration("25%"), steps_per_epoch=10)
+    asked = [cadence.due(step=9, total_steps=None, progress=p, elapsed=0) for p in (0.1, 0.26, 0.3, 0.49, 0.51)]
+    assert asked == [False, True, False, False, True]
+    again = Cadence(parse_duration("25%"), steps_per_epoch=10)
+    again.load_state_dict(cadence.state_dict())
+    assert not again.due(step=9, total_steps=None, progress=0.6, elapsed=0)
+    assert again.due(step=9, total_steps=None, progress=0.76, elapsed=0)
+
+
+def test_clock_fits_the_steps_to_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("medtrain.engine.clock.time.monotonic", lambda: now[0])
+    clock = RunClock(Limit(None, 100.0), final_evaluation_cost=2.0)
+    now[0] = 10.0
+    for _ in range(10):
+        clock.add_step(1.0)
+    assert clock.total_steps(10) == 10 + 90
+    clock.add_evaluation(5.0)
+    now[0] = 15.0
+    # 10 s are kept for the final evaluation; each step costs 1 s and 0.5 s of evaluation
+    assert clock.remaining() == 75.0
+    assert clock.total_steps(10) == 10 + 50
+    assert clock.progress(10) == pytest.approx(15 / 90)
+    now[0] = 90.0
+    assert clock.finished(50)
+    assert clock.progress(50) == 1.0
+
+
+def test_clock_counts_earlier_sessions_but_not_the_time_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("medtrain.engine.clock.time.monotonic", lambda: now[0])
+    first = RunClock(Limit(100, 60.0))
+    now[0] = 40.0
+    state = first.state_dict()
+    now[0] = 1000.0
+    second = RunClock(Limit(100, 60.0))
+    second.load_state_dict(state)
+    now[0] = 1005.0
+    assert second.elapsed() == 45.0
+    assert not second.finished(10)
+    assert second.finished(100)
+
+
+def test_ema_is_a_true_average_with_warm_up() -> None:
+    """001-T1: torch's AveragedModel would give 5.5, the plain mean, for 1..10."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = EMA(model, decay=0.5, warmup=False)
+    expected = 0.0
+    for value in range(1, 11):
+        nn.init.constant_(model.weight, float(value))
+        ema.update()
+        expected = 0.5 * expected + 0.5 * value
+    assert float(ema.shadow["weight"]) == pytest.approx(expected)
+
+    warm = EMA(model, decay=0.999)
+    decays = {}
+    for n in range(1001):
+        warm.updates = n
+        decays[n] = warm.decay_now()
+    assert [round(decays[n], 4) for n in (0, 1, 10, 100, 1000)] == [0.1, 0.1818, 0.55, 0.9182, 0.9911]
+
+
+def test_ema_copies_buffers_and_restores_after_an_error() -> None:
+    model = nn.BatchNorm1d(2)
+    ema = EMA(model, decay=0.9)
+    model(torch.randn(8, 2))
+    ema.update()
+    assert torch.equal(ema.shadow["running_mean"], model.running_mean)
+    assert int(ema.shadow["num_batches_tracked"]) == 1
+    weight = model.weight.data
+    with pytest.raises(RuntimeError, match="boom"), ema.applied():
+        assert model.weight.data is not weight
+        raise RuntimeError("boom")
+    assert model.weight.data.data_ptr() == weight.data_ptr()
+
+
+def test_meter_weighs_and_forgets() -> None:
+    meter = Meter(CPU)
+    meter.add({"loss": torch.tensor(1.0)}, 3)
+    meter.add({"loss": torch.tensor(5.0)}, 1)
+    restored = Meter(CPU)
+    restored.load_state_dict(meter.state_dict())
+    assert restored.read(Dist()) == {"loss": 2.0}
+    assert restored.read(Dist()) == {}
+
+
+def test_precision_is_chosen_by_the_device_and_refused_where_it_is_absent() -> None:
+    name, reason = choose_precision("auto", CPU)
+    assert name == ("bf16" if cpu_has_bf16() else "fp32")
+    assert "CPU" in reason or "cpu" in reason
+    assert choose_precision("fp32", CPU) == ("fp32", "requested")
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        choose_precision("fp16", CPU)
+    with pytest.raises(UsageError, match="tf32 needs CUDA"):
+        choose_precision("tf32", CPU)
+
+
+def test_bf16_autocast_reaches_the_layers_and_gradients_stay_float32() -> None:
+    precision = Precision("bf16", CPU)
+    layer = nn.Linear(4, 4)
+    with precision.autocast():
+        out = layer(torch.randn(2, 4))
+    assert out.dtype == torch.bfloat16
+    precision.backward(out.float().sum())
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def _save(folder: CheckpointFolder, step: int, *, best: bool = False, keep: bool = False) -> Path:
+    model = {"w": torch.full((2, 3), float(step)).t()}  # not contiguous, as channels-last weights are
+    return folder.save(
+        step, model=model, ema=None, state={"x": torch.tensor(step)}, meta={"monitor": "m"}, best=best, keep=keep
+    )
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    _save(folder, 5)
+    found = folder.last()
+    assert found is not None
+    assert found.step == 5
+    assert torch.equal(found.weights(ema=False)["w"], torch.full((3, 2), 5.0))
+    assert int(found.state()["x"]) == 5
+    assert not found.has_ema
+    assert json.loads((folder.path / "last.json").read_text())["checkpoint"] == "step_00000005"
+
+
+@pytest.mark.parametrize("damage", ["no meta", "truncated weights", "missing state", "garbage meta"])
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    folder = CheckpointFolder(tmp_path)
+    _save(folder, 5)
+    newest = _save(folder, 9)
+    if damage == "no meta":
+        (newest / "meta.json").unlink()
+    elif damage == "truncated weights":
+        data = (newest / "model.safetensors").read_bytes()
+        (newest / "model.safetensors").write_bytes(data[:-1])
+    elif damage == "missing state":
+        (newest / "state.pt").unlink()
+    else:
+        (newest / "meta.json").write_text("{")
+    assert read_checkpoint(newest) is None
+    found = folder.last()
+    assert found is not None
+    assert found.step == 5
+
+
+def test_keeps_the_newest_the_best_and_the_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2)
+    for step in range(1, 9):
+        _save(folder, step, best=step == 3, keep=step == 2)
+    assert [c.step for c in folder.list()] == [2, 3, 7, 8]
+    best = folder.best()
+    assert best is not None
+    assert best.step == 3
+
+
+def test_a_failed_save_leaves_the_old_ones_and_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path)
+    _save(folder, 1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medtrain.engine.checkpoint.torch.save", full)
+    with pytest.raises(Exception, match="disk is full"):
+        _save(folder, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.json", "step_00000001"]
+
+
+def test_a_malicious_pickle_is_not_run(tmp_path: Path) -> None:
+    """state.pt is opened with weights_only: a pickle that calls something is refused."""
+    import pickle
+
+    folder = CheckpointFolder(tmp_path)
+    path = _save(folder, 1)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (shutil.rmtree, (str(tmp_path),))
+
+    torch.save(Evil(), path / "state.pt")
+    meta = json.loads((path / "meta.json").read_text())
+    meta["files"]["state.pt"] = (path / "state.pt").stat().st_size
+    (path / "meta.json").write_text(json.dumps(meta))
+    found = folder.last()
+    assert found is not None
+    with pytest.raises(pickle.UnpicklingError):
+        found.state()
+    assert tmp_path.exists()
