@@ -21,6 +21,8 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except (ImportError, TypeError, SyntaxError) as error:
+        except ModuleNotFoundError as error:
             hint = "give the dotted name of a module, e.g. --import my_lab.nets"
             raise UsageError(f"--import {module}: {error}", hint=hint) from error
+        except Exception as error:  # whatever the user's own code raises
+            raise UsageError(f"--import {module}: {type(error).__name__}: {error}") from error

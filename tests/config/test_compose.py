@@ -70,7 +70,7 @@ def test_a_component_without_a_file_is_selectable(conf: Any) -> None:
     ("text", "value"),
     [
         ("~/scans", "~/scans"),
-        ("/data/été (2)/x", "/data/été (2)/x"),
+        ("/data/\u00e9t\u00e9 (2)/x", "/data/\u00e9t\u00e9 (2)/x"),
         ("C=D", "C=D"),
         ("1e3", "1e3"),
         ("true", "true"),
@@ -206,6 +206,9 @@ def test_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del sys.modules["toy_nets"]
     with pytest.raises(UsageError, match="--import toy_nuts: No module named 'toy_nuts'"):
         load_config(imports=["toy_nuts"])
+    (tmp_path / "toy_bad.py").write_text("1 / 0\n")
+    with pytest.raises(UsageError, match="--import toy_bad: ZeroDivisionError: division by zero"):
+        load_config(imports=["toy_bad"])
 
 
 def test_plugins(conf: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_json_reads_back() -> None:
     [
         None, True, False, 0, -3, 1e-05, 0.1, 1e300, "unet", "20min", "10%", "a b", "it's", 'say "x"', "back\\slash",
         "null", "true", "1.5", "1e3", "1_000", "nan", "-inf", "", "/data/x-y.z", "~/x", "a,b", "[1]", "{a:1}", "k=v",
-        "été", "${seed}", "007", "trailing\\", "'", [1, [2, "x y"]], [], {}, {"a": [1], "b c": None},
+        "\u00e9t\u00e9", "${seed}", "007", "trailing\\", "'", [1, [2, "x y"]], [], {}, {"a": [1], "b c": None},
     ],
 )  # fmt: skip
 def test_an_override_reads_back_as_the_value(value: Any) -> None:
