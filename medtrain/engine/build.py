@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,6 @@ _FREE_KEYS = {
     "data": {"num_workers", "root", "store"},
 }  # fmt: skip
 _FREE_GROUPS = {"run", "callbacks", "logger", "inference"}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The objects of a run besides the engine."""
-
-    task: Segmentation
-    model: nn.Module
-    settings: TrainerSettings
 
 
 def build_model(config: Mapping[str, Any], plan: Plan) -> nn.Module:
@@ -118,12 +108,7 @@ def build_engine(
         MedtrainError: Components contradict each other; said before the first step.
     """
     settings: TrainerSettings = build("trainer", config["trainer"])
-    torch.set_num_threads(settings.num_threads or torch.get_num_threads())
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not settings.deterministic
-
+    _set_up_torch(settings, device)
     memory_format = memory_format_of(config, plan)
     model = build_model(config, plan).to(device)
     if memory_format is not None:
@@ -141,19 +126,9 @@ def build_engine(
     def cadence(text: str | None) -> Cadence:
         return Cadence(parse_duration(text) if text is not None else None, steps_per_epoch=steps_per_epoch)
 
-    info = RunInfo(
-        run_name=run_dir.name,
-        experiment=run_dir.parent.name,
-        config=mask_secrets(plain(dict(config))),
-        note=config["run"]["note"],
-        tags=tuple(config["run"]["tags"]),
-    )
-    loggers: dict[str, Logger] = {}
-    callbacks: dict[str, Callback] = {}
-    if dist.is_main:
-        loggers = {k: build("logger", v, run_dir=run_dir, run_info=info) for k, v in config["logger"].items()}
-        callbacks = {k: build("callbacks", v) for k, v in config["callbacks"].items()}
-        callbacks["status"] = StatusHeartbeat(RunFolder(run_dir))
+    # only the main process writes and looks
+    loggers = _build_loggers(config, run_dir) if dist.is_main else {}
+    callbacks = _build_callbacks(config, run_dir) if dist.is_main else {}
     return Engine(
         task=task,
         data=data,
@@ -185,6 +160,31 @@ def build_engine(
         memory_format=memory_format,
         config_digest=config_digest(config),
     )
+
+
+def _set_up_torch(settings: TrainerSettings, device: torch.device) -> None:
+    torch.set_num_threads(settings.num_threads or torch.get_num_threads())
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not settings.deterministic
+
+
+def _build_loggers(config: Mapping[str, Any], run_dir: Path) -> dict[str, Logger]:
+    info = RunInfo(
+        run_name=run_dir.name,
+        experiment=run_dir.parent.name,
+        config=mask_secrets(plain(dict(config))),
+        note=config["run"]["note"],
+        tags=tuple(config["run"]["tags"]),
+    )
+    return {name: build("logger", part, run_dir=run_dir, run_info=info) for name, part in config["logger"].items()}
+
+
+def _build_callbacks(config: Mapping[str, Any], run_dir: Path) -> dict[str, Callback]:
+    callbacks: dict[str, Callback] = {name: build("callbacks", part) for name, part in config["callbacks"].items()}
+    callbacks["status"] = StatusHeartbeat(RunFolder(run_dir))
+    return callbacks
 
 
 def _limit(settings: TrainerSettings, batches_per_epoch: int) -> Limit:

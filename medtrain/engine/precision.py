@@ -72,8 +72,8 @@ class Precision:
         self.scaler = torch.amp.GradScaler("cuda") if name == "fp16" and device.type == "cuda" else None
         self.skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)
         if name == "tf32":
-            torch.backends.cuda.matmul.fp32_precision = "tf32"
-            torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context of a forward pass."""
