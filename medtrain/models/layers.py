@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +17,9 @@ NormName = Literal["instance", "batch", "group"]
 LEAKY_SLOPE = 0.01
 """Negative slope of every leaky ReLU, and the `a` of the matching He initialisation."""
 
-_CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _GROUPS = 8
-
-
-def conv(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel: tuple[int, ...], stride: tuple[int, ...]
-) -> nn.Module:
-    """A convolution with bias and the padding that keeps the size at stride 1; kernel sizes must be odd."""
-    padding = tuple((k - 1) // 2 for k in kernel)
-    return _CONV[spatial_dims](in_channels, out_channels, kernel, stride, padding)
 
 
 def norm_layer(norm: NormName, spatial_dims: int, channels: int) -> nn.Module:
@@ -68,6 +60,9 @@ class InstanceNorm(nn.Module):
     Args:
         channels: Feature channels C of the input [B, C, *S].
         eps: Added to the variance.
+
+    Raises:
+        MedtrainError: The features have one voxel only.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -78,9 +73,16 @@ class InstanceNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalised features, in the type and memory format of the input."""
+        recorded = _is_recorded()
+        if not recorded and math.prod(features.shape[2:]) == 1:
+            raise MedtrainError(
+                "the image shrinks to a single voxel inside the network, which leaves nothing to normalise",
+                hint="use a larger data.patch_size, fewer stages (model.channels) or model.norm=batch",
+            )
         # one call per sample would fix the batch size of a traced or exported graph
-        if _is_recorded() or features.device.type != "cpu" or features.is_contiguous():
-            return F.instance_norm(features, weight=self.weight, bias=self.bias, eps=self.eps)
+        if recorded or features.device.type != "cpu" or features.is_contiguous():
+            cudnn = torch.backends.cudnn.enabled
+            return torch.instance_norm(features, self.weight, self.bias, None, None, True, 0.0, self.eps, cudnn)
         samples = [
             F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
             for sample in features.split(1)
@@ -138,6 +140,50 @@ class UpConv(nn.Module):
 
 def _is_recorded() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+class Conv2d(nn.Conv2d):
+    """A 2-D convolution that is right for images narrower than its kernel too (see `_guarded`)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Convolved features."""
+        return _guarded(self, features, super().forward)
+
+
+class Conv3d(nn.Conv3d):
+    """A 3-D convolution that is right for volumes narrower than its kernel too (see `_guarded`)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Convolved features."""
+        return _guarded(self, features, super().forward)
+
+
+def _guarded(layer: Conv2d | Conv3d, features: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    """Convolve in float32 where oneDNN's low-precision kernels are wrong.
+
+    When an axis is shorter than the kernel, their weight gradient reads and writes beyond its buffers (oneDNN 3.13:
+    NaN from run to run, or a corrupted heap). Such features are tiny, so float32 costs nothing.
+    """
+    if _is_recorded() or features.device.type != "cpu":
+        return plain(features)
+    if all(size >= kernel for size, kernel in zip(features.shape[2:], layer.kernel_size)):
+        return plain(features)
+    with torch.autocast("cpu", enabled=False):
+        bias = None if layer.bias is None else layer.bias.float()
+        return layer._conv_forward(features.float(), layer.weight.float(), bias).to(features.dtype)
+
+
+_CONV: dict[int, type[Conv2d] | type[Conv3d]] = {2: Conv2d, 3: Conv3d}
+
+
+def conv(
+    spatial_dims: int, in_channels: int, out_channels: int, kernel: tuple[int, ...], stride: tuple[int, ...]
+) -> Conv2d | Conv3d:
+    """A convolution with bias and the padding that keeps the size at stride 1; kernel sizes must be odd."""
+    padding = tuple((k - 1) // 2 for k in kernel)
+    # torch annotates fixed lengths: the caller guarantees spatial_dims entries
+    arguments: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    return _CONV[spatial_dims](in_channels, out_channels, **arguments)
 
 
 class ConvBlock(nn.Sequential):
