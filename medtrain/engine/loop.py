@@ -188,7 +188,7 @@ class Engine:
         batches = self.batches_from_here()
         while not self._finished():
             self.train_step(batches)
-            if self._due(self.cadences.log):
+            if self._due(self.cadences.log) or self._finished():
                 self._log()
             improved = False
             if self._due(self.cadences.evaluate) or (self._finished() and not self._evaluated_here()):
@@ -247,6 +247,8 @@ class Engine:
         """Evaluate, log, decide whether this is the best so far, tell the callbacks."""
         started = time.perf_counter()
         records = self.evaluate(limit=self.eval_cases, final=False)
+        if not records:
+            return False  # a run on every case has nothing to judge: its last weights are its result
         metrics = {f"val/{key}": value for key, value in self.task.summarize(records).items()}
         self.clock.add_evaluation(time.perf_counter() - started)
         self.metrics = metrics

@@ -243,3 +243,48 @@ def test_a_time_limit_ends_the_schedule(common: list[str], tmp_path: Path, medtr
     rows = read_rows(run)
     assert rows[-1]["train/lr"] < 0.5 * rows[0]["train/lr"]
     assert "val/dice" in rows[-1]
+
+
+def test_a_run_on_every_case_has_no_evaluation_and_predicts(
+    common: list[str], phantom: Path, tmp_path: Path, medtrain: Command
+) -> None:
+    run = tmp_path / "all"
+    assert medtrain("train", *common, "data.fold=null", "trainer.max_steps=2", f"run.dir={run}") == 0
+    assert not any(key.startswith("val/") for row in read_rows(run) for key in row)
+    assert medtrain("predict", run, phantom / "imagesTs", tmp_path / "out", "--no-mirror") == 0
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
+def test_trains_on_slices(common: list[str], phantom: Path, tmp_path: Path, medtrain: Command) -> None:
+    run = tmp_path / "flat"
+    words = [word for word in common if not word.startswith("data.patch_size")]
+    words += ["data.spatial_dims=2", "data.patch_size=[32,32]", "trainer.max_steps=2", f"run.dir={run}"]
+    assert medtrain("train", *words) == 0
+    assert "val/dice" in read_rows(run)[-1]
+    assert json.loads((run / "plan.json").read_text())["spatial_dims"] == 2
+    assert medtrain("predict", run, phantom / "imagesTs", tmp_path / "out") == 0
+
+
+def test_two_processes_train_and_resume(common: list[str], tmp_path: Path, medtrain: Command) -> None:
+    run = tmp_path / "two"
+    words = [*common, "trainer.max_steps=3", "trainer.eval_every=1step", "trainer.final_evaluation=true"]
+    command = [sys.executable, "-m", "medtrain", "train", "--nproc", "2", *words, f"run.dir={run}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    one = tmp_path / "one"
+    assert medtrain("train", *words, f"run.dir={one}") == 0
+    # the same batches in two halves: equal up to the order of sums
+    assert [row["val/dice"] for row in read_rows(run)] == pytest.approx(
+        [row["val/dice"] for row in read_rows(one)], abs=1e-3
+    )
+    assert medtrain("resume", run, "trainer.max_steps=4") == 0
+
+
+@pytest.mark.slow
+def test_compiles(common: list[str], tmp_path: Path, medtrain: Command) -> None:
+    run = tmp_path / "compiled"
+    words = ["trainer.compile=true", "trainer.max_steps=2", "model.channels=[4,8]", "trainer.eval_every=100%"]
+    assert medtrain("train", *common, *words, f"run.dir={run}") == 0
+    names = load_file(run / "checkpoints" / "step_00000002" / "model.safetensors")
+    assert not any("_orig_mod" in name for name in names)
