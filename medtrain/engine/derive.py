@@ -17,7 +17,7 @@ from medtrain.data.splits import Fold, load_splits, make_folds, select_fold
 from medtrain.data.volume_data import VolumeData
 from medtrain.engine.device import available_cores, choose_device, memory_gib
 from medtrain.engine.precision import choose_precision
-from medtrain.registry import build
+from medtrain.registry import build, get
 
 DEFAULT_STEPS = {"cuda": 50_000, "mps": 10_000, "cpu": 2_000}
 """Optimizer steps of a run that names no limit: a fifth of nnU-Net's on a GPU, some minutes to an hour on a laptop."""
@@ -113,7 +113,11 @@ def derive(config: Mapping[str, Any], *, local_rank: int = 0, progress: Progress
                 plan.reasons.get("data.normalization", "by channel name"),
             )
         )
-    fill("inference.mirror_axes", _mirrored_axes(config["augment"], plan.spatial_dims), "the axes training mirrors")
+    if completed["augment"]["name"] == "auto":
+        name, reason = build("augment", completed["augment"]).choose(device.type)
+        completed["augment"] = {"name": name, **get("augment", name).defaults()}
+        values.append(DerivedValue("augment", name, reason))
+    fill("inference.mirror_axes", _mirrored_axes(completed["augment"], plan.spatial_dims), "the axes training mirrors")
     _derive_trainer(completed, fill, values, device)
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, dataset, folds, split, device)
@@ -136,7 +140,7 @@ def _mirrored_axes(augment: Mapping[str, Any], dims: int) -> tuple[int, ...]:
     if not augment.get("mirror_p"):
         return ()
     axes = augment["mirror_axes"]
-    return tuple(range(dims)) if axes is None else tuple(axes)
+    return tuple(range(dims)) if axes is None else tuple(sorted({axis % dims for axis in axes}))
 
 
 def _derive_trainer(

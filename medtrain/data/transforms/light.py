@@ -12,12 +12,14 @@ from medtrain.registry import Range, register
 @register("augment", "light", runtime=("in_channels", "masked_channels"))
 @dataclass(frozen=True, kw_only=True)
 class LightAugmentation(RandomPipeline):
-    """Mirroring, small rotations and scalings, mild noise, brightness, contrast and gamma: for short runs.
+    """Left-right mirroring, small rotations and scalings, mild noise, brightness, contrast and gamma: for short runs.
 
     The same transforms as `nnunet` with smaller ranges; blur, low resolution and inverted gamma are off unless given a
-    probability. A network that sees only a few epochs has little time to overfit and learns faster on easier patches.
+    probability, and only the left-right axis is mirrored: bodies are nearly symmetric across it and across no other. A
+    network that sees only a few epochs has little time to overfit and learns faster on easier patches.
     """
 
+    mirror_axes: tuple[Annotated[int, Range(ge=-3, le=2)], ...] | None = (-1,)
     rotation_degrees: Annotated[float, Range(ge=0, le=180)] | None = 15.0
     scaling_range: Annotated[Span, Range(gt=0)] = (0.85, 1.2)
     noise_std: Annotated[Span, Range(ge=0)] = (0.0, 0.05)

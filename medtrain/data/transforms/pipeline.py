@@ -81,7 +81,8 @@ class RandomPipeline:
         gamma_p: Probability of a gamma transform.
         gamma_range: Exponent of both; below 1 and above 1 are equally likely.
         mirror_p: Probability of mirroring each axis.
-        mirror_axes: Axes that may be mirrored, counted from 0 in the order (D, H, W) or (H, W); null is all of them.
+        mirror_axes: Axes that may be mirrored, counted from 0 in the order (D, H, W) or (H, W), or from -1 backwards;
+            null is all of them. Axis -1 runs from left to right.
 
     Raises:
         MedtrainError: A range is empty or holds impossible values.
@@ -110,7 +111,7 @@ class RandomPipeline:
     gamma_p: Probability = 0.3
     gamma_range: Annotated[Span, Range(gt=0)] = (0.7, 1.5)
     mirror_p: Probability = 0.5
-    mirror_axes: tuple[Annotated[int, Range(ge=0, le=2)], ...] | None = None
+    mirror_axes: tuple[Annotated[int, Range(ge=-3, le=2)], ...] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -217,12 +218,12 @@ class RandomPipeline:
 
     def _mirror_axes(self, dims: int) -> tuple[int, ...]:
         axes = tuple(range(dims)) if self.mirror_axes is None else self.mirror_axes
-        if any(axis >= dims for axis in axes):
+        if any(not -dims <= axis < dims for axis in axes):
             raise MedtrainError(
                 f"augment.mirror_axes={list(axes)} names an axis that a {dims}-D patch does not have",
                 hint=f"axes are 0 to {dims - 1}; `augment.mirror_axes=null` mirrors all of them",
             )
-        return axes
+        return tuple(sorted({axis % dims for axis in axes}))
 
     def _blur_sigmas(self, numbers: list[float], dims: int) -> list[tuple[float, ...] | None]:
         return [
