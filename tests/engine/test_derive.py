@@ -1,0 +1,89 @@
+"""What follows from the data and the machine, and what a user's value keeps from following."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medtrain.config.compose import load_config
+from medtrain.engine.build import check_continuation, config_digest
+from medtrain.engine.derive import DEFAULT_STEPS, Derivation, derive
+from medtrain.errors import ConfigError
+from medtrain.registry import build
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("derive")
+    build("data", {"name": "phantom", "root": str(folder / "phantom"), "num_cases": 5, "num_test_cases": 0}).discover()
+    return [
+        "data=msd", f"data.root={folder / 'phantom'}", f"data.store={folder / 'store'}", "trainer.device=cpu",
+        "trainer.precision=fp32",
+    ]  # fmt: skip
+
+
+def _derive(*words: str) -> Derivation:
+    return derive(load_config(words).tree)
+
+
+def _values(derivation: Derivation) -> dict[str, Any]:
+    return {value.key: value.value for value in derivation.values}
+
+
+def test_fills_in_every_value_that_was_left_out(words: list[str]) -> None:
+    derivation = _derive(*words)
+    values = _values(derivation)
+    plan, config = derivation.plan, derivation.config
+    assert config["data"]["patch_size"] == plan.patch_size == values["data.patch_size"]
+    assert config["model"]["channels"] == plan.channels
+    assert config["model"]["strides"] == plan.strides
+    assert config["data"]["batch_size"] == plan.batch_size
+    assert config["trainer"]["max_steps"] == DEFAULT_STEPS["cpu"]
+    assert (plan.in_channels, plan.num_classes, plan.class_names) == (1, 3, ("background", "liver", "cancer"))
+    assert all(value.reason for value in derivation.values)
+    assert len(derivation.split["train"]) == 4
+    assert len(derivation.split["val"]) == 1
+
+
+def test_a_value_of_the_user_stays(words: list[str]) -> None:
+    derivation = _derive(*words, "data.patch_size=[16,32,32]", "model.channels=[4,8,16]", "trainer.max_epochs=3")
+    values = _values(derivation)
+    assert derivation.plan.patch_size == (16, 32, 32)
+    assert derivation.plan.channels == (4, 8, 16)
+    assert len(derivation.plan.strides) == 3
+    assert not {"data.patch_size", "model.channels", "trainer.max_steps"} & values.keys()
+    assert derivation.config["trainer"]["max_steps"] is None
+
+
+def test_augmentation_follows_from_the_machine_and_mirroring_from_the_augmentation(words: list[str]) -> None:
+    derivation = _derive(*words)
+    assert derivation.config["augment"]["name"] == "light"
+    assert derivation.config["inference"]["mirror_axes"] == (2,)  # left to right
+    assert _values(derivation)["augment"] == "light"
+    assert _derive(*words, "augment=nnunet").config["inference"]["mirror_axes"] == (0, 1, 2)
+    assert _derive(*words, "augment=none").config["inference"]["mirror_axes"] == ()
+    assert _derive(*words, "augment=nnunet", "augment.mirror_p=0").config["inference"]["mirror_axes"] == ()
+
+
+def test_deriving_again_changes_nothing(words: list[str]) -> None:
+    first = _derive(*words)
+    again = derive(first.config)
+    assert again.config == first.config
+    assert again.plan.channels == first.plan.channels
+    assert again.plan.patch_size == first.plan.patch_size
+
+
+def test_the_digest_tells_what_is_learned(words: list[str], tmp_path: Path) -> None:
+    config = _derive(*words).config
+    longer = load_config([*words, "trainer.max_steps=7", f"data.store={tmp_path}", "run.note=x", "logger=[]"]).tree
+    other = load_config([*words, "optimizer.lr=0.5", "model.dropout=0.3"]).tree
+    base = load_config(words).tree
+    assert config_digest(base) == config_digest(longer)
+    assert config_digest(base) != config_digest(other)
+    assert config_digest(base) != config_digest(config)  # derived values are part of what is learned
+    check_continuation(base, longer)
+    with pytest.raises(ConfigError) as caught:
+        check_continuation(base, other)
+    assert [problem.where for problem in caught.value.problems] == ["model.dropout", "optimizer.lr"]
