@@ -107,11 +107,21 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Softmax cross-entropy, averaged within each sample by voxel weight and then over samples."""
-    if ignore_index is None and class_weights is None:
-        return F.cross_entropy(logits, label, label_smoothing=label_smoothing)
     label, valid = split_ignored(label, ignore_index)
-    voxels = F.cross_entropy(logits, label, label_smoothing=label_smoothing, reduction="none")
+    voxels = voxel_cross_entropy(logits, label, label_smoothing=label_smoothing)
     return mean_per_sample(voxels, voxel_weights(label, valid, class_weights))
+
+
+def voxel_cross_entropy(logits: Tensor, label: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Softmax cross-entropy of every voxel, [B, *S]; label smoothing as in `torch.nn.functional.cross_entropy`."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.cross_entropy(logits, label, label_smoothing=label_smoothing, reduction="none")
+    # PyTorch has no deterministic NLLLoss on CUDA; this needs one more tensor of the logits' size
+    log_probs = logits.log_softmax(1)
+    voxels = -log_probs.masked_fill(~one_hot(label, logits.shape[1]), 0).sum(1)
+    if label_smoothing:
+        voxels = (1 - label_smoothing) * voxels - label_smoothing * log_probs.mean(1)
+    return voxels
 
 
 def binary_cross_entropy(logits: Tensor, label: Tensor, *, ignore_index: int | None) -> Tensor:

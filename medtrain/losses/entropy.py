@@ -16,6 +16,7 @@ from medtrain.losses.base import (
     mean_per_sample,
     one_hot,
     split_ignored,
+    voxel_cross_entropy,
     voxel_weights,
     weights_buffer,
 )
@@ -114,7 +115,7 @@ class FocalLoss(SegmentationLoss):
             target = one_hot(label, 1).to(logits.dtype)
             surprise = F.binary_cross_entropy_with_logits(logits, target, reduction="none").squeeze(1)
         else:
-            surprise = F.cross_entropy(logits, label, reduction="none")
+            surprise = voxel_cross_entropy(logits, label)
         # surprise = -log p of the target, so 1 - p = -expm1(-surprise), exact for p near 1; where p rounds to 1
         # the slope of a fractional power would be infinite
         missing = (-(-surprise).expm1()).clamp_min(1e-12)

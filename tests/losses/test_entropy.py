@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from medtrain.errors import MedtrainError
+from medtrain.losses.dice import DiceCELoss
 from medtrain.losses.entropy import BinaryCrossEntropyLoss, CrossEntropyLoss, FocalLoss
 
 
@@ -16,6 +20,48 @@ def random_case(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, classes, 5, 6, generator=generator)  # [B, K, H, W]
     return logits, torch.randint(0, max(2, classes), (2, 5, 6), generator=generator)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Deterministic algorithms only; cross-entropy refuses on a CPU too, as it does on CUDA then."""
+
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise RuntimeError("nll_loss2d_forward_out_cuda_template does not have a deterministic implementation")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "cross_entropy", refuse)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+LOSSES: dict[str, Callable[[], torch.nn.Module]] = {
+    "ce": lambda: CrossEntropyLoss(num_classes=4),
+    "smoothed": lambda: CrossEntropyLoss(num_classes=4, label_smoothing=0.2),
+    "weighted": lambda: CrossEntropyLoss(num_classes=4, class_weights=(0.1, 1.0, 2.0, 5.0), label_smoothing=0.1),
+    "dice_ce": lambda: DiceCELoss(num_classes=4, class_weights=(0.1, 1.0, 2.0, 5.0)),
+    "focal": lambda: FocalLoss(num_classes=4),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("ignore_index", [None, 4])
+def test_deterministic_algorithms_give_the_same_loss_and_gradient(name: str, ignore_index: int | None) -> None:
+    logits, label = random_case()
+    logits[0, :, 0, 0] = torch.tensor([500.0, -500.0, 0.0, 0.0])  # a certain voxel
+    if ignore_index is not None:
+        label[1, 2:] = ignore_index
+    results = []
+    for context in (nullcontext, deterministic):
+        scores = logits.clone().requires_grad_()
+        with context():
+            loss = LOSSES[name]()(scores, label, ignore_index=ignore_index)
+            loss.backward()
+        results.append((loss.detach(), scores.grad))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
