@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +98,9 @@ def sgd(
             hint="set optimizer.nesterov=false or optimizer.momentum=0.9",
         )
     groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
-    # never fused: when the gradient scaler skips the very first step, PyTorch's fused SGD keeps
-    # uninitialised memory as momentum
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=False)
+    # dampening is not offered: PyTorch leaves it out of the very first step, which zeros as momentum would not
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
+    return _start_momentum(_keep_layout(optimizer))
 
 
 @register("optimizer", "rmsprop", runtime=("model",))
@@ -142,11 +142,15 @@ def _can_fuse(model: nn.Module) -> bool:
 
 
 def _keep_layout(optimizer: Optimizer) -> Optimizer:
-    """Give restored state the memory layout of its parameters.
+    """Give restored state the memory layout of its parameters, and let this device decide about fusing.
 
     The fused kernels walk parameter and state side by side through memory. Checkpoints hold contiguous tensors, so
     beside channels-last weights the moments would silently belong to other weights after a resume.
     """
+
+    def keep_fused(target: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        groups = [{**group, "fused": target.defaults["fused"]} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
 
     def relayout(restored: Optimizer) -> None:
         for parameter, state in restored.state.items():
@@ -154,5 +158,26 @@ def _keep_layout(optimizer: Optimizer) -> Optimizer:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
+    optimizer.register_load_state_dict_pre_hook(keep_fused)
     optimizer.register_load_state_dict_post_hook(relayout)
+    return optimizer
+
+
+def _start_momentum(optimizer: Optimizer) -> Optimizer:
+    """Let every momentum of a fused SGD begin with zeros, where PyTorch begins with the first gradient.
+
+    The first step is the same: momentum x 0 + gradient. But when the very first step is skipped because its gradient
+    is not finite, PyTorch's fused SGD keeps uninitialised memory as momentum.
+    """
+
+    def fill(target: Optimizer) -> None:
+        for group in target.param_groups:
+            if not group["fused"] or group["momentum"] == 0:
+                continue
+            for parameter in group["params"]:
+                if target.state[parameter].get("momentum_buffer") is None:
+                    target.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    fill(optimizer)
+    optimizer.register_load_state_dict_post_hook(fill)
     return optimizer

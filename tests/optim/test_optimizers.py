@@ -84,7 +84,7 @@ def test_state_survives_a_round_trip(name: str) -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_restored_moments_take_the_layout_of_channels_last_weights(name: str) -> None:
     # a checkpoint holds contiguous tensors; the fused kernel pairs weights and moments by their place in memory
     def fresh() -> tuple[nn.Module, Optimizer]:
@@ -112,22 +112,64 @@ def test_restored_moments_take_the_layout_of_channels_last_weights(name: str) ->
     assert torch.equal(resumed.weight, model.weight)
 
 
-def test_sgd_is_never_fused() -> None:
-    # a fused SGD whose very first step the gradient scaler skips keeps uninitialised momentum
-    assert sgd(model=net()).defaults["fused"] is False
+def test_sgd_is_fused_and_begins_with_zeros() -> None:
+    # unfused, every step would wait for the device to learn whether its gradient is finite
+    model = net()
+    optimizer = sgd(model=model)
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+    for parameter in model.parameters():
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], torch.zeros_like(parameter))
+    assert not sgd(model=model, momentum=0.0, nesterov=False).state
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_fused_sgd_follows_stock_sgd(nesterov: bool) -> None:
+    ours, theirs = net(), net()
+    optimizer = sgd(model=ours, lr=0.02, weight_decay=0.3, momentum=0.99, nesterov=nesterov)
+    groups = by_hand(theirs, 0.3)
+    stock = torch.optim.SGD(groups, lr=0.02, momentum=0.99, nesterov=nesterov, foreach=False, fused=False)
+    for _ in range(10):
+        train(ours, optimizer, steps=1)
+        train(theirs, stock, steps=1)
+        for one, two in zip(ours.parameters(), theirs.parameters()):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+            momenta = [o.state[p]["momentum_buffer"] for o, p in ((optimizer, one), (stock, two))]
+            torch.testing.assert_close(*momenta, rtol=1e-5, atol=1e-6)
 
 
 def test_sgd_momentum_survives_a_skipped_first_step() -> None:
-    model = net()
-    optimizer = sgd(model=model, lr=0.01)
+    model, other = net(), net()
+    optimizer = sgd(model=model, lr=0.01, weight_decay=0.0, momentum=0.9)
+    stock = torch.optim.SGD(other.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    for grad in (float("inf"), 1.0):
+    for value in (float("inf"), 1.0, 1.0):
         for parameter in model.parameters():
-            parameter.grad = torch.full_like(parameter, grad * scaler.get_scale())
+            parameter.grad = torch.full_like(parameter, value * scaler.get_scale())
         scaler.scale(torch.zeros(()))  # initialises the scaler
         scaler.step(optimizer)
         scaler.update()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    for _ in range(2):  # the finite ones
+        for parameter in other.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        stock.step()
+    torch.testing.assert_close(list(model.parameters()), list(other.parameters()))
+
+
+def test_momentum_missing_in_a_checkpoint_begins_with_zeros() -> None:
+    # a checkpoint of a run that was not fused and had frozen parameters, or of its step 0
+    model = net()
+    stock = torch.optim.SGD(by_hand(model, 0.0), lr=0.01, momentum=0.9)
+    model[0].weight.requires_grad_(False)
+    train(model, stock, steps=2)
+    model[0].weight.requires_grad_(True)
+    saved = stock.state_dict()
+    optimizer = sgd(model=model, momentum=0.9)
+    optimizer.load_state_dict(saved)
+    assert all(group["fused"] for group in optimizer.param_groups)  # else a non-finite step would not be skipped
+    assert torch.equal(optimizer.state[model[0].weight]["momentum_buffer"], torch.zeros(8, 4))
+    bias = model[0].bias
+    assert torch.equal(optimizer.state[bias]["momentum_buffer"], stock.state[bias]["momentum_buffer"])
+    train(model, optimizer, steps=1)
 
 
 def test_nesterov_needs_momentum() -> None:
