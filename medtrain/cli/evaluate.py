@@ -29,11 +29,14 @@ def evaluate(
     """Judge a run's weights on its validation cases, each whole and on its own grid.
 
     Writes `evaluation/cases.csv` and `evaluation/summary.json` in the run's folder and prints the table. Overrides
-    may change `inference.*` and `data.root`.
+    may change `inference.*`, `data.root` and `data.store`.
     """
     with handle_errors(debug):
         from medtrain.config.saved import load_saved
+        from medtrain.engine.build import check_evaluation
         from medtrain.inference.evaluate import evaluate_run
 
+        before = load_saved(run, imports=imports or ())
         config = load_saved(run, overrides or (), imports=imports or ())
+        check_evaluation(before, config)
         evaluate_run(run, config, checkpoint=checkpoint, part=part, device=device)

@@ -24,7 +24,8 @@ def resume(
     """Continue a run after Ctrl-C, a kill, a crash, or with a longer limit.
 
     On a CPU a run bounded by steps continues bit for bit as if it had never stopped. What decides what is learned
-    (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers and paths can:
+    (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers and paths can, and stay changed. A
+    new limit replaces the old ones:
 
         medtrain resume outputs/liver/20261120-09-3fa2 trainer.max_steps=20000
     """
@@ -35,11 +36,10 @@ def resume(
         if nproc > 1:
             raise typer.Exit(relaunch(nproc))
         from medtrain.config.saved import load_saved
-        from medtrain.engine.build import check_continuation
+        from medtrain.engine.build import continuation
         from medtrain.engine.launch import resume_run
 
         before = load_saved(run, imports=imports or ())
-        config = load_saved(run, overrides or (), imports=imports or ())
-        check_continuation(before, config)
-        outcome = resume_run(run, config, started=started)
+        after = load_saved(run, overrides or (), imports=imports or ())
+        outcome = resume_run(run, continuation(before, after), before=before, started=started)
         raise typer.Exit(outcome.exit_code)

@@ -20,6 +20,7 @@ from medtrain.data.plan import Plan
 from medtrain.engine.cadence import Cadence, parse_duration, parse_time
 from medtrain.engine.checkpoint import CheckpointFolder
 from medtrain.engine.clock import Limit, RunClock
+from medtrain.engine.device import keep_freed_memory
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
 from medtrain.engine.loop import Cadences, Engine
@@ -27,6 +28,7 @@ from medtrain.engine.precision import Precision
 from medtrain.engine.settings import TrainerSettings
 from medtrain.errors import ConfigError, MedtrainError, Problem
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
+from medtrain.optim.schedulers import Schedule
 from medtrain.registry import build, plain
 from medtrain.run.folder import RunFolder
 from medtrain.run.provenance import mask_secrets
@@ -38,11 +40,13 @@ log = logging.getLogger(__name__)
 _FREE_KEYS = {
     "trainer": {
         "max_steps", "max_epochs", "max_time", "device", "checkpoint_every", "keep_last", "keep_every", "log_every",
-        "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite",
+        "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite", "precision",
     },
     "data": {"num_workers", "root", "store"},
+    "run": {"note", "tags"},
 }  # fmt: skip
-_FREE_GROUPS = {"run", "callbacks", "logger", "inference"}
+_FREE_GROUPS = {"callbacks", "logger", "inference"}
+_LIMITS = ("max_steps", "max_epochs", "max_time")
 
 
 def build_model(config: Mapping[str, Any], plan: Plan) -> nn.Module:
@@ -118,7 +122,7 @@ def build_engine(
     schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
         model.compile()
-    _check_together(task, settings, dist)
+    _check_together(task, settings, dist, schedule, data)
 
     limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
@@ -164,6 +168,8 @@ def build_engine(
 
 def _set_up_torch(settings: TrainerSettings, device: torch.device) -> None:
     torch.set_num_threads(settings.num_threads or torch.get_num_threads())
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -206,7 +212,16 @@ def _final_cost(settings: TrainerSettings, task: Segmentation, data: Segmentatio
     return 1.1 * mirror * share
 
 
-def _check_together(task: Segmentation, settings: TrainerSettings, dist: Dist) -> None:
+def _check_together(
+    task: Segmentation, settings: TrainerSettings, dist: Dist, schedule: Schedule, data: SegmentationData
+) -> None:
+    if not data.evaluation_cases("val"):
+        if schedule.interval == "metric":
+            raise MedtrainError(
+                "scheduler=plateau follows the evaluations, and with data.fold=null there are none",
+                hint="choose a fold, or another scheduler",
+            )
+        log.info("no case is held out: nothing is evaluated, and the last weights are the result")
     if not task.loss.decomposable and (settings.accumulate > 1 or dist.world_size > 1):
         raise MedtrainError(
             "loss.batch_dice=true cannot be used with trainer.accumulate > 1 or several processes: the Dice of a whole "
@@ -231,20 +246,63 @@ def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain(fixed)
 
 
-def check_continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Refuse to continue a run with a configuration that learns something else.
+def continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration a run is continued with.
+
+    A limit that is given replaces the run's limits: `trainer.max_time=2h` on a run of 2000 steps trains for two hours.
+
+    Args:
+        before: The run's configuration.
+        after: The same with the user's changes.
 
     Raises:
-        ConfigError: Lists every key that must not change, with both values.
+        ConfigError: Lists every key that must not change, with both values, or says that no limit is left.
     """
-    old, new = dict(_leaves(fixed_part(before))), dict(_leaves(fixed_part(after)))
+    heading = "a resumed run must learn the same; start a new one with `medtrain train`:"
+    _refuse_changes(fixed_part(before), fixed_part(after), heading)
+    old, new = before["trainer"], after["trainer"]
+    changed = {key: new[key] for key in _LIMITS if new[key] != old[key]}
+    if not changed:
+        return dict(after)
+    given = {key: value for key, value in changed.items() if value is not None}
+    kept = {key: new[key] for key in _LIMITS if key not in changed and not given}
+    limits = {**dict.fromkeys(_LIMITS), **kept, **given}
+    if all(value is None for value in limits.values()):
+        message = "no limit is left: set trainer.max_steps, trainer.max_epochs or trainer.max_time"
+        raise ConfigError([Problem("trainer", message)])
+    return {**after, "trainer": {**new, **limits}}
+
+
+def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse to judge a run under a configuration that has no effect on judging, or judges something else.
+
+    Raises:
+        ConfigError: Lists every key that cannot change, with both values.
+    """
+    free = {"data": {"root", "store"}, "task": {"nsd_tolerance_mm"}}
+
+    def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for group, value in config.items():
+            if group != "inference":
+                names = free.get(group, set())
+                kept[group] = (
+                    {k: v for k, v in value.items() if k not in names} if isinstance(value, Mapping) else value
+                )
+        return plain(kept)
+
+    _refuse_changes(fixed(before), fixed(after), "only inference.*, data.root and data.store can change here:")
+
+
+def _refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], heading: str) -> None:
+    old, new = dict(_leaves(before)), dict(_leaves(after))
     problems = [
         Problem(key, f"was {old.get(key)!r} when the run began and cannot become {new.get(key)!r}")
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
     if problems:
-        raise ConfigError(problems, heading="a resumed run must learn the same; start a new one with `medtrain train`:")
+        raise ConfigError(problems, heading=heading)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -116,6 +116,18 @@ class Cadence:
         every_steps = self.duration.in_steps(steps_per_epoch=self.steps_per_epoch, total_steps=total_steps or 0)
         return step % every_steps == 0
 
+    def restart(self, *, progress: float, elapsed: float) -> None:
+        """Count from now: what was due while an evaluation took its time is not made up for.
+
+        Args:
+            progress: Share of the run that is done, in [0, 1].
+            elapsed: Seconds of training so far.
+        """
+        if self.duration is not None and self.duration.unit == "second":
+            self._last_time = elapsed
+        if self.duration is not None and self.duration.unit == "percent":
+            self._last_percent = max(self._last_percent, math.floor(100 * progress / self.duration.value + 1e-9))
+
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs."""
         return {"last_time": self._last_time, "last_percent": float(self._last_percent)}

@@ -7,7 +7,8 @@ A checkpoint is a folder `checkpoints/step_00001200/`:
   with `weights_only=True`,
 - `meta.json`: written last, with the size of every file; a folder without a valid one is not a checkpoint.
 
-It is written under a temporary name, synced and renamed. `last.json` and `best.json` point at folders.
+It is written under a temporary name, synced and renamed. `last.json` and `best.json` tell people and scripts which
+folders to take; what counts here is what the folders say of themselves.
 """
 
 from __future__ import annotations
@@ -95,9 +96,9 @@ class CheckpointFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         final = self.path / f"step_{step:08d}"
-        if read_checkpoint(final) is None:
-            with atomic_dir(final, existing="replace") as folder:
-                self._write(folder, model=model, ema=ema, state=state, meta={**meta, "step": step, "keep": keep})
+        facts = {**meta, "step": step, "keep": keep, "best": best}
+        with atomic_dir(final, existing="replace") as folder:
+            self._write(folder, model=model, ema=ema, state=state, meta=facts)
         atomic_write_json(self.path / "last.json", {"checkpoint": final.name, "step": step})
         if best:
             atomic_write_json(self.path / "best.json", {"checkpoint": final.name, "step": step, **meta})
@@ -133,11 +134,9 @@ class CheckpointFolder:
         return found[-1] if found else None
 
     def best(self) -> Checkpoint | None:
-        """The best checkpoint, if one was declared and is complete."""
-        pointer = self.path / "best.json"
-        if not pointer.exists():
-            return None
-        return read_checkpoint(self.path / json.loads(pointer.read_text())["checkpoint"])
+        """The best checkpoint: the newest that was the best when it was saved, if it is complete."""
+        marked = [checkpoint for checkpoint in self.list() if checkpoint.meta.get("best")]
+        return marked[-1] if marked else None
 
     def _remove_superseded(self) -> None:
         best = self.best()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+_LARGEST_RESERVE = 0.25
+"""Share of a time limit kept for evaluations at the end, at most."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -37,14 +40,19 @@ class RunClock:
         self.final_evaluation_cost = final_evaluation_cost
         self._started = time.monotonic() if started is None else started
         self._before = 0.0
+        self.now = 0.0
         self._train_seconds = 0.0
         self._timed_steps = 0
         self._evaluation_seconds = 0.0
         self._last_evaluation_seconds = 0.0
 
-    def elapsed(self) -> float:
-        """Seconds of this run, over all sessions."""
+    def measured(self) -> float:
+        """Seconds of this run until this moment, over all sessions, by this process's own clock."""
         return self._before + time.monotonic() - self._started
+
+    def elapsed(self) -> float:
+        """Seconds of this run as last agreed among the processes (`now`): what every decision is based on."""
+        return self.now
 
     def add_step(self, seconds: float) -> None:
         """Record the duration of a step."""
@@ -60,8 +68,9 @@ class RunClock:
         """Seconds left for training, or None without a time limit."""
         if self.limit.max_seconds is None:
             return None
-        reserve = self._last_evaluation_seconds * self.final_evaluation_cost
-        return self.limit.max_seconds - reserve - self.elapsed()
+        # the evaluation of the last step and the final one; never more than a quarter, or nothing would be trained
+        reserve = self._last_evaluation_seconds * (1.0 + self.final_evaluation_cost)
+        return self.limit.max_seconds - min(reserve, _LARGEST_RESERVE * self.limit.max_seconds) - self.elapsed()
 
     def total_steps(self, step: int) -> int:
         """Planned optimizer steps, given `step` completed ones; fitted to the measured step time when bounded by time.
@@ -100,7 +109,7 @@ class RunClock:
     def state_dict(self) -> dict[str, float]:
         """What a later session needs."""
         return {
-            "elapsed": self.elapsed(),
+            "elapsed": self.measured(),
             "train_seconds": self._train_seconds,
             "timed_steps": float(self._timed_steps),
             "evaluation_seconds": self._evaluation_seconds,
@@ -109,7 +118,8 @@ class RunClock:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue where `state_dict` was taken; the time in between does not count."""
-        self._before = state["elapsed"]
+        self._before = self.now = state["elapsed"]
+        self._started = time.monotonic()
         self._train_seconds = state["train_seconds"]
         self._timed_steps = int(state["timed_steps"])
         self._evaluation_seconds = state["evaluation_seconds"]

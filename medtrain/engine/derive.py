@@ -65,7 +65,9 @@ class Derivation:
     device: torch.device
 
 
-def derive(config: Mapping[str, Any], *, local_rank: int = 0, progress: Progress | None = None) -> Derivation:
+def derive(
+    config: Mapping[str, Any], *, local_rank: int = 0, local_world_size: int = 1, progress: Progress | None = None
+) -> Derivation:
     """Fill in what the user left to be derived.
 
     Reads the headers and foreground intensities of the training cases (kept in the store for the next time).
@@ -73,6 +75,7 @@ def derive(config: Mapping[str, Any], *, local_rank: int = 0, progress: Progress
     Args:
         config: A checked configuration.
         local_rank: Index of this process on the machine.
+        local_world_size: Processes on this machine, among which its cores are divided.
         progress: Called with (done, total, case id) while cases are read.
 
     Raises:
@@ -118,7 +121,7 @@ def derive(config: Mapping[str, Any], *, local_rank: int = 0, progress: Progress
         completed["augment"] = {"name": name, **get("augment", name).defaults()}
         values.append(DerivedValue("augment", name, reason))
     fill("inference.mirror_axes", _mirrored_axes(completed["augment"], plan.spatial_dims), "the axes training mirrors")
-    _derive_trainer(completed, fill, values, device)
+    _derive_trainer(completed, fill, values, device, max(1, available_cores() // local_world_size))
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, dataset, folds, split, device)
 
@@ -148,17 +151,17 @@ def _derive_trainer(
     fill: Callable[[str, Any, str], None],
     values: list[DerivedValue],
     device: torch.device,
+    threads: int,
 ) -> None:
     trainer = completed["trainer"]
     if trainer["device"] == "auto":
         values.append(DerivedValue("trainer.device", device.type, "the fastest device that is available"))
-    name, reason = choose_precision(trainer["precision"], device)
+    name, reason = choose_precision(trainer["precision"], device, nonfinite=trainer["nonfinite"])
     if trainer["precision"] == "auto":
         trainer["precision"] = name
         values.append(DerivedValue("trainer.precision", name, reason))
     if trainer["max_epochs"] is None and trainer["max_time"] is None:
         fill("trainer.max_steps", DEFAULT_STEPS[device.type], f"no limit was given; the default on {device.type}")
-    threads = available_cores()
     fill("trainer.num_threads", threads, f"{threads} cores are available to this process")
     fill("trainer.channels_last", device.type != "mps", "convolutions are faster in this memory format")
     workers = 0 if device.type == "cpu" else min(8, threads)

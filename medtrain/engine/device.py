@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 
 import torch
 
@@ -60,3 +62,19 @@ def memory_gib(device: torch.device) -> float:
     except OSError:
         limit = "max"
     return (total if limit == "max" else min(total, int(limit))) / 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep the memory that a training step frees for the next one, instead of returning it to the kernel.
+
+    Feature maps of megabytes are otherwise mapped and unmapped in every step, some 25,000 page faults for a small 3-D
+    U-Net: 4 to 12 % of a step on a CPU. Memory in use does not grow, but the process keeps its peak.
+
+    Returns:
+        Whether the C library is glibc and took the settings.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 64 * 2**20))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import sys
 import time
@@ -17,11 +19,11 @@ from medtrain.data.plan import Plan
 from medtrain.data.prepare import prepare
 from medtrain.data.splits import save_splits
 from medtrain.engine.build import build_engine, config_digest
-from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
+from medtrain.engine.checkpoint import Checkpoint, check_format
 from medtrain.engine.derive import Derivation, Progress, derive, read_split
-from medtrain.engine.device import choose_device
+from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.distributed import Dist
-from medtrain.engine.loop import Engine, FitResult
+from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.sanity import sanity_check
 from medtrain.errors import MedtrainError
 from medtrain.metrics.cases import write_evaluation
@@ -63,11 +65,16 @@ def start_run(config: Mapping[str, Any], *, overrides: Sequence[str], started: f
     dist = Dist.from_environment()
     setup_logging(rank=dist.rank)
     dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
-    derivation = derive(config, local_rank=dist.local_rank, progress=log_progress("reading"))
+    derivation: Derivation | None = None
     run_dir: Path | None = None
     if dist.is_main:
+        derivation = derive(config, local_world_size=dist.local_world_size, progress=log_progress("reading"))
         run_dir = _make_folder(derivation, overrides)
-    folder = RunFolder.open(dist.broadcast(run_dir))
+    # one plan for all: machines may differ
+    run_dir, derivation = dist.broadcast((run_dir, derivation))
+    assert run_dir is not None
+    assert derivation is not None
+    folder = RunFolder.open(run_dir)
     setup_logging(run_dir=folder.path, rank=dist.rank)
     log.info("run %s", folder.path)
     for value in derivation.values:
@@ -75,12 +82,15 @@ def start_run(config: Mapping[str, Any], *, overrides: Sequence[str], started: f
     return _run(folder, derivation.config, derivation.plan, dist, derivation=derivation, started=started)
 
 
-def resume_run(run_dir: Path, config: Mapping[str, Any], *, started: float | None = None) -> Outcome:
+def resume_run(
+    run_dir: Path, config: Mapping[str, Any], *, before: Mapping[str, Any], started: float | None = None
+) -> Outcome:
     """Continue a run from its newest complete checkpoint.
 
     Args:
         run_dir: The run's folder.
         config: Its configuration, with the changes that are allowed.
+        before: Its configuration until now.
         started: `time.monotonic()` at the start of the command.
     """
     dist = Dist.from_environment()
@@ -88,9 +98,7 @@ def resume_run(run_dir: Path, config: Mapping[str, Any], *, started: float | Non
     folder = RunFolder.open(run_dir)
     setup_logging(run_dir=folder.path, rank=dist.rank)
     dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
-    if dist.is_main:
-        folder.add_command(sys.argv)
-    return _run(folder, config, read_plan(folder), dist, resume=True, started=started)
+    return _run(folder, config, read_plan(folder), dist, before=before, started=started)
 
 
 def read_plan(folder: RunFolder) -> Plan:
@@ -99,8 +107,6 @@ def read_plan(folder: RunFolder) -> Plan:
     Raises:
         MedtrainError: The run ended before it was planned, or the file is damaged.
     """
-    import json
-
     try:
         return Plan.from_json(json.loads(folder.plan.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -126,53 +132,75 @@ def _run(
     plan: Plan,
     dist: Dist,
     *,
-    resume: bool = False,
+    before: Mapping[str, Any] | None = None,
     derivation: Derivation | None = None,
     started: float | None = None,
 ) -> Outcome:
-    """Open the data, build the engine, fit, evaluate; the status file says how it ended."""
+    """Open the data, build the engine, fit, evaluate; the status file says how it ended.
+
+    A resumed run comes with its configuration `before`, a new one with its derivation.
+    """
     engine: Engine | None = None
     data: SegmentationData | None = None
+    status = folder.read_status()
+    began = before is None
     if dist.is_main:
         folder.start()
     try:
         seed_everything(config["seed"])
-        data = open_data(config, plan, dist, derivation=derivation)
+        data = open_data(config, plan, dist, derivation=derivation, splits=folder.splits if before else None)
         device = choose_device(config["trainer"]["device"], local_rank=dist.local_rank)
         engine = build_engine(config, plan, data, run_dir=folder.path, device=device, dist=dist, started=started)
-        if resume:
-            _continue(engine, folder, config, data)
+        if before is not None:
+            _continue(engine, folder, before, config, data)
+            began = True
         elif dist.is_main:
             atomic_write_json(folder.path / "data.json", data.describe())
         if config["trainer"]["sanity_check"] and engine.step == 0:
             log.info("sanity check: %s", sanity_check(engine))
-        result = engine.fit()
-        return _finish(engine, folder, config, result, dist)
+        with engine.signals:
+            outcome = _finish(engine, folder, config, engine.fit(), dist)
+        dist.close()
+        return outcome
     except BaseException as error:
-        if dist.is_main:
-            step = engine.step if engine is not None else folder.read_status().step
-            folder.finish("failed", step=step, message=f"{type(error).__name__}: {error}")
+        message = f"{type(error).__name__}: {error}"
+        if dist.is_main and began:
+            folder.finish("failed", step=engine.step if engine is not None else status.step, message=message)
+        elif dist.is_main:  # a resume that never got to train leaves the run as it was
+            folder.restore(status, message)
         raise
     finally:
         if engine is not None:
             engine.loggers.close()
         if data is not None:
             data.close()
-        dist.close()
 
 
 def open_data(
-    config: Mapping[str, Any], plan: Plan, dist: Dist, *, derivation: Derivation | None = None
+    config: Mapping[str, Any],
+    plan: Plan,
+    dist: Dist,
+    *,
+    derivation: Derivation | None = None,
+    splits: Path | None = None,
 ) -> SegmentationData:
-    """Prepare the cases that are not prepared yet and open the store; the main process goes first."""
+    """Prepare the cases that are not prepared yet and open the store; several processes share the work.
+
+    Args:
+        config: A completed configuration.
+        plan: The plan of the run.
+        dist: This process among the others.
+        derivation: Of a new run.
+        splits: The split file of an existing run.
+    """
     settings = derivation.settings if derivation else build("data", config["data"])
+    if splits is not None:
+        settings = dataclasses.replace(settings, splits=str(splits))
     dataset = derivation.dataset if derivation else settings.discover()
     split = derivation.split if derivation else read_split(settings, dataset)[1]
-    if not dist.is_main:
-        dist.barrier()
-    store = prepare(dataset, settings, plan, progress=log_progress("preparing"))
-    if dist.is_main:
-        dist.barrier()
+    workers = max(1, min(8, available_cores() // dist.local_world_size))
+    store = prepare(dataset, settings, plan, workers=workers, progress=log_progress("preparing"))
+    dist.barrier()
     masked = tuple(index for index, channel in enumerate(plan.normalization) if channel.nonzero)
     augment = build("augment", config["augment"], in_channels=plan.in_channels, masked_channels=masked)
     return SegmentationData(
@@ -183,50 +211,55 @@ def open_data(
         plan=plan,
         augment=augment,
         seed=config["seed"],
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=config["trainer"]["device"] != "cpu" and torch.cuda.is_available(),
     )
 
 
-def _continue(engine: Engine, folder: RunFolder, config: Mapping[str, Any], data: SegmentationData) -> None:
-    checkpoint = CheckpointFolder(folder.checkpoints).last()
-    _check_data(folder, data)
+def _continue(
+    engine: Engine, folder: RunFolder, before: Mapping[str, Any], config: Mapping[str, Any], data: SegmentationData
+) -> None:
+    checkpoint = engine.checkpoints.last()
+    problem = changed_data(folder, data)
+    if problem is not None:
+        raise MedtrainError(problem, hint="restore the data, or start a new run with `medtrain train`")
     if checkpoint is None:
         log.warning("no complete checkpoint in %s: the run starts again at step 0 with the same seed", folder.path)
         engine.loggers.resume(0)
-        return
-    check_format(checkpoint)
-    if checkpoint.meta["config_digest"] != config_digest(config):
-        raise MedtrainError(
-            f"{checkpoint.path} was made with another configuration than {folder.config}",
-            hint="restore the run's config.yaml, or start a new run with `medtrain train`",
-        )
-    engine.load(checkpoint)
-    log.info("resumed at step %d from %s", engine.step, checkpoint.path.name)
+    else:
+        check_format(checkpoint)
+        if checkpoint.meta["config_digest"] != config_digest(config):
+            raise MedtrainError(
+                f"{checkpoint.path} was made with another configuration than {folder.config}",
+                hint="restore the run's config.yaml, or start a new run with `medtrain train`",
+            )
+        engine.load(checkpoint)
+        log.info("resumed at step %d from %s", engine.step, checkpoint.path.name)
+    if config["trainer"]["eval_cases"] != before["trainer"]["eval_cases"] or config["inference"] != before["inference"]:
+        log.warning("evaluations change from here on: the best value so far is forgotten")
+        engine.best = None
+    if engine.dist.is_main:
+        folder.add_command(sys.argv)
+        folder.write_config(config)
+        if not (folder.path / "data.json").exists():
+            atomic_write_json(folder.path / "data.json", data.describe())
 
 
-def _check_data(folder: RunFolder, data: SegmentationData) -> None:
-    """Refuse to continue on other data than the run began with."""
-    import json
-
+def changed_data(folder: RunFolder, data: SegmentationData) -> str | None:
+    """What changed in the data that a run uses since it began, in a sentence; None when nothing did."""
     try:
         before = json.loads((folder.path / "data.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        log.warning("%s has no record of its data: it was stopped before it began to train", folder.path)
-        atomic_write_json(folder.path / "data.json", data.describe())
-        return
+    except FileNotFoundError:
+        return None  # stopped before it began to train
     now = plain(data.describe())
-    changed = [key for key in ("data_hash", "split_hash") if before.get(key) != now.get(key)]
-    if changed:
-        cases = sorted(
-            case
-            for case in before.get("cases", {}).keys() | now.get("cases", {}).keys()
-            if before.get("cases", {}).get(case) != now.get("cases", {}).get(case)
-        )
-        shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
-        raise MedtrainError(
-            f"the data changed since the run began ({', '.join(changed)})" + (f": {shown}" if cases else ""),
-            hint="restore the data, or start a new run with `medtrain train`",
-        )
+    cases = sorted(
+        case
+        for case in before["cases"].keys() | now["cases"].keys()
+        if before["cases"].get(case) != now["cases"].get(case)
+    )
+    if not cases and before["split_hash"] == now["split_hash"]:
+        return None
+    shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
+    return "the data changed since the run began: " + (shown or "cases moved between training and validation")
 
 
 def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result: FitResult, dist: Dist) -> Outcome:
@@ -237,7 +270,13 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
         log.info("stopped at step %d (%s); continue with: medtrain resume %s", result.step, result.reason, folder.path)
         return Outcome(folder.path, EXIT_STOPPED)
     if config["trainer"]["final_evaluation"] and engine.history:
-        final_evaluation(engine, folder)
+        try:
+            final_evaluation(engine, folder)
+        except EvaluationInterruptedError:
+            if dist.is_main:
+                folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
+            log.info("stopped in the final evaluation; continue with: medtrain resume %s", folder.path)
+            return Outcome(folder.path, EXIT_STOPPED)
     if dist.is_main:
         folder.finish("done", step=result.step, message=result.reason)
         write_report(folder.path)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,11 +26,12 @@ from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
 from medtrain.engine.meter import Meter
 from medtrain.engine.precision import Precision
+from medtrain.engine.protocol import TrainData
 from medtrain.engine.signals import StopSignals
+from medtrain.engine.state import load_state, state_dict
 from medtrain.engine.view import EngineView
-from medtrain.errors import NonFiniteError
+from medtrain.errors import MedtrainError, NonFiniteError
 from medtrain.run.atomic import atomic_write_json
-from medtrain.run.seed import rng_state, set_rng_state
 from medtrain.tasks.base import Batch, Record, Task
 
 if TYPE_CHECKING:
@@ -43,27 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class TrainData(Protocol):
-    """What the loop needs of the data."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Micro-batches of an epoch over all processes."""
-        ...
-
-    def train_batches(self, start_batch: int, *, rank: int, world_size: int) -> Iterator[Batch]:
-        """Endless micro-batches from any position; a pure function of the seed and the position."""
-        ...
-
-    def to_device(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None) -> Batch:
-        """Move a batch and apply the device transforms."""
-        ...
-
-    def evaluation_items(self, *, rank: int, world_size: int, limit: int | None) -> Iterator[Batch]:
-        """This rank's share of the validation part."""
-        ...
-
-
 @dataclass(frozen=True)
 class Cadences:
     """When to log, evaluate, save and keep."""
@@ -72,6 +51,10 @@ class Cadences:
     evaluate: Cadence
     checkpoint: Cadence
     keep: Cadence
+
+
+class EvaluationInterruptedError(Exception):
+    """A stop signal came while cases were being judged."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +140,12 @@ class Engine:
         self.best: float | None = None
         self.history: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
+        self.signals = StopSignals()
         self.stop_reason: str | None = None
-        self.stop_check_every = 20
+        self.pending_evaluation = False
+        self._wish: str | None = None
         self._signalled = False
+        self._saved_at = -1
         self.view = EngineView(self)
         self._last_ids: list[str] = []
         self._reset_speed()
@@ -169,10 +155,10 @@ class Engine:
     def fit(self) -> FitResult:
         """Train to the limit, or until a signal or a callback asks to stop; always leaves a checkpoint."""
         status = "failed"
-        with StopSignals() as signals:
+        with self.signals:
             try:
                 self._call("on_fit_start", self.view)
-                self._train(signals)
+                self._train()
                 status = "stopped" if self._signalled else "done"
             except BaseException as error:
                 self._call("on_exception", self.view, error)
@@ -182,25 +168,30 @@ class Engine:
                 self._call("on_fit_end", self.view, status)
         return FitResult(status, self.stop_reason or "reached the limit", self.step, self.best)
 
-    def _train(self, signals: StopSignals) -> None:
-        newest = self.checkpoints.last()
-        saved_at = newest.step if newest is not None else -1
+    def _train(self) -> None:
+        self._agree_on_time(0.0)
+        if self.step == 0 and self.clock.finished(0):
+            raise MedtrainError(
+                "the time limit was used up before the first step",
+                hint="the data are prepared now: start the same command again, or raise trainer.max_time",
+            )
+        if self.pending_evaluation:  # the run was stopped within an evaluation: the place it continues from
+            self.save(best=self.evaluate_and_record())
         batches = self.batches_from_here()
-        while not self._finished():
+        finished = self._agree_on_stop() or self.clock.finished(self.step)
+        while not finished:
             self.train_step(batches)
-            if self._due(self.cadences.log) or self._finished():
+            finished = self.clock.finished(self.step)  # asked once per step: time goes on between two questions
+            if self._due(self.cadences.log) or finished:
                 self._log()
             improved = False
-            if self._due(self.cadences.evaluate) or (self._finished() and not self._evaluated_here()):
+            if self._due(self.cadences.evaluate) or finished:
                 improved = self.evaluate_and_record()
+            finished = self._agree_on_stop() or finished
             keep = self._due(self.cadences.keep)
-            stopping = self._stop_requested(signals)
-            if self._due(self.cadences.checkpoint) or improved or keep or stopping:
+            if self._due(self.cadences.checkpoint) or improved or keep or finished:
                 self.save(best=improved, keep=keep)
-                saved_at = self.step
-            if stopping:
-                break
-        if saved_at != self.step:
+        if self._saved_at != self.step:
             self.save(best=False)
 
     def batches_from_here(self) -> Iterator[Batch]:
@@ -218,7 +209,7 @@ class Engine:
 
         self._set_lr()
         self.model.train()
-        total = self.dist.sum(sum(batch["weight"] for batch in window), self.device)
+        total = self.dist.sum(sum(batch["weight"] for batch in window))
         for index, batch in enumerate(window):
             batch = self.data.to_device(batch, self.device, self.memory_format)
             with self.dist.sync_gradients(self.forward_model, last=index == len(window) - 1):
@@ -231,6 +222,8 @@ class Engine:
         grad_norm = self.precision.clip(self.optimizer, self.parameters, norm=self.clip_norm, value=self.clip_value)
         self.meter.add({"train/grad_norm": grad_norm}, 1.0)
         self.precision.step(self.optimizer, grad_norm)
+        if self.precision.nonfinite == "raise":
+            self._check_finite()  # sync: the price of stopping at once
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
@@ -239,18 +232,27 @@ class Engine:
         seconds = time.perf_counter() - started
         self._step_seconds += seconds
         self._steps_since_log += 1
-        self.clock.add_step(seconds)
+        self.clock.add_step(self._agree_on_time(seconds))
 
     # ---------------------------------------------------------------------------------------------- evaluation
 
     def evaluate_and_record(self) -> bool:
         """Evaluate, log, decide whether this is the best so far, tell the callbacks."""
+        if self._evaluated_here():
+            return False
         started = time.perf_counter()
-        records = self.evaluate(limit=self.eval_cases, final=False)
+        self.pending_evaluation = True
+        try:
+            records = self.evaluate(limit=self.eval_cases, final=False)
+        except EvaluationInterruptedError:
+            return False  # the stop is agreed on next, and the checkpoint says that this evaluation is missing
+        self.pending_evaluation = False
         if not records:
             return False  # a run on every case has nothing to judge: its last weights are its result
         metrics = {f"val/{key}": value for key, value in self.task.summarize(records).items()}
-        self.clock.add_evaluation(time.perf_counter() - started)
+        self.clock.add_evaluation(self._agree_on_time(time.perf_counter() - started))
+        for name in ("evaluate", "checkpoint"):
+            getattr(self.cadences, name).restart(progress=self.clock.progress(self.step), elapsed=self.clock.elapsed())
         self.metrics = metrics
         self.history.append({"step": self.step, "epoch": self.epoch, **metrics})
         perf = {"perf/elapsed_s": self.clock.elapsed(), "perf/evaluation_s": time.perf_counter() - started}
@@ -265,13 +267,22 @@ class Engine:
         return improved
 
     def evaluate(self, *, limit: int | None, final: bool) -> list[Record]:
-        """Judge the validation part with the evaluation weights; records of every rank, sorted by case id."""
+        """Judge the validation part with the evaluation weights; records of every process, sorted by case id.
+
+        Raises:
+            EvaluationInterruptedError: A stop signal came on some process.
+        """
         self.task.begin_evaluation()
         records: list[Record] = []
+        turns = -(-len(self.data.evaluation_cases("val", limit=limit)) // self.dist.world_size)
+        items = self.data.evaluation_items(rank=self.dist.rank, world_size=self.dist.world_size, limit=limit)
         with self.evaluation_weights(), torch.inference_mode(), self.precision.autocast():
-            items = self.data.evaluation_items(rank=self.dist.rank, world_size=self.dist.world_size, limit=limit)
-            for item in items:
-                records += self.task.evaluation_step(self.model, item, final=final)
+            # the same number of turns on every process, so that all hear of a stop
+            for item in itertools.islice(itertools.chain(items, itertools.repeat(None)), turns):
+                if item is not None:
+                    records += self.task.evaluation_step(self.model, item, final=final)
+                if self.dist.any(self.signals.received is not None):
+                    raise EvaluationInterruptedError
         return sorted(self.dist.gather(records), key=lambda record: str(record["case_id"]))
 
     @contextlib.contextmanager
@@ -306,9 +317,6 @@ class Engine:
         """Micro-batches of the next step: windows do not cross the end of an epoch."""
         return self.batches_seen(step + 1) - self.batches_seen(step)
 
-    def _finished(self) -> bool:
-        return self.stop_reason is not None or self.clock.finished(self.step)
-
     def _evaluated_here(self) -> bool:
         return bool(self.history) and self.history[-1]["step"] == self.step
 
@@ -321,14 +329,19 @@ class Engine:
             elapsed=self.clock.elapsed(),
         )
 
-    def _stop_requested(self, signals: StopSignals) -> bool:
-        if self.dist.world_size > 1 and not (self._evaluated_here() or self.step % self.stop_check_every == 0):
-            return False  # asking the other ranks waits for the device, so not at every step
-        self._signalled = self.dist.any(signals.received is not None, self.device)
-        if self._signalled:
-            self.stop_reason = f"received {signals.received or 'a stop signal on another process'}"
-        elif self.dist.any(self.stop_reason is not None, self.device):
-            self.stop_reason = self.dist.broadcast(self.stop_reason)
+    def _agree_on_time(self, seconds: float) -> float:
+        """Set every process's clock to the main one's, so that all decide alike; return its duration of the step."""
+        now, seconds = self.dist.agree([self.clock.measured(), seconds])
+        self.clock.now = now
+        return seconds
+
+    def _agree_on_stop(self) -> bool:
+        """Whether to stop after this step: any process received a signal, or a callback asked for it."""
+        if self.dist.any(self.signals.received is not None):
+            self._signalled = True
+            self.stop_reason = f"received {self.signals.received or 'a stop signal on another process'}"
+        else:
+            self.stop_reason = self.dist.broadcast(self._wish)
         return self.stop_reason is not None
 
     def _set_lr(self) -> None:
@@ -363,26 +376,36 @@ class Engine:
         self._wait_seconds = 0.0
 
     def _check_finite(self) -> None:
-        skipped = int(self.precision.skipped_in_row)
-        allowed = 0 if self.precision.nonfinite == "raise" else self.max_nonfinite
+        """Report skipped steps since the last look; give up when too many came in a row."""
+        skipped, longest = self.precision.read_skipped()
         if skipped:
-            log.warning("the gradient is not finite: %d optimizer step(s) in a row skipped", skipped)
-        if skipped > allowed:
-            path = self.run_dir / "nonfinite.json"
-            atomic_write_json(path, {"step": self.step, "skipped_in_row": skipped, "case_id": self._last_ids})
-            raise NonFiniteError(
-                f"the gradient was NaN or infinite in {skipped} step(s) in a row up to step {self.step}; "
-                f"the last cases are in {path}",
-                hint="lower optimizer.lr, set trainer.clip_norm, or use trainer.precision=fp32",
-            )
+            log.warning("the gradient was not finite: %d optimizer step(s) skipped up to step %d", skipped, self.step)
+        if longest <= (0 if self.precision.nonfinite == "raise" else self.max_nonfinite):
+            return
+        ids = self.dist.gather(self._last_ids)
+        path = self.run_dir / "nonfinite.json"
+        if self.dist.is_main:
+            atomic_write_json(path, {"step": self.step, "skipped_in_row": longest, "case_id": ids})
+        raise NonFiniteError(
+            f"the gradient was NaN or infinite in {longest} step(s) in a row up to step {self.step}; "
+            f"the last cases are in {path}",
+            hint="lower optimizer.lr, set trainer.clip_norm, or use trainer.precision=fp32",
+        )
 
     def _call(self, event: str, *arguments: Any) -> None:
-        for callback in self.callbacks.values():
-            getattr(callback, event)(*arguments)
+        """Tell the callbacks; one that fails is switched off, for a picture must not cost a run."""
+        for name, callback in list(self.callbacks.items()):
+            try:
+                getattr(callback, event)(*arguments)
+            except MedtrainError:
+                raise  # said to the user: a setting of the callback is wrong
+            except Exception as error:
+                del self.callbacks[name]
+                log.warning("callback %s failed and is switched off: %s: %s", name, type(error).__name__, error)
 
     def request_stop(self, reason: str) -> None:
         """Stop after the current step."""
-        self.stop_reason = self.stop_reason or reason
+        self._wish = self._wish or reason
 
     # --------------------------------------------------------------------------------------------- checkpoints
 
@@ -401,49 +424,16 @@ class Engine:
                 self.step,
                 model=self.model.state_dict(),
                 ema=self.ema.state_dict() if self.ema is not None else None,
-                state=self.state_dict(),
+                state=state_dict(self),
                 meta=meta,
                 best=best,
                 keep=keep,
             )
             self._call("on_checkpoint", self.view, path)
+        self._saved_at = self.step
         self.dist.barrier()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights that makes the continuation identical: tensors and primitives."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "precision": self.precision.state_dict(),
-            "ema_updates": self.ema.updates if self.ema is not None else 0,
-            "meter": self.meter.state_dict(),
-            "clock": self.clock.state_dict(),
-            "cadences": {name: getattr(self.cadences, name).state_dict() for name in Cadences.__annotations__},
-            "best": self.best,
-            "history": json.dumps(self.history),
-            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
-            "rng": rng_state(),
-        }
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        self.model.load_state_dict(checkpoint.weights(ema=False))
-        state = checkpoint.state()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.precision.load_state_dict(state["precision"])
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint.weights(ema=True), updates=state["ema_updates"])
-        self.meter.load_state_dict(state["meter"])
-        self.clock.load_state_dict(state["clock"])
-        for name, value in state["cadences"].items():
-            getattr(self.cadences, name).load_state_dict(value)
-        self.best = state["best"]
-        self.history = json.loads(state["history"])
-        self.metrics = {key: value for key, value in self.history[-1].items() if "/" in key} if self.history else {}
-        for name, callback in self.callbacks.items():
-            if name in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][name])
-        self.step = checkpoint.step
-        set_rng_state(state["rng"])
-        self.loggers.resume(self.step)
+        load_state(self, checkpoint)
+        self._saved_at = self.step

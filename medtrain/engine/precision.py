@@ -20,8 +20,13 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_precision(requested: str, device: torch.device) -> tuple[PrecisionName, str]:
+def choose_precision(requested: str, device: torch.device, *, nonfinite: str = "skip") -> tuple[PrecisionName, str]:
     """Resolve `auto` for a device and check that an explicit choice can be honoured.
+
+    Args:
+        requested: auto, fp32, tf32, bf16 or fp16.
+        device: Where to compute.
+        nonfinite: The policy it has to go with.
 
     Returns:
         The precision and the reason, for the log.
@@ -31,10 +36,15 @@ def choose_precision(requested: str, device: torch.device) -> tuple[PrecisionNam
     """
     if requested == "auto":
         return _choose_automatically(device)
-    if requested == "fp16" and device.type == "cpu":
+    if requested == "fp16" and device.type != "cuda":
         raise UsageError(
-            "trainer.precision=fp16 needs a GPU: the loss scaling it depends on does not exist on a CPU",
+            f"trainer.precision=fp16 needs CUDA: the loss scaling it depends on does not exist on {device.type}",
             hint="use trainer.precision=bf16 or fp32",
+        )
+    if requested == "fp16" and nonfinite == "ignore":
+        raise UsageError(
+            "trainer.nonfinite=ignore does not go with fp16, whose loss scaling has to skip steps",
+            hint="use trainer.nonfinite=skip",
         )
     if requested == "tf32" and device.type != "cuda":
         raise UsageError("trainer.precision=tf32 needs CUDA", hint="use trainer.precision=fp32 or auto")
@@ -70,10 +80,11 @@ class Precision:
         self.device = device
         self.nonfinite = nonfinite
         self.scaler = torch.amp.GradScaler("cuda") if name == "fp16" and device.type == "cuda" else None
-        self.skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)
-        if name == "tf32":
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.allow_tf32 = True
+        # on the device, read now and then: steps skipped in a row until now, the longest row and the sum since a look
+        self._in_row, self._longest, self._skipped = torch.zeros(3, dtype=torch.int64, device=device).unbind()
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+            torch.backends.cudnn.allow_tf32 = name == "tf32"  # on by default: "fp32" would not be
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -101,14 +112,15 @@ class Precision:
 
     def step(self, optimizer: Optimizer, grad_norm: Tensor) -> None:
         """Apply the gradients, unless they are not finite and the policy says to skip."""
-        if self.nonfinite == "ignore" and self.scaler is None:
+        if self.nonfinite == "ignore":
             optimizer.step()
             return
         bad = ~torch.isfinite(grad_norm)
-        if self.scaler is None:
-            self.skipped_in_row = torch.where(bad, self.skipped_in_row + 1, 0)
+        self._in_row = torch.where(bad, self._in_row + 1, 0)
+        self._longest = torch.maximum(self._longest, self._in_row)
+        self._skipped = self._skipped + bad
         if self.scaler is not None:
-            # overflows are routine for the scaler (it lowers the scale), so they do not count as failures here
+            # a few overflows in a row are routine: the scaler lowers its scale, 2^16 at first, until there are none
             self.scaler.step(optimizer)
             self.scaler.update()
         elif self.device.type == "cuda" and optimizer.defaults.get("fused"):
@@ -119,15 +131,23 @@ class Precision:
         elif not bool(bad):  # sync: on a CPU there is nothing to wait for; elsewhere the price of a plain optimizer
             optimizer.step()
 
+    def read_skipped(self) -> tuple[int, int]:
+        """Steps skipped since the last call, and the most in a row. Waits for the device."""
+        skipped, longest = int(self._skipped), int(self._longest)
+        self._skipped = torch.zeros_like(self._skipped)
+        self._longest = self._in_row.clone()
+        return skipped, longest
+
     def state_dict(self) -> dict[str, Any]:
         """Scaler state and the count of skipped steps."""
         return {
             "scaler": self.scaler.state_dict() if self.scaler else {},
-            "skipped_in_row": int(self.skipped_in_row),
+            "skipped": [int(self._in_row), int(self._longest), int(self._skipped)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.skipped_in_row.fill_(state["skipped_in_row"])
+        counts = torch.tensor(state["skipped"], dtype=torch.int64, device=self.device)
+        self._in_row, self._longest, self._skipped = counts.unbind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from medtrain.engine.build import build_model, build_task, memory_format_of
 from medtrain.engine.checkpoint import CheckpointFolder, check_format, read_checkpoint
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.launch import read_plan
-from medtrain.engine.precision import Precision, choose_precision
-from medtrain.errors import MedtrainError
+from medtrain.engine.precision import Precision, PrecisionName, choose_precision
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.folder import RunFolder
 from medtrain.tasks.segmentation import Segmentation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def load_run(
     *,
     checkpoint: str = "best",
     device: str = "auto",
-    precision: str = "auto",
+    precision: str | None = None,
 ) -> LoadedRun:
     """Open a run.
 
@@ -65,7 +68,7 @@ def load_run(
         config: The run's configuration.
         checkpoint: `best`, `last`, or the name of a checkpoint folder such as `step_00001200`.
         device: auto, cpu, cuda or mps.
-        precision: auto, fp32, tf32, bf16 or fp16.
+        precision: auto, fp32, tf32, bf16 or fp16; None takes the run's, or auto where this device cannot.
 
     Raises:
         MedtrainError: The run has no such checkpoint.
@@ -108,5 +111,18 @@ def load_run(
         weights="ema" if found.has_ema else "raw",
         metrics={found.meta["monitor"]: value} if value is not None else {},
         device=chosen_device,
-        precision=Precision(choose_precision(precision, chosen_device)[0], chosen_device),
+        precision=Precision(_precision(precision, config, chosen_device), chosen_device),
     )
+
+
+def _precision(requested: str | None, config: Mapping[str, Any], device: torch.device) -> PrecisionName:
+    if requested is not None:
+        return choose_precision(requested, device)[0]
+    try:
+        return choose_precision(config["trainer"]["precision"], device)[0]
+    except UsageError:
+        name = choose_precision("auto", device)[0]
+        log.warning(
+            "trained in %s, which %s does not have: using %s", config["trainer"]["precision"], device.type, name
+        )
+        return name

@@ -13,15 +13,18 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 class StopSignals:
     """While active, turns the first stop signal into a flag and lets a second Ctrl-C interrupt at once.
 
-    Only the main thread may handle signals; elsewhere this does nothing. The previous handlers come back on exit.
+    May be entered again inside itself. Only the main thread may handle signals; elsewhere this does nothing. The
+    previous handlers come back on exit.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, object] = {}
+        self._depth = 0
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
+        self._depth += 1
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
             for name in STOP_SIGNALS:
                 number = getattr(signal, name, None)
                 if number is not None:
@@ -31,9 +34,11 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._previous.clear()
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

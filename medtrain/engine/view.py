@@ -75,6 +75,16 @@ class EngineView:
         return self._engine.task.worst
 
     @property
+    def metric_names(self) -> Sequence[str]:
+        """Every metric of an evaluation, e.g. `val/dice`, `val/dice/liver`."""
+        return [f"val/{name}" for name in self._engine.task.metrics()]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self._engine.task.example_input()[0]
+
+    @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes by index, background first."""
         return self._engine.task.class_names

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from medtrain.engine.distributed import Dist
-from medtrain.engine.launch import open_data
+from medtrain.engine.launch import changed_data, open_data
 from medtrain.engine.restore import load_run
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.inference.predictor import Predictor
 from medtrain.metrics.cases import summary_table, write_evaluation
+from medtrain.run.folder import RunFolder
 from medtrain.run.log import console, setup_logging
 from medtrain.run.report import write_report
 from medtrain.tasks.base import Record
@@ -51,8 +52,12 @@ def evaluate_run(
         raise UsageError(f"--part {part}: choose val or train")
     setup_logging()
     run = load_run(run_dir, config, checkpoint=checkpoint, device=device)
-    data = open_data(config, run.plan, Dist())
+    folder = RunFolder.open(run_dir)
+    data = open_data(config, run.plan, Dist(), splits=folder.splits)
     try:
+        problem = changed_data(folder, data)
+        if problem is not None:
+            log.warning("%s", problem)
         cases = data.evaluation_cases(part)  # type: ignore[arg-type]
         if not cases:
             raise MedtrainError(
@@ -68,12 +73,12 @@ def evaluate_run(
     finally:
         data.close()
     summary = run.task.summarize(records)
-    folder = run.run_dir / "evaluation" / ("" if part == "val" else part)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_evaluation(folder, records, summary, extra={"step": run.step, "weights": run.weights, "part": part})
+    out = run.run_dir / "evaluation" / ("" if part == "val" else part)
+    out.mkdir(parents=True, exist_ok=True)
+    write_evaluation(out, records, summary, extra={"step": run.step, "weights": run.weights, "part": part})
     write_report(run.run_dir)
     console().print(summary_table(records, summary, title=f"{run.run_dir.name}: {part}, {len(cases)} cases"))
-    log.info("tables in %s", folder)
+    log.info("tables in %s", out)
     return summary
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medtrain.config.compose import load_config
-from medtrain.engine.build import check_continuation, config_digest
+from medtrain.engine.build import config_digest, continuation
 from medtrain.engine.derive import DEFAULT_STEPS, Derivation, derive
 from medtrain.errors import ConfigError
 from medtrain.registry import build
@@ -83,7 +83,7 @@ def test_the_digest_tells_what_is_learned(words: list[str], tmp_path: Path) -> N
     assert config_digest(base) == config_digest(longer)
     assert config_digest(base) != config_digest(other)
     assert config_digest(base) != config_digest(config)  # derived values are part of what is learned
-    check_continuation(base, longer)
+    assert continuation(base, longer)["trainer"]["max_steps"] == 7
     with pytest.raises(ConfigError) as caught:
-        check_continuation(base, other)
+        continuation(base, other)
     assert [problem.where for problem in caught.value.problems] == ["model.dropout", "optimizer.lr"]

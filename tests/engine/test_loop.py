@@ -213,7 +213,7 @@ def test_raise_policy_stops_at_the_first_one(tmp_path: Path) -> None:
     engine = make_engine(tmp_path, steps=20, data=Poisoned({5}), model=nn.Linear(5, 1), nonfinite="raise")
     with pytest.raises(NonFiniteError):
         engine.fit()
-    assert engine.step == 6
+    assert engine.step == 5  # at once, although the log is due at the next step only
 
 
 def test_sanity_check_changes_nothing(tmp_path: Path) -> None:
@@ -225,6 +225,68 @@ def test_sanity_check_changes_nothing(tmp_path: Path) -> None:
     engine.fit()
     untouched.fit()
     assert_equal(weights(engine), weights(untouched))
+
+
+def test_a_stop_within_an_evaluation_is_made_up_for(tmp_path: Path) -> None:
+    """The signal comes while cases are judged: exit at once, evaluate first after the resume, same rows in the end."""
+    straight_log, log = Recorder(), Recorder()
+    straight = make_engine(tmp_path / "a", steps=10, logger=straight_log)
+    straight.fit()
+    first = make_engine(tmp_path / "b", steps=10, logger=log)
+    judged: list[str] = []
+    original = first.task.evaluation_step
+
+    def evaluation_step(model: Any, item: Any, *, final: bool) -> Any:
+        judged.append(item["case_id"])
+        if first.step == 8 and len(judged) == 25:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(model, item, final=final)
+
+    first.task.evaluation_step = evaluation_step  # type: ignore[method-assign]
+    result = first.fit()
+    assert (result.status, result.step) == ("stopped", 8)
+    assert len(judged) == 25  # it did not go on to judge the rest
+    again = make_engine(tmp_path / "b", steps=10, logger=log)
+    again.load(again.checkpoints.last())
+    again.fit()
+    assert_equal(weights(straight), weights(again))
+    assert straight.history == again.history
+    assert straight_log.rows == log.rows
+    assert straight.checkpoints.best().step == again.checkpoints.best().step
+
+
+def test_a_run_that_was_to_stop_stays_stopped(tmp_path: Path) -> None:
+    from medtrain.callbacks.base import Callback
+
+    class Stop(Callback):
+        def on_fit_start(self, view: Any) -> None:
+            view.request_stop("patience is used up")
+
+    engine = make_engine(tmp_path, steps=10)
+    engine.fit()
+    again = make_engine(tmp_path, steps=20, callbacks={"stop": Stop()})
+    again.load(again.checkpoints.last())
+    assert again.fit().step == 10
+
+
+def test_a_failing_callback_is_switched_off_and_a_users_mistake_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from medtrain.callbacks.base import Callback
+
+    class Fails(Callback):
+        def on_evaluation_end(self, view: Any, metrics: Any, improved: bool) -> None:
+            raise RuntimeError("no display")
+
+    class Wrong(Callback):
+        def on_fit_start(self, view: Any) -> None:
+            raise MedtrainError("channel 3 does not exist")
+
+    engine = make_engine(tmp_path / "a", steps=8, callbacks={"pictures": Fails()})
+    assert engine.fit().status == "done"
+    assert caplog.text.count("callback pictures failed and is switched off") == 1
+    with pytest.raises(MedtrainError, match="channel 3"):
+        make_engine(tmp_path / "b", callbacks={"pictures": Wrong()}).fit()
 
 
 def test_unknown_monitor_fails_before_the_first_step(tmp_path: Path) -> None:

@@ -89,19 +89,22 @@ def test_clock_fits_the_steps_to_the_time(monkeypatch: pytest.MonkeyPatch) -> No
     now = [0.0]
     monkeypatch.setattr("medtrain.engine.clock.time.monotonic", lambda: now[0])
     clock = RunClock(Limit(None, 100.0), final_evaluation_cost=2.0)
-    now[0] = 10.0
+    clock.now = 10.0
     for _ in range(10):
         clock.add_step(1.0)
     assert clock.total_steps(10) == 10 + 90
     clock.add_evaluation(5.0)
-    now[0] = 15.0
-    # 10 s are kept for the final evaluation; each step costs 1 s and 0.5 s of evaluation
-    assert clock.remaining() == 75.0
-    assert clock.total_steps(10) == 10 + 50
-    assert clock.progress(10) == pytest.approx(15 / 90)
-    now[0] = 90.0
+    now[0] = clock.now = 15.0
+    # 15 s are kept for the evaluation of the last step and the final one; a step costs 1 s and 0.5 s of evaluation
+    assert clock.remaining() == 70.0
+    assert clock.total_steps(10) == 10 + round(70 / 1.5)
+    assert clock.progress(10) == pytest.approx(15 / 85)
+    clock.now = 85.0
     assert clock.finished(50)
     assert clock.progress(50) == 1.0
+    clock.add_evaluation(500.0)
+    clock.now = 74.0
+    assert clock.remaining() == 1.0  # evaluations never take more than a quarter of the limit from the training
 
 
 def test_clock_counts_earlier_sessions_but_not_the_time_between(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +117,7 @@ def test_clock_counts_earlier_sessions_but_not_the_time_between(monkeypatch: pyt
     second = RunClock(Limit(100, 60.0))
     second.load_state_dict(state)
     now[0] = 1005.0
+    second.now = second.measured()
     assert second.elapsed() == 45.0
     assert not second.finished(10)
     assert second.finished(100)
@@ -169,7 +173,7 @@ def test_precision_is_chosen_by_the_device_and_refused_where_it_is_absent() -> N
     assert name == ("bf16" if cpu_has_bf16() else "fp32")
     assert "CPU" in reason or "cpu" in reason
     assert choose_precision("fp32", CPU) == ("fp32", "requested")
-    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+    with pytest.raises(UsageError, match="fp16 needs CUDA"):
         choose_precision("fp16", CPU)
     with pytest.raises(UsageError, match="tf32 needs CUDA"):
         choose_precision("tf32", CPU)
@@ -268,3 +272,33 @@ def test_a_malicious_pickle_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         found.state()
     assert tmp_path.exists()
+
+
+def test_the_best_checkpoint_is_what_the_folders_say(tmp_path: Path) -> None:
+    """A kill between writing the folder and its pointer: the new best is found all the same."""
+    folder = CheckpointFolder(tmp_path, keep_last=1)
+    _save(folder, 1, best=True)
+    pointer = (tmp_path / "best.json").read_bytes()
+    _save(folder, 2, best=True)
+    (tmp_path / "best.json").write_bytes(pointer)
+    best = folder.best()
+    assert best is not None
+    assert best.step == 2
+
+
+def test_counts_skipped_steps_between_two_looks() -> None:
+    precision = Precision("fp32", CPU)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    for norm in (1.0, float("nan"), float("inf"), 1.0, float("nan")):
+        precision.step(optimizer, torch.tensor(norm))
+    assert precision.read_skipped() == (3, 2)
+    precision.step(optimizer, torch.tensor(float("nan")))
+    assert precision.read_skipped() == (1, 2)  # the row went on across the look
+
+
+def test_an_evaluation_does_not_make_the_next_one_due_at_once() -> None:
+    cadence = Cadence(parse_duration("60s"), steps_per_epoch=10)
+    assert cadence.due(step=1, total_steps=None, progress=0.1, elapsed=61)
+    cadence.restart(progress=0.2, elapsed=200)  # the evaluation took 139 s
+    assert not cadence.due(step=2, total_steps=None, progress=0.2, elapsed=201)
+    assert cadence.due(step=3, total_steps=None, progress=0.2, elapsed=261)

@@ -51,6 +51,9 @@ class ToyData:
     def to_device(self, batch: dict[str, Any], device: torch.device, memory_format: Any) -> dict[str, Any]:
         return batch
 
+    def evaluation_cases(self, part: str, *, limit: int | None) -> list[str]:
+        return [f"{index:03d}" for index in range(len(self.x))][: limit or None]
+
     def evaluation_items(self, *, rank: int, world_size: int, limit: int | None) -> Iterator[dict[str, Any]]:
         for index in list(range(len(self.x)))[: limit or None][rank::world_size]:
             yield {"case_id": f"{index:03d}", "x": self.x[index][None], "y": self.y[index][None]}
