@@ -178,11 +178,19 @@ class RunFolder:
             overrides: The overrides of the command line.
             argv: The whole command line.
         """
-        text = yaml.safe_dump(mask_secrets(plain(config)), sort_keys=True, allow_unicode=True, width=120)
-        atomic_write(self.config, text)
+        self.write_config(config)
         atomic_write(self.path / "overrides.txt", "".join(f"{line}\n" for line in mask_command(overrides)))
         self.add_command(argv)
         atomic_write_json(self.path / "env.json", environment(argv))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml, secrets masked; a resumed run may change its limits, loggers and paths.
+
+        Args:
+            config: The resolved configuration, plain data.
+        """
+        text = yaml.safe_dump(mask_secrets(plain(config)), sort_keys=True, allow_unicode=True, width=120)
+        atomic_write(self.config, text)
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Append a command line to command.txt: the first one started the run, later ones resumed it."""
