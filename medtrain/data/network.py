@@ -27,7 +27,7 @@ MAX_SHARE_OF_DATA = 0.05
 # what a few CPU cores train in a sensible time: the same network, narrower, on fewer voxels per step
 CPU_BASE_FEATURES = 16
 CPU_MAX_FEATURES = 256
-CPU_MAX_BATCH = {3: 4, 2: 12}
+CPU_MAX_BATCH = {3: 2, 2: 12}  # many small steps learn more per minute than few large ones
 CPU_MAX_PATCH_VOXELS = {3: 80**3, 2: 320**2}
 CPU_MAX_BATCH_VOXELS = {3: 2 * 80**3, 2: 8 * 256**2}
 CPU_MANY_CORES = 16

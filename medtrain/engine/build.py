@@ -46,7 +46,8 @@ _FREE_KEYS = {
     "run": {"note", "tags"},
 }  # fmt: skip
 _FREE_GROUPS = {"callbacks", "logger", "inference"}
-_LIMITS = ("max_steps", "max_epochs", "max_time")
+LIMITS = ("max_steps", "max_epochs", "max_time")
+"""The settings that end a run."""
 
 
 def build_model(config: Mapping[str, Any], plan: Plan) -> nn.Module:
@@ -261,12 +262,12 @@ def continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
     heading = "a resumed run must learn the same; start a new one with `medtrain train`:"
     _refuse_changes(fixed_part(before), fixed_part(after), heading)
     old, new = before["trainer"], after["trainer"]
-    changed = {key: new[key] for key in _LIMITS if new[key] != old[key]}
+    changed = {key: new[key] for key in LIMITS if new[key] != old[key]}
     if not changed:
         return dict(after)
     given = {key: value for key, value in changed.items() if value is not None}
-    kept = {key: new[key] for key in _LIMITS if key not in changed and not given}
-    limits = {**dict.fromkeys(_LIMITS), **kept, **given}
+    kept = {key: new[key] for key in LIMITS if key not in changed and not given}
+    limits = {**dict.fromkeys(LIMITS), **kept, **given}
     if all(value is None for value in limits.values()):
         message = "no limit is left: set trainer.max_steps, trainer.max_epochs or trainer.max_time"
         raise ConfigError([Problem("trainer", message)])

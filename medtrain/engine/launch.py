@@ -18,7 +18,7 @@ from medtrain.data.module import SegmentationData
 from medtrain.data.plan import Plan
 from medtrain.data.prepare import prepare
 from medtrain.data.splits import save_splits
-from medtrain.engine.build import build_engine, config_digest
+from medtrain.engine.build import LIMITS, build_engine, config_digest
 from medtrain.engine.checkpoint import Checkpoint, check_format
 from medtrain.engine.derive import Derivation, Progress, derive, read_split
 from medtrain.engine.device import available_cores, choose_device
@@ -234,6 +234,13 @@ def _continue(
             )
         engine.load(checkpoint)
         log.info("resumed at step %d from %s", engine.step, checkpoint.path.name)
+    limits = [{key: part["trainer"][key] for key in LIMITS} for part in (before, config)]
+    if limits[0] != limits[1] and engine.clock.finished(engine.step):
+        given = ", ".join(f"trainer.{key}={value}" for key, value in limits[1].items() if value is not None)
+        raise MedtrainError(
+            f"the run is at step {engine.step} after {engine.clock.elapsed() / 60:.1f} min, beyond {given}",
+            hint="give a longer limit",
+        )
     if config["trainer"]["eval_cases"] != before["trainer"]["eval_cases"] or config["inference"] != before["inference"]:
         log.warning("evaluations change from here on: the best value so far is forgotten")
         engine.best = None

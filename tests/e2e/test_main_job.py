@@ -120,6 +120,12 @@ def test_a_finished_run_goes_on_with_a_longer_limit(
     shutil.copytree(trained[0], run)
     assert medtrain("resume", run, "trainer.max_steps=10") == 0
     assert max(row["step"] for row in read_rows(run)) == 10
+    # the new limit is the run's from now on, and a limit of another kind replaces it
+    assert "max_steps: 10" in (run / "config.yaml").read_text()
+    assert medtrain("resume", run, "trainer.max_epochs=12") == 0
+    assert max(row["step"] for row in read_rows(run)) == 12  # two batches an epoch, two to a step
+    assert medtrain("resume", run, "trainer.max_steps=11") == 1  # behind it: said, not passed over in silence
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,35 @@ def test_resume_refuses_changed_data(
     assert path.name.split(".")[0] in error
 
 
+@pytest.mark.parametrize("override", ["data.fold=1", "optimizer.lr=3", "model.dropout=0", "trainer.precision=bf16"])
+def test_evaluate_refuses_what_has_no_effect_or_judges_other_cases(
+    trained: tuple[Path, list[str]], medtrain: Command, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    assert medtrain("evaluate", trained[0], override) == 2
+    assert override.split("=")[0] in capsys.readouterr().err
+
+
+def test_evaluate_judges_the_cases_held_out_then_though_the_folder_has_grown(
+    trained: tuple[Path, list[str]], broken: Path, tmp_path: Path, medtrain: Command
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    before = [line.split(",")[0] for line in (run / "evaluation" / "cases.csv").read_text().splitlines()]
+    for kind in ("imagesTr", "labelsTr"):
+        for index in range(3):
+            shutil.copy(sorted((broken / kind).glob("*.nii.gz"))[index], broken / kind / f"aaa_{index}.nii.gz")
+    description = json.loads((broken / "dataset.json").read_text())
+    description["training"] += [
+        {"image": f"./imagesTr/aaa_{i}.nii.gz", "label": f"./labelsTr/aaa_{i}.nii.gz"} for i in range(3)
+    ]
+    (broken / "dataset.json").write_text(json.dumps(description))
+    assert medtrain("evaluate", run, f"data.root={broken}") == 0
+    after = [line.split(",")[0] for line in (run / "evaluation" / "cases.csv").read_text().splitlines()]
+    assert after == before
+
+
 def test_evaluate_agrees_with_the_final_evaluation(trained: tuple[Path, list[str]], medtrain: Command) -> None:
     run, _ = trained
     before = (run / "evaluation" / "cases.csv").read_bytes()
@@ -170,9 +205,8 @@ def test_evaluate_agrees_with_the_final_evaluation(trained: tuple[Path, list[str
     for a, b in zip(rows, again[1:], strict=True):
         first, second = a.split(","), b.split(",")
         assert first[0] == second[0]
-        # the command may choose bf16 where the run trained in fp32
         np.testing.assert_allclose(
-            np.array(first[1:3], dtype=float), np.array(second[1:3], dtype=float), atol=0.05, equal_nan=True
+            np.array(first[1:], dtype=float), np.array(second[1:], dtype=float), rtol=1e-6, equal_nan=True
         )
 
 

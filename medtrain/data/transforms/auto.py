@@ -18,5 +18,5 @@ class AutoAugmentation:
     def choose(self, device: str) -> tuple[str, str]:
         """The name of the augmentation for a type of device (cpu, cuda, mps), and why."""
         if device == "cpu":
-            return "light", "a run on a CPU sees each case too few times to overfit, and learns faster on easier patches"
+            return "light", "a run on a CPU sees each case too few times to overfit and learns faster on easier patches"
         return "nnunet", "a run on a GPU sees each case so often that it needs strong augmentation"
