@@ -6,10 +6,10 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from medtrain.callbacks.base import Callback, EngineView
-from medtrain.registry import register
+from medtrain.registry import Range, register
 from medtrain.run.log import console, is_live
 
 if TYPE_CHECKING:
@@ -22,10 +22,15 @@ _LOG = logging.getLogger(__name__)
 class ProgressDisplay(Callback):
     """Show step, loss, learning rate, speed, time spent waiting for data and time left.
 
-    A bar at the bottom of a terminal, below the log lines; one line per logged step in a pipe.
+    A bar at the bottom of a terminal, below the log lines; in a pipe and in log.txt a line now and then.
+
+    Args:
+        every_s: Seconds between two lines; 0 writes one for every logged step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, every_s: Annotated[float, Range(ge=0)] = 10.0) -> None:
+        self.every_s = every_s
+        self._last_line = -math.inf
         self._bar: Progress | None = None
         self._origin = (0.0, 0.0)  # clock and progress when this session began
 
@@ -41,11 +46,12 @@ class ProgressDisplay(Callback):
 
     def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
         """Redraw the bar, or log a line."""
-        numbers, left = "  ".join(describe(view, scalars)), self._time_left(view.progress)
-        if self._bar is None:
-            _LOG.info("%s  left %s", numbers, left)
-        else:
-            _LOG.info("%s  left %s", numbers, left, extra={"screen": False})
+        now = time.monotonic()
+        numbers, left = "  ".join(describe(view, scalars)), self._time_left(view.progress, now)
+        if now - self._last_line >= self.every_s:
+            self._last_line = now
+            _LOG.info("%s  left %s", numbers, left, extra={"screen": self._bar is None})
+        if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=view.progress, numbers=numbers, left=left, refresh=True)
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
@@ -66,11 +72,11 @@ class ProgressDisplay(Callback):
             self._bar.stop()
             self._bar = None
 
-    def _time_left(self, progress: float) -> str:
+    def _time_left(self, progress: float, now: float) -> str:
         started, at_start = self._origin
         if progress <= at_start:
             return "?"
-        return format_duration((time.monotonic() - started) * (1 - progress) / (progress - at_start))
+        return format_duration((now - started) * (1 - progress) / (progress - at_start))
 
 
 def describe(view: EngineView, scalars: Mapping[str, float]) -> list[str]:

@@ -42,13 +42,14 @@ def test_a_line_shows_what_is_known(view: Any) -> None:
 def test_plain_lines_in_a_pipe_and_time_left(
     view: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([1000.0, 1010.0])
+    clock = iter([1000.0, 1000.0, 1004.0, 1010.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     display = ProgressDisplay()
     view.progress = 0.5  # resumed half way: the speed of this session counts
     display.on_fit_start(view)
     with caplog.at_level(logging.INFO):
         view.log(display, 50, _SCALARS)  # no progress since the start: unknown
+        view.log(display, 55, _SCALARS)  # 4 s later: not yet
         view.progress = 0.6
         view.log(display, 60, _SCALARS)  # 0.1 in 10 s: 0.4 takes 40 s
     assert [record.getMessage().rpartition("left ")[2] for record in caplog.records] == ["?", "0:40"]
