@@ -44,8 +44,8 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
 # what must not be in a file, as patterns that do not match themselves
-MACHINE_PATH = re.compile(r"/work/(?:main|shared)|/opt/(?:pypi|wheels)")
-PACKAGE_INDEX = re.compile(r"index[-_]url|\bpypi[.]org|files[.]pythonhosted")
+MACHINE_PATH = re.compile(r"(?<![\w.$}~])/(?:root|Users)/\w")
+PACKAGE_INDEX = re.compile(r"index[-_]url|find[-_]links")
 UNFINISHED = re.compile(r"\b(?:TOD[O]|FIXM[E]|HAC[K]|XX[X])\b")
 
 
