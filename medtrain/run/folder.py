@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import secrets
 import shlex
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +23,19 @@ import yaml
 
 from medtrain.errors import MedtrainError
 from medtrain.registry import plain
-from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors, process_alive
+from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors
+from medtrain.run.lock import SILENCE_S, RunLock, process_start, same_process_lives
 from medtrain.run.provenance import environment, mask_command, mask_secrets
+
+log = logging.getLogger(__name__)
 
 State = Literal["created", "running", "done", "stopped", "failed", "killed", "unknown"]
 """`killed` and `unknown` are never written: they are concluded from a dead process or an unreadable file."""
 
 _FOLDERS = ("checkpoints", "evaluation")  # callbacks and loggers make their own
 _HEARTBEAT_S = 10.0
-_SILENCE_S = 900.0  # a run on another machine that has been silent for so long is taken for dead
+_BEAT_S = 30.0  # between two signs of life while nothing is logged: data are prepared, or cases evaluated
+_WRITING = threading.RLock()  # held from reading to writing: the training and the beating thread change one file
 
 
 class Best(TypedDict):
@@ -73,12 +79,23 @@ class Status:
             return self.status
         return self.status if self._process_lives() else "killed"
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was heard of the run for so long that a process on another machine is taken for dead."""
+        if not self.updated:
+            return True
+        updated = datetime.datetime.fromisoformat(self.updated)
+        return (datetime.datetime.now().astimezone() - updated).total_seconds() >= SILENCE_S
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process wrote it."""
+        return (self.pid, self.host) == (os.getpid(), socket.gethostname())
+
     def _process_lives(self) -> bool:
         if self.host == socket.gethostname():
-            same = self.pid_start is None or self.pid_start == _process_start(self.pid)
-            return same and process_alive(self.pid)
-        updated = datetime.datetime.fromisoformat(self.updated)
-        return (datetime.datetime.now().astimezone() - updated).total_seconds() < _SILENCE_S
+            return same_process_lives(self.pid, self.pid_start)
+        return not self.is_silent
 
 
 class RunFolder:
@@ -91,6 +108,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last_heartbeat = -_HEARTBEAT_S
+        self._lock = RunLock(path / ".lock", silent=lambda: self.read_status().is_silent)
+        self._stop_beating: threading.Event | None = None
 
     @classmethod
     def create(
@@ -205,20 +224,37 @@ class RunFolder:
         """Read status.json; `unknown` when it cannot be read."""
         return read_status(self.path)
 
-    def start(self, *, step: int = 0) -> None:
-        """Say that this process trains the run from now on.
+    def start(self, *, step: int | None = None) -> None:
+        """Say that this process trains the run from now on, until `finish`, `restore` or `close`.
+
+        Until then no other process can start it, and a thread gives a sign of life now and then.
+
+        Args:
+            step: Optimizer steps done; None keeps what the status says.
 
         Raises:
             MedtrainError: Another living process trains it.
         """
+        holder = self._lock.acquire()
         status = self.read_status()
-        other = (status.pid, status.host) != (os.getpid(), socket.gethostname())
-        if status.status == "running" and status.state == "running" and other:
+        # the lock may have been deleted by hand
+        if holder is not None or (status.state == "running" and not status.is_mine):
+            self._lock.release()
+            pid, host = (holder.pid, holder.host) if holder is not None else (status.pid, status.host)
+            where = "" if host == socket.gethostname() else f" on {host}"
             raise MedtrainError(
-                f"{self.path} is being trained by process {status.pid} on {status.host}",
-                hint=f"wait for it, or stop it first: kill {status.pid}",
+                f"{self.path} is being trained by process {pid} on {host}",
+                hint=f"wait for it, or stop it first{where}: kill {pid}",
             )
-        self._write(dataclasses.replace(status, status="running", step=step, message=""))
+        try:
+            step = status.step if step is None else step
+            self._write(dataclasses.replace(status, status="running", step=step, message=""))
+        except BaseException:
+            self._lock.release()
+            raise
+        if self._stop_beating is None:
+            self._stop_beating = threading.Event()
+            threading.Thread(target=self._beat, args=(self._stop_beating,), name="heartbeat", daemon=True).start()
 
     def heartbeat(self, step: int, *, best: Best | None = None) -> None:
         """Note the step and the best evaluation; cheap, since it writes at most every 10 s unless `best` is news."""
@@ -226,9 +262,10 @@ class RunFolder:
         if best is None and now - self._last_heartbeat < _HEARTBEAT_S:
             return
         self._last_heartbeat = now
-        status = self.read_status()
-        # not synced: the next one comes soon, and a lost one costs nothing
-        self._write(dataclasses.replace(status, status="running", step=step, best=best or status.best), sync=False)
+        with _WRITING:
+            status = self.read_status()
+            # not synced: the next one comes soon, and a lost one costs nothing
+            self._write(dataclasses.replace(status, status="running", step=step, best=best or status.best), sync=False)
 
     def finish(self, state: Literal["done", "stopped", "failed"], *, step: int, message: str = "") -> None:
         """Say how the run ended.
@@ -238,15 +275,54 @@ class RunFolder:
             step: Optimizer steps done.
             message: Why, in one line.
         """
-        line = mask_secrets(" ".join(message.split()))
-        self._write(dataclasses.replace(self.read_status(), status=state, step=step, message=line))
+        with _WRITING:
+            try:
+                status = self.read_status()
+                self._write(dataclasses.replace(status, status=state, step=step, message=_one_line(message)))
+            finally:
+                self.close()
+
+    def restore(self, status: Status, message: str) -> None:
+        """Put back an earlier status, with a new message: what was started has not begun to train.
+
+        Args:
+            status: As it was read before `start`.
+            message: Why nothing came of it, in one line.
+        """
+        if status.status == "unknown":  # its file could not be read
+            status = dataclasses.replace(status, status="failed", updated=_now())
+        with _WRITING:
+            try:
+                status = dataclasses.replace(status, message=_one_line(message))
+                atomic_write_json(self.path / "status.json", dataclasses.asdict(status))
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Stop giving signs of life and let other processes start the run; the status stays as it is."""
+        if self._stop_beating is not None:
+            self._stop_beating.set()
+            self._stop_beating = None
+        self._lock.release()
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(_BEAT_S):
+            with _WRITING:
+                status = self.read_status()
+                if stop.is_set() or status.status != "running" or not status.is_mine:
+                    continue
+                try:
+                    self._write(status, sync=False)
+                except (OSError, MedtrainError) as error:
+                    log.warning("%s", error)  # the disk may have room again at the next beat
 
     def _write(self, status: Status, *, sync: bool = True) -> None:
         pid = os.getpid()
         status = dataclasses.replace(
-            status, pid=pid, pid_start=_process_start(pid), host=socket.gethostname(), updated=_now()
+            status, pid=pid, pid_start=process_start(pid), host=socket.gethostname(), updated=_now()
         )
-        atomic_write_json(self.path / "status.json", dataclasses.asdict(status), sync=sync)
+        with _WRITING:
+            atomic_write_json(self.path / "status.json", dataclasses.asdict(status), sync=sync)
 
 
 def read_status(run_dir: Path) -> Status:
@@ -297,9 +373,5 @@ def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _process_start(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); None where there is no /proc."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
+def _one_line(message: str) -> str:
+    return mask_secrets(" ".join(message.split()))

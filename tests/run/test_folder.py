@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import yaml
 from medtrain.errors import MedtrainError
 from medtrain.run import folder as folder_module
 from medtrain.run.folder import RunFolder, Status, read_status
+from medtrain.run.lock import Holder, process_start
 
 
 def _dead_pid() -> int:
@@ -123,12 +127,123 @@ def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     run = RunFolder.create(experiment="liver", root=tmp_path)
     run.start()
     run.start()  # the same process may
-    _set_status(run, pid=os.getppid(), pid_start=folder_module._process_start(os.getppid()))
+    _set_status(run, pid=os.getppid(), pid_start=process_start(os.getppid()))
     with pytest.raises(MedtrainError, match=f"is being trained by process {os.getppid()}"):
         run.start()
     _set_status(run, pid=_dead_pid())
     run.start(step=3)
     assert run.read_status().step == 3
+
+
+def test_starting_is_exclusive_before_the_status_says_so(tmp_path: Path) -> None:
+    run = RunFolder.create(experiment="liver", root=tmp_path)
+    run.finish("stopped", step=7)
+    lock = run.path / ".lock"
+    holder = dataclasses.replace(Holder.this_process(), pid=os.getppid(), pid_start=process_start(os.getppid()))
+    lock.write_text(json.dumps(dataclasses.asdict(holder)))
+    with pytest.raises(MedtrainError, match=f"is being trained by process {os.getppid()}"):
+        run.start()
+    assert (run.read_status().state, run.read_status().step) == ("stopped", 7)
+    lock.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(holder, pid=_dead_pid()))))
+    run.start()
+    assert (run.read_status().state, run.read_status().step) == ("running", 7)
+    run.close()
+    assert run.read_status().state == "running"
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("end", ["finish", "restore", "close"])
+def test_whatever_ends_a_run_unlocks_it(tmp_path: Path, end: str) -> None:
+    run = RunFolder.create(experiment="liver", root=tmp_path)
+    before = run.read_status()
+    run.start()
+    assert (run.path / ".lock").exists()
+    {
+        "finish": lambda: run.finish("done", step=1),
+        "restore": lambda: run.restore(before, ""),
+        "close": run.close,
+    }[end]()
+    assert not (run.path / ".lock").exists()
+
+
+def test_a_resume_that_fails_before_it_trains_leaves_the_status(tmp_path: Path) -> None:
+    run = RunFolder.create(experiment="liver", root=tmp_path)
+    run.start()
+    run.heartbeat(20, best={"metric": "val/dice", "value": 0.5, "step": 20})
+    _set_status(run, pid=_dead_pid())
+    run.close()
+    before = run.read_status()
+    assert before.state == "killed"
+    run.start()
+    run.restore(before, "DataError:\n api_key=hunter2 is gone")
+    after = run.read_status()
+    assert after.state == "killed"
+    assert after == dataclasses.replace(before, message=after.message)
+    assert after.message.startswith("DataError: ")
+    assert "\n" not in after.message
+    (run.path / "status.json").write_text("{")
+    unreadable = run.read_status()
+    run.start()
+    run.restore(unreadable, "it was damaged")
+    assert (run.read_status().state, run.read_status().message) == ("failed", "it was damaged")
+
+
+def test_a_run_that_logs_nothing_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = itertools.count(10)
+    beaten = threading.Event()
+
+    def now() -> str:
+        count = next(times)
+        if threading.current_thread().name == "heartbeat":
+            beaten.set()
+        return f"2026-{count:09d}"
+
+    monkeypatch.setattr(folder_module, "_now", now)
+    monkeypatch.setattr(folder_module, "_BEAT_S", 0.001)
+    run = RunFolder.create(experiment="liver", root=tmp_path)
+    others = set(threading.enumerate())
+    run.start(step=4)
+    (beating,) = set(threading.enumerate()) - others
+    started = run.read_status()
+    assert beaten.wait(60)
+    run.close()
+    beating.join()
+    beat = run.read_status()
+    assert beat.updated > started.updated
+    assert dataclasses.replace(beat, updated=started.updated) == started
+
+
+def test_a_beat_changes_no_status_but_that_of_this_running_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(experiment="liver", root=tmp_path)
+    looks = iter([False, True])
+
+    class OneBeat(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return next(looks)
+
+    run.finish("stopped", step=3)
+    _set_status(run, updated="then")
+    run._beat(OneBeat())
+    assert run.read_status().updated == "then"
+    looks = iter([False, True])
+    _set_status(run, status="running", pid=os.getppid())
+    run._beat(OneBeat())
+    assert run.read_status().updated == "then"
+    looks = iter([False, False, True])
+    _set_status(run, pid=os.getpid())
+    monkeypatch.setattr(folder_module, "atomic_write_json", _full)
+    run._beat(OneBeat())  # a full disk now does not end the beating
+    assert run.read_status().updated == "then"
+    monkeypatch.undo()
+    looks = iter([False, True])
+    run._beat(OneBeat())
+    assert run.read_status().updated > "2026"
+
+
+def _full(*args: object, **settings: object) -> None:
+    raise MedtrainError("the disk is full")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": "done", "later_field": 1}'])
