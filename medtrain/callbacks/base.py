@@ -85,8 +85,18 @@ class EngineView(Protocol):
         ...
 
     @property
+    def metric_names(self) -> Sequence[str]:
+        """Every metric of an evaluation, e.g. `val/dice`, `val/dice/liver`."""
+        ...
+
+    @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes by index, background first."""
+        ...
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
         ...
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from medtrain.callbacks.base import Callback, EngineView
@@ -42,28 +42,22 @@ class EarlyStopping(Callback):
         self._bad = 0
 
     def on_fit_start(self, view: EngineView) -> None:
-        """Check that it is known what to watch and which way is better."""
-        self._spec(view)
+        """Check that it is known what to watch and which way is better; a run that was stopped here stays so."""
+        spec = self._spec(view)
+        if self._monitor is not None:
+            _check_name(spec.name, view.metric_names)
+        self._stop_if_used_up(view, spec)
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
         """Count the evaluations without improvement."""
         spec = self._spec(view)
-        if spec.name not in metrics:
-            close = closest(spec.name, metrics)
-            raise MedtrainError(
-                f"callbacks.early_stopping.monitor={spec.name}: no such metric; there are: {', '.join(metrics)}",
-                hint=f"did you mean callbacks.early_stopping.monitor={close}?" if close else None,
-            )
+        _check_name(spec.name, metrics)
         value = metrics[spec.name]
         if spec.improves(value, self._best, min_delta=self._min_delta):
             self._best, self._best_step, self._bad = float(value), view.step, 0
             return
         self._bad += 1
-        if self._bad >= self._patience:
-            best = "no valid value yet" if self._best is None else f"best {self._best:.4f} at step {self._best_step}"
-            reason = f"early stopping: {spec.name} has not improved for {self._bad} evaluations ({best})"
-            _LOG.info(reason)
-            view.request_stop(reason)
+        self._stop_if_used_up(view, spec)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value and the count."""
@@ -72,6 +66,14 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue counting where the checkpoint was."""
         self._best, self._best_step, self._bad = state["best"], state["best_step"], state["bad"]
+
+    def _stop_if_used_up(self, view: EngineView, spec: MetricSpec) -> None:
+        if self._bad < self._patience:
+            return
+        best = "no valid value yet" if self._best is None else f"best {self._best:.4f} at step {self._best_step}"
+        reason = f"early stopping: {spec.name} has not improved for {self._bad} evaluations ({best})"
+        _LOG.info(reason)
+        view.request_stop(reason)
 
     def _spec(self, view: EngineView) -> MetricSpec:
         if self._monitor is None or self._monitor == view.monitor.name:
@@ -87,3 +89,12 @@ class EarlyStopping(Callback):
                 hint="callbacks.early_stopping.mode=max if larger values are better, else min",
             )
         return MetricSpec(self._monitor, self._mode)
+
+
+def _check_name(name: str, metrics: Iterable[str]) -> None:
+    if name not in metrics:
+        close = closest(name, metrics)
+        raise MedtrainError(
+            f"callbacks.early_stopping.monitor={name}: no such metric; there are: {', '.join(metrics)}",
+            hint=f"did you mean callbacks.early_stopping.monitor={close}?" if close else None,
+        )

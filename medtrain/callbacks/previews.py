@@ -57,6 +57,10 @@ class Previews(Callback):
         self._panel_size = panel_size
         self._opacity = opacity
 
+    def on_fit_start(self, view: EngineView) -> None:
+        """Check that the images have the channel."""
+        _check_channel(self._channel, view.in_channels)
+
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
         """Draw, if this is a new best."""
         worst = view.worst
@@ -128,16 +132,20 @@ def draw_case(
     return sheet.draw()
 
 
+def _check_channel(channel: int, channels: int) -> None:
+    if channel >= channels:
+        raise MedtrainError(
+            f"callbacks.previews.channel={channel}: the images have {channels} channel(s), counted from 0",
+            hint=f"callbacks.previews.channel={channels - 1} is the last one",
+        )
+
+
 def _as_volume(case: WorstCase, channel: int) -> _Case:
     image, label, prediction = case["image"], np.asarray(case["label"]), np.asarray(case["prediction"])
     assert image.shape[1:] == label.shape == prediction.shape, (image.shape, label.shape, prediction.shape)
     spacing = tuple(float(value) for value in case["spacing"])
     assert len(spacing) == label.ndim, (spacing, label.shape)
-    if channel >= image.shape[0]:
-        raise MedtrainError(
-            f"callbacks.previews.channel={channel}: the images have {image.shape[0]} channel(s), counted from 0",
-            hint=f"callbacks.previews.channel={image.shape[0] - 1} is the last one",
-        )
+    _check_channel(channel, image.shape[0])
     picture = label.ndim == 2
     if picture:
         label, prediction, spacing = label[None], prediction[None], (1.0, *spacing)

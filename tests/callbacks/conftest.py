@@ -39,6 +39,8 @@ class FakeView:
     metrics: Mapping[str, float] = field(default_factory=dict)
     history: list[Mapping[str, float]] = field(default_factory=list)
     worst: WorstCase | None = None
+    metric_names: list[str] = field(default_factory=lambda: ["val/dice", "val/dice/liver", "val/hd95"])
+    in_channels: int = 2
     class_names: list[str] = field(default_factory=lambda: ["background", "liver", "tumour"])
     recorder: ImageRecorder = field(default_factory=ImageRecorder)
     stops: list[str] = field(default_factory=list)

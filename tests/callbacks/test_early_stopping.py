@@ -57,6 +57,21 @@ def test_resumed_count_is_the_same(view: Any) -> None:
     assert _feed(second, view, [0.5]) == [4]
 
 
+def test_a_run_whose_patience_is_used_up_does_not_train_on(view: Any) -> None:
+    first = EarlyStopping(patience=2)
+    first.on_fit_start(view)
+    assert _feed(first, view, [0.5, 0.4, 0.4]) == [3]
+    resumed = EarlyStopping(patience=2)
+    resumed.load_state_dict(first.state_dict())
+    resumed.on_fit_start(view)
+    assert view.stops == ["early stopping: val/dice has not improved for 2 evaluations (best 0.5000 at step 1)"] * 2
+    patient = EarlyStopping(patience=3)
+    patient.load_state_dict(first.state_dict())
+    patient.on_fit_start(view)
+    assert len(view.stops) == 2
+    assert _feed(patient, view, [0.4]) == [4]
+
+
 def test_mistakes_are_found_before_training(view: Any) -> None:
     with pytest.raises(MedtrainError, match=r"needs callbacks\.early_stopping\.mode"):
         EarlyStopping(monitor="val/hd95").on_fit_start(view)
@@ -67,9 +82,13 @@ def test_mistakes_are_found_before_training(view: Any) -> None:
 
 
 def test_unknown_metric_names_the_nearest(view: Any) -> None:
-    with pytest.raises(MedtrainError, match="no such metric; there are: val/dice, val/hd95") as caught:
-        _feed(EarlyStopping(monitor="val/hd96", mode="min"), view, [1.0])
+    callback = EarlyStopping(monitor="val/hd96", mode="min")
+    with pytest.raises(MedtrainError, match="no such metric; there are: val/dice, val/dice/liver, val/hd95") as caught:
+        callback.on_fit_start(view)
     assert "val/hd95" in str(caught.value.hint)
+    # a metric that exists and that this evaluation did not compute
+    with pytest.raises(MedtrainError, match="no such metric; there are: val/dice"):
+        view.evaluate(EarlyStopping(monitor="val/hd95", mode="min"), 1, val_dice=1.0)
 
 
 @pytest.mark.parametrize(

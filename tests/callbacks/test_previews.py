@@ -99,7 +99,10 @@ def test_nothing_to_see_is_no_error(rng: np.random.Generator) -> None:
     assert not _has(draw_case(case, _NAMES, title="t", panel_size=96), class_color(1))
 
 
-def test_a_missing_channel_is_an_error(rng: np.random.Generator) -> None:
+def test_a_missing_channel_is_an_error(view: Any, rng: np.random.Generator) -> None:
+    Previews(channel=1).on_fit_start(view)
+    with pytest.raises(MedtrainError, match=r"channel=2: the images have 2 channel\(s\)"):
+        Previews(channel=2).on_fit_start(view)  # before training, not at the first evaluation
     with pytest.raises(MedtrainError, match=r"channel=2: the images have 2 channel\(s\)") as caught:
         draw_case(_volume(rng), _NAMES, title="t", channel=2)
     assert caught.value.hint == "callbacks.previews.channel=1 is the last one"
