@@ -41,7 +41,14 @@ def settings(folder: Path, steps: int, workers: int) -> list[str]:
 
 def run_until_killed(words: list[str], delay: float, number: int) -> bool:
     """Run a command and send it a signal after a while; return whether it was still running then."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts background jobs with Ctrl-C ignored, and the children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         _, errors = process.communicate(timeout=delay)
     except subprocess.TimeoutExpired:
@@ -115,7 +122,7 @@ def main() -> None:
                 subprocess.run(verb, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 break
             # from the first import to well into training
-            delay = rng.uniform(0.5, 4.0 + 1.2 * length / max(arguments.kills, 1))
+            delay = rng.uniform(0.5, 5.0 + 3.0 * length / max(arguments.kills, 1))
             number = SIGNALS[kills % len(SIGNALS)]
             if not run_until_killed(verb, delay, number):
                 print("the run ended before the next kill")
