@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +25,12 @@ from medtrain.data.splits import split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
 from medtrain.data.volume_data import VolumeData
+from medtrain.data.workers import cores
 from medtrain.errors import ConfigError, MedtrainError, Problem
+
+log = logging.getLogger(__name__)
+
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 Batch = dict[str, Any]
 Part = Literal["train", "val"]
@@ -195,6 +203,8 @@ class SegmentationData:
         for batch_keys in here:
             yield collate([self.patches[key] for key in batch_keys])
         if workers:
+            if workers > cores():
+                log.warning("data.num_workers=%d, but this process may use %d core(s) only", workers, cores())
             batches = _KeyBatches(self.sampler, start + 1, rank, world_size)
             yield from _unpack(_worker_loader(self.patches, batches, workers, pin_memory=self.pin_memory))
 
@@ -233,25 +243,54 @@ class _Guarded(Dataset[Sample | _Failure]):
 
 def _worker_loader(patches: PatchDataset, keys: _KeyBatches, workers: int, *, pin_memory: bool) -> DataLoader[Any]:
     # not fork: the training process has threads (loggers, progress, CUDA), whose locks a forked child would inherit
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    if forkserver:
         context.set_forkserver_preload(["medtrain.data.patches"])  # one import of torch for all workers
-    return DataLoader(
-        _Guarded(patches),
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=_collate_guarded,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=context,
-        generator=torch.Generator(),  # else its seed is taken from the global one
-    )
+        _start_forkserver()
+    with _many_workers_allowed():
+        return DataLoader(
+            _Guarded(patches),
+            batch_sampler=keys,
+            num_workers=workers,
+            collate_fn=_collate_guarded,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # else its seed is taken from the global one
+        )
+
+
+def _start_forkserver() -> None:
+    """Start the process that workers are forked from, and its helper, with the signals blocked that stop a run.
+
+    A scheduler sends them to every process of a job. Without its server a worker ends, and the training process would
+    miss the batch it needs to stop in order.
+    """
+    from multiprocessing import forkserver, resource_tracker  # not on every system
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # unblocks two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _many_workers_allowed() -> Iterator[None]:
+    """Keep PyTorch from warning of more workers than cores, at length and repeatedly: we have said it in a line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 def _unpack(batches: DataLoader[Any]) -> Iterator[Batch]:
     try:
-        for batch in batches:
+        with _many_workers_allowed():
+            iterator = iter(batches)
+        for batch in iterator:
             if isinstance(batch, _Failure):
                 raise MedtrainError(batch.message, hint=batch.hint)
             yield batch
@@ -272,7 +311,8 @@ def _collate_guarded(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 
 def _start_worker(worker: int) -> None:
-    """Leave Ctrl-C to the training process, and the cores to the other workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave the signals that stop a run to the training process, and the cores to the other workers."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)

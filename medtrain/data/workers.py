@@ -48,10 +48,15 @@ class MemoryGate:
                 self._changed.notify_all()
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """Cores this process may use, at most 8: what threads that read and resample share."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return min(_MAX_WORKERS, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return min(_MAX_WORKERS, cores())
 
 
 def for_each_case(

@@ -1,4 +1,9 @@
 import itertools
+import logging
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +114,36 @@ def test_a_first_look_starts_no_process(
 ) -> None:
     monkeypatch.setattr("medtrain.data.module._worker_loader", pytest.fail)
     assert next(make(prepared, workers=2).train_batches())["weight"] == 4
+
+
+def test_workers_leave_stopping_to_the_training_process(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    # schedulers signal every process of a job; the training process needs batches until it stops
+    data = make(prepared, workers=1)
+    batches = data.train_batches()
+    take(batches, 2)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    assert len(workers) == 1
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for pid in (*workers, multiprocessing.forkserver._forkserver._forkserver_pid):
+            os.kill(pid, number)
+    assert_same(take(make(prepared).train_batches(2), 20), take(batches, 20))
+    assert [child.pid for child in multiprocessing.active_children()] == workers
+    data.close()
+    again = make(prepared, workers=1)
+    take(again.train_batches(), 2)  # the server still makes workers
+    again.close()
+
+
+def test_more_workers_than_cores_are_allowed_with_one_line(
+    prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("medtrain.data.module.cores", lambda: 1)
+    monkeypatch.setattr("torch._utils.cpu_count", lambda: 1)
+    data = make(prepared, workers=2)
+    with caplog.at_level(logging.WARNING):
+        take(data.train_batches(), 3)  # a warning of PyTorch's would be an error here
+    data.close()
+    assert caplog.messages == ["data.num_workers=2, but this process may use 1 core(s) only"]
 
 
 def test_a_damaged_case_is_one_sentence_through_a_worker_too(tmp_path: Path) -> None:
