@@ -4,7 +4,7 @@ Trains twice on the generated phantom with the same seed: once straight through,
 SIGTERM or Ctrl-C in turn) and resumed, until it is done. Then compares the final weights, averaged weights and
 optimizer state bit for bit, and the metrics files byte for byte. Exit code 1 if anything differs.
 
-    python scripts/kill_resume.py [--kills 20] [--steps 120] [--workers 0] [--seed 0]
+    python scripts/kill_resume.py [--kills 20] [--steps 300] [--workers 0] [--seed 0]
 """
 
 from __future__ import annotations
@@ -41,14 +41,7 @@ def settings(folder: Path, steps: int, workers: int) -> list[str]:
 
 def run_until_killed(words: list[str], delay: float, number: int) -> bool:
     """Run a command and send it a signal after a while; return whether it was still running then."""
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell starts background jobs with Ctrl-C ignored, and the children would inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=delay)
     except subprocess.TimeoutExpired:
@@ -97,11 +90,13 @@ def compare(straight: Path, killed: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    # a shell starts background jobs with Ctrl-C ignored, which the trainings would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         straight, killed = folder / "straight", folder / "killed"
@@ -122,7 +117,7 @@ def main() -> None:
                 subprocess.run(verb, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 break
             # from the first import to well into training
-            delay = rng.uniform(0.5, 5.0 + 3.0 * length / max(arguments.kills, 1))
+            delay = rng.uniform(0.5, 4.0 + 1.5 * length / max(arguments.kills, 1))
             number = SIGNALS[kills % len(SIGNALS)]
             if not run_until_killed(verb, delay, number):
                 print("the run ended before the next kill")
