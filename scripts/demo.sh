@@ -12,7 +12,7 @@ say() { printf '\n== %s\n' "$*"; }
 do_it() { say "medtrain $*"; medtrain "$@"; }
 
 do_it data check "${common[@]}"
-do_it train "${common[@]}" "run.dir=$run" "trainer.max_time=${DEMO_TIME:-100s}" trainer.eval_every=20%
+do_it train "${common[@]}" "run.dir=$run" "trainer.max_time=${DEMO_TIME:-120s}" trainer.eval_every=20%
 do_it evaluate "$run"
 do_it predict "$run" "$demo/phantom/imagesTs" "$demo/predictions"
 do_it export "$run" --format onnx --format torchscript --out "$demo/export"

@@ -19,7 +19,7 @@ from medtrain.engine.device import available_cores, choose_device, memory_gib
 from medtrain.engine.precision import choose_precision
 from medtrain.registry import build, get
 
-DEFAULT_STEPS = {"cuda": 50_000, "mps": 10_000, "cpu": 2_000}
+DEFAULT_STEPS = {"cuda": 50_000, "mps": 10_000, "cpu": 1_000}
 """Optimizer steps of a run that names no limit: a fifth of nnU-Net's on a GPU, some minutes to an hour on a laptop."""
 
 Progress = Callable[[int, int, str], None]

@@ -177,6 +177,7 @@ class Engine:
             )
         if self.pending_evaluation:  # the run was stopped within an evaluation: the place it continues from
             self.save(best=self.evaluate_and_record())
+        self._restart_cadences()  # the time until now went into preparing the data
         batches = self.batches_from_here()
         finished = self._agree_on_stop() or self.clock.finished(self.step)
         while not finished:
@@ -251,8 +252,7 @@ class Engine:
             return False  # a run on every case has nothing to judge: its last weights are its result
         metrics = {f"val/{key}": value for key, value in self.task.summarize(records).items()}
         self.clock.add_evaluation(self._agree_on_time(time.perf_counter() - started))
-        for name in ("evaluate", "checkpoint"):
-            getattr(self.cadences, name).restart(progress=self.clock.progress(self.step), elapsed=self.clock.elapsed())
+        self._restart_cadences()
         self.metrics = metrics
         self.history.append({"step": self.step, "epoch": self.epoch, **metrics})
         perf = {"perf/elapsed_s": self.clock.elapsed(), "perf/evaluation_s": time.perf_counter() - started}
@@ -328,6 +328,10 @@ class Engine:
             progress=self.clock.progress(self.step),
             elapsed=self.clock.elapsed(),
         )
+
+    def _restart_cadences(self) -> None:
+        for cadence in (self.cadences.evaluate, self.cadences.checkpoint):
+            cadence.restart(progress=self.clock.progress(self.step), elapsed=self.clock.elapsed())
 
     def _agree_on_time(self, seconds: float) -> float:
         """Set every process's clock to the main one's, so that all decide alike; return its duration of the step."""
