@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -287,9 +289,9 @@ def _many_workers_allowed() -> Iterator[None]:
 
 
 def _unpack(batches: DataLoader[Any]) -> Iterator[Batch]:
+    with _many_workers_allowed():
+        iterator = iter(batches)
     try:
-        with _many_workers_allowed():
-            iterator = iter(batches)
         for batch in iterator:
             if isinstance(batch, _Failure):
                 raise MedtrainError(batch.message, hint=batch.hint)
@@ -301,6 +303,20 @@ def _unpack(batches: DataLoader[Any]) -> Iterator[Batch]:
             f"a process that reads training data was killed: {error}",
             hint="the machine probably ran out of memory: choose a smaller data.num_workers, or 0",
         ) from error
+    finally:
+        _end_workers(iterator)
+
+
+def _end_workers(iterator: Any) -> None:
+    """Stop the workers of a DataLoader's iterator now; its destructor waits for an error's traceback to be forgotten.
+
+    PyTorch terminates workers that do not end in time. Ours do not listen to that.
+    """
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
 
 
 def _collate_guarded(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
@@ -314,5 +330,17 @@ def _start_worker(worker: int) -> None:
     """Leave the signals that stop a run to the training process, and the cores to the other workers."""
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_training, daemon=True).start()
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
+
+
+def _end_with_training() -> None:
+    """End this worker when the training process does, however that ends.
+
+    PyTorch's workers watch the process they were forked from. That is the server here, which lives as long as they do.
+    """
+    training = multiprocessing.parent_process()
+    assert training is not None
+    training.join()
+    os._exit(1)

@@ -4,6 +4,8 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +136,33 @@ def test_workers_leave_stopping_to_the_training_process(prepared: tuple[Dataset,
     again.close()
 
 
+def test_a_killed_worker_is_one_sentence_and_ends_the_others(
+    prepared: tuple[Dataset, VolumeData, Store],
+) -> None:
+    batches = make(prepared, workers=2).train_batches()
+    take(batches, 2)
+    one, _ = multiprocessing.active_children()
+    one.kill()
+    with pytest.raises(MedtrainError, match="a process that reads training data was killed") as error:
+        take(batches, 99)
+    assert "data.num_workers" in str(error.value.hint)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_end_with_a_training_process_that_is_killed() -> None:
+    code = """
+import os, signal, torch
+from medtrain.data.module import _worker_loader
+sample = {"image": torch.zeros(1), "label": torch.zeros(1), "params": {}, "case_id": "a", "key": (0, 0)}
+batches = iter(_worker_loader([sample], [[0]] * 9, 1, pin_memory=False))
+next(batches)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # the output ends when every process that could write to it has
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_more_workers_than_cores_are_allowed_with_one_line(
     prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,6 +190,7 @@ def test_a_damaged_case_is_one_sentence_through_a_worker_too(tmp_path: Path) -> 
         with pytest.raises(MedtrainError, match=r"^the prepared case case_1 in \S+ is missing or damaged$") as error:
             take(batches, 3)
         assert error.value.hint == "start the command again; damaged cases are prepared anew"
+        assert multiprocessing.active_children() == []  # though the traceback still holds the iterator
         data.close()
         prepare(dataset, settings, small_plan())
 
