@@ -3,28 +3,158 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
+from medtrain.cli._run import EXIT_STOPPED
 from medtrain.errors import UsageError
+
+_FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+_IN_ORDER = (0, EXIT_STOPPED)
+_POLL_S = 0.1
+_SETTLE_S = 3.0  # what fails in one process usually fails in all, and each says so in its own files
+_GRACE_S = 10.0
 
 
 def relaunch(processes: int) -> int:
-    """Run this command line under torchrun, without its `--nproc`, and return the exit code.
+    """Run this command line as several processes of this machine, without its `--nproc`, and return the exit code.
 
     Raises:
         UsageError: A launcher has started several processes already.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError("--nproc is given, but a launcher has already started these processes", hint="drop --nproc")
-    words: list[str] = []
+    return run_processes([sys.executable, "-m", "medtrain", *_without_nproc(sys.argv[1:])], processes)
+
+
+def run_processes(
+    command: Sequence[str], processes: int, *, settle_s: float = _SETTLE_S, grace_s: float = _GRACE_S
+) -> int:
+    """Run a command as the ranks of a distributed job and wait for all of them.
+
+    Signals that stop a run are passed on to every process, each time they come. Only process 0 writes to stdout.
+
+    Args:
+        command: Program and arguments; the place of each process is in its environment, as under torchrun.
+        processes: How many.
+        settle_s: Time that is left to the others to end by themselves when a process has failed.
+        grace_s: Time between SIGTERM and SIGKILL after that.
+
+    Returns:
+        The code of the first process that failed (128 + the signal's number if one killed it), else the largest:
+        75 if the processes were stopped, 0 if all are done.
+    """
+    ranks: list[subprocess.Popen[bytes]] = []
+    with _collect_signals() as received:
+        try:
+            port = _free_port()
+            for rank in range(processes):
+                ranks.append(_start(command, rank, processes, port))
+            return _wait(ranks, received, settle_s, grace_s)
+        finally:
+            for process in ranks:
+                process.kill()  # does nothing to one that has ended
+                process.wait()
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int], settle_s: float, grace_s: float) -> int:
+    """Pass signals on until all processes have ended; once one has failed, see to it that the others do."""
+    failure: int | None = None
+    measures: list[tuple[float, int]] = []
+    while True:
+        while received:
+            _send(ranks, received.pop(0))
+        codes = [process.poll() for process in ranks]
+        if failure is None:
+            failed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code not in _IN_ORDER]
+            if failed:
+                failure = _explain(*failed[0], len(ranks))
+                now = time.monotonic()
+                measures = [(now + settle_s, signal.SIGTERM), (now + settle_s + grace_s, signal.SIGKILL)]
+        if None not in codes:
+            return failure if failure is not None else max(code or 0 for code in codes)
+        if measures and time.monotonic() >= measures[0][0]:
+            _send(ranks, measures.pop(0)[1])
+        time.sleep(_POLL_S)
+
+
+def _explain(rank: int, code: int, processes: int) -> int:
+    """Exit code of a process that failed; say so if a signal killed it, since it could not."""
+    if code > 0:
+        return code
+    print(
+        f"error: process {rank} of {processes} was killed by signal {-code} ({signal.strsignal(-code)})",
+        file=sys.stderr,
+    )
+    if -code == signal.SIGKILL:
+        print("hint: the machine may have run out of memory", file=sys.stderr)
+    return 128 - code
+
+
+def _start(command: Sequence[str], rank: int, processes: int, port: int) -> subprocess.Popen[bytes]:
+    place = {
+        "WORLD_SIZE": processes,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **{name: str(value) for name, value in place.items()}},
+        stdout=None if rank == 0 else subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C of the terminal reaches them once, through us
+    )
+
+
+def _send(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    for process in ranks:
+        process.send_signal(number)  # does nothing to one that has ended
+
+
+@contextmanager
+def _collect_signals() -> Iterator[list[int]]:
+    """Note signals instead of ending by them; the previous handlers come back on exit."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {}
+    for name in _FORWARDED:
+        number = getattr(signal, name, None)
+        # under nohup the terminal may go
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _without_nproc(words: Sequence[str]) -> list[str]:
+    kept: list[str] = []
     skip = False
-    for word in sys.argv[1:]:
+    for word in words:
         if skip or word.startswith("--nproc="):
             skip = False
         elif word == "--nproc":
             skip = True
         else:
-            words.append(word)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.call([*launcher, "-m", "medtrain", *words])
+            kept.append(word)
+    return kept
