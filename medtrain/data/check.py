@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medtrain.data.case import Case, Dataset
-from medtrain.data.io.nifti import Header, read_header, read_image, read_label
+from medtrain.data.io.nifti import Header, SourceGrid, read_header, read_image, read_label
 from medtrain.data.workers import MemoryGate, Progress, usable_cores
 from medtrain.errors import DataError, Problem
 
@@ -193,12 +193,9 @@ def _check_label(finding: _Finding, image: Header | None, dataset: Dataset, deep
     if not _collect(finding, lambda: headers.append(read_header(path))):
         return
     if image is not None:
-        difference = headers[0].grid.matches(image.grid)
-        if difference:
-            same_shape = headers[0].grid.shape == image.grid.shape
-            hint = "if the voxels do lie on each other, copy the image's header into the label" if same_shape else None
-            message = f"{difference} of the image {finding.case.images[0].name}"
-            finding.problems.append(Problem(where=str(path), message=message, hint=hint))
+        mismatch = find_mismatch(finding.case, image.grid, headers[0].grid)
+        if mismatch is not None:
+            finding.problems.append(mismatch)
     if not deep:
         return
 
@@ -210,6 +207,22 @@ def _check_label(finding: _Finding, image: Header | None, dataset: Dataset, deep
 
     with gate.hold(8 * int(np.prod(headers[0].grid.shape))):
         _collect(finding, read)
+
+
+def find_mismatch(case: Case, image: SourceGrid, label: SourceGrid) -> Problem | None:
+    """How a label's place in space contradicts its image's, or None; the check and training judge by the same rule.
+
+    Args:
+        case: The two files, for the message.
+        image: Grid of the image.
+        label: Grid of the label.
+    """
+    difference = label.matches(image)
+    if difference is None:
+        return None
+    hint = "if the voxels do lie on each other, copy the image's header into the label"
+    message = f"{difference} of the image {case.images[0].name}"
+    return Problem(where=str(case.label), message=message, hint=hint if label.shape == image.shape else None)
 
 
 def _check_values(finding: _Finding, where: str, voxels: dict[int, int], dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from medtrain.data.case import Case, Dataset
+from medtrain.data.check import find_mismatch
 from medtrain.data.digests import DigestCache, digest_of
 from medtrain.data.geometry import nonzero_box
 from medtrain.data.io.nifti import Volume, read_header, read_image, read_label
@@ -24,7 +25,7 @@ from medtrain.run.atomic import atomic_write, disk_errors
 QUANTILES = 1001
 """Evenly spaced quantiles kept per case and channel; 0.5 and 99.5 % of a case's foreground are among them."""
 
-_FORMAT = 1
+_FORMAT = 2  # 1 did not compare the positions of image and label
 _BYTES_PER_VOXEL = 10
 
 Shape = tuple[int, int, int]
@@ -154,9 +155,9 @@ def read_case(case: Case, dataset: Dataset, labels: LabelMap) -> tuple[Volume, n
     if len(image.array) != dataset.num_channels:
         message = f"{len(image.array)} channels where {dataset.num_channels} are declared"
         raise DataError([Problem(where=str(first), message=message)])
-    if image.array.shape[1:] != label.array.shape:
-        difference = label.grid.matches(image.grid) or "its axes are ordered differently"
-        raise DataError([Problem(where=str(case.label), message=f"{difference} of the image {first.name}")])
+    mismatch = find_mismatch(case, image.grid, label.grid)
+    if mismatch is not None:
+        raise DataError([mismatch])
     if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
         raise DataError([Problem(where=str(first), message="holds NaN or infinite intensities")])
     try:

@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from medtrain.data.case import Dataset
+from medtrain.data.check import check_dataset
 from medtrain.data.digests import DigestCache
 from medtrain.data.io.nifti import read_image, read_label
 from medtrain.data.labels import LabelMap
 from medtrain.data.plan import ChannelNormalization
 from medtrain.data.prepare import MAX_LOCATIONS, foreground_locations, prepare
-from medtrain.data.scan import read_case
+from medtrain.data.scan import read_case, scan_cases
 from medtrain.data.volume_data import VolumeData
 from medtrain.errors import DataError, MedtrainError
 from tests.data.small_data import small_dataset, small_plan
@@ -208,6 +210,31 @@ def test_a_bad_case_is_named_and_leaves_nothing(dataset: Dataset, settings: Volu
     with pytest.raises(DataError, match=r"case_2_image.nii.gz: truncated"):
         prepare(dataset, settings, small_plan())
     assert not [path for path in (Path(settings.store) / "cases").iterdir() if path.name.startswith(".")]
+
+
+def _flip_header(path: Path) -> None:
+    """The same voxels, the first axis said to point the other way: read in the canonical frame, they are mirrored."""
+    file = nib.load(path)
+    affine = file.affine @ np.diag([-1.0, 1.0, 1.0, 1.0])
+    affine[0, 3] = (file.shape[0] - 1) * file.affine[0, 0]
+    nib.save(nib.Nifti1Image(np.asanyarray(file.dataobj).copy(), affine), path)
+
+
+def test_labels_whose_headers_contradict_their_images(dataset: Dataset, settings: VolumeData) -> None:
+    """The same box in space, so that the shapes agree in the canonical frame too."""
+    for index in (1, 3):
+        assert dataset.cases[index].label is not None
+        _flip_header(dataset.cases[index].label)
+    for work in (lambda: scan_cases(dataset, settings), lambda: prepare(dataset, settings, small_plan())):
+        with pytest.raises(DataError) as error:
+            work()
+        assert [(Path(problem.where).name, problem.message) for problem in error.value.problems] == [
+            (f"case_{i}_label.nii.gz", f"orientation LAS differs from RAS of the image case_{i}_image.nii.gz")
+            for i in (1, 3)
+        ]
+    assert [problem.message for problem in error.value.problems] == [
+        problem.message for problem in check_dataset(dataset)
+    ]
 
 
 def test_a_case_that_contradicts_itself(tmp_path: Path) -> None:
