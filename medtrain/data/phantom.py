@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class PhantomData(VolumeData):
         while not _is_complete(root, wanted):
             root.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(root.parent)
-            _LOG.info("generating %d phantom cases in %s", self.num_cases + self.num_test_cases, root)
+            _say(f"generating the phantom in {root}: {self.num_cases + self.num_test_cases} cases")
             # another process may be making the same: whoever comes first wins
             with atomic_dir(root, existing="replace" if root.exists() else "keep") as folder:
                 self._write(folder)
@@ -112,6 +113,14 @@ class PhantomData(VolumeData):
             "test": [f"./imagesTs/{n}" for n in names[self.num_cases :]],
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    """Log, or write to stderr in commands without a log, such as `show`: no files without a word."""
+    if _LOG.isEnabledFor(logging.INFO):
+        _LOG.info(text)
+    else:
+        print(text, file=sys.stderr)
 
 
 def _is_complete(root: Path, wanted: dict[str, Any]) -> bool:

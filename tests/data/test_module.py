@@ -22,6 +22,7 @@ from medtrain.data.store import Store
 from medtrain.data.volume_data import VolumeData
 from medtrain.errors import ConfigError, MedtrainError
 from medtrain.registry import build
+from medtrain.run.log import close_logging
 from tests.data.small_data import small_dataset, small_plan
 
 SPLIT = {"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]}
@@ -166,6 +167,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_more_workers_than_cores_are_allowed_with_one_line(
     prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    close_logging()  # of an earlier test
     monkeypatch.setattr("medtrain.data.module.cores", lambda: 1)
     monkeypatch.setattr("torch._utils.cpu_count", lambda: 1)
     data = make(prepared, workers=2)

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 
 from medtrain.data.case import Dataset
+from medtrain.data.check import check_dataset
+from medtrain.data.io.folders import MissingFilesError
 from medtrain.data.io.nifti import SourceGrid, read_image, read_label, write_image
 from medtrain.data.msd import MsdData
 from medtrain.data.nnunet import NnunetData
 from medtrain.data.phantom import PhantomData, _draw_grid, make_case
 from medtrain.errors import DataError, MedtrainError
 from medtrain.registry import build, get, names
+from medtrain.run.log import close_logging
 
 GRID = SourceGrid(affine=((1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 2.0, 0), (0, 0, 0, 1.0)), shape=(4, 3, 2))
 
@@ -251,6 +255,16 @@ def test_nnunet_missing_channels_and_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         NnunetData(root=str(root)).discover()
     assert [Path(problem.where).name for problem in error.value.problems] == ["a_0001.nii.gz", "b.nii.gz"]
+    assert isinstance(error.value, MissingFilesError)
+    assert ids_of(error.value.dataset) == ["a", "b"]
+
+
+def test_nnunet_trains_without_a_channel_of_a_test_case(tmp_path: Path) -> None:
+    root = nnunet_folder(tmp_path, ["a"])
+    scan(root / "imagesTs" / "t_0000.nii.gz")
+    dataset = NnunetData(root=str(root)).discover()
+    assert [case.case_id for case in dataset.test_cases] == ["t"]
+    assert "imagesTs/t_0001.nii.gz: no such file" in [str(problem) for problem in check_dataset(dataset)]
 
 
 def test_nnunet_files_that_do_not_fit(tmp_path: Path) -> None:
@@ -336,6 +350,21 @@ def test_phantom_is_written_once_in_msd_layout(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == stamps
     assert ids_of(MsdData(root=str(root)).discover()) == ids_of(dataset)
     assert os.listdir(root.parent) == ["phantom"]
+
+
+def test_phantom_says_when_it_writes_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "phantom"
+    close_logging()  # of an earlier test
+    phantom(root).discover()  # as in `medtrain show`, which sets up no log
+    assert capsys.readouterr() == ("", f"generating the phantom in {root}: 3 cases\n")
+    with caplog.at_level(logging.INFO):
+        phantom(root).discover()
+        assert caplog.messages == []
+        phantom(root, phantom_seed=7).discover()
+    assert caplog.messages == [f"generating the phantom in {root}: 3 cases"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_phantom_with_other_parameters_replaces_the_old_one(tmp_path: Path) -> None:
