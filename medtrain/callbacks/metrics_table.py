@@ -26,10 +26,18 @@ class MetricsTable(Callback):
     Coloured on a terminal, aligned plain text in a pipe and in log.txt.
 
     Args:
-        classes: Which metrics to show for every class as well as their mean; metrics.csv has them all.
+        metrics: Which metrics to show, named without `val/`; None shows all, and the monitored one is always shown.
+            Names that an evaluation does not have are passed over; metrics.csv has every metric.
+        classes: Which of the shown metrics to show for every class as well as their mean.
     """
 
-    def __init__(self, *, classes: Literal["monitor", "all", "none"] = "monitor") -> None:
+    def __init__(
+        self,
+        *,
+        metrics: tuple[str, ...] | None = ("dice", "nsd", "hd95_mm"),
+        classes: Literal["monitor", "all", "none"] = "monitor",
+    ) -> None:
+        self._metrics = metrics
         self._classes = classes
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
@@ -45,8 +53,14 @@ class MetricsTable(Callback):
         _LOG.info("%s\n%s", title, plain_table(rows), extra={"screen": not terminal})
 
     def _is_shown(self, key: str, view: EngineView) -> bool:
+        monitor = view.monitor.name
+        if key == monitor:
+            return True
         owner = next((key.removesuffix(f"/{name}") for name in view.class_names if key.endswith(f"/{name}")), None)
-        return owner is None or self._classes == "all" or (self._classes == "monitor" and owner == view.monitor.name)
+        mean = key if owner is None else owner
+        if mean != monitor and self._metrics is not None and mean.removeprefix("val/") not in self._metrics:
+            return False
+        return owner is None or self._classes == "all" or (self._classes == "monitor" and owner == monitor)
 
 
 def make_rows(

@@ -62,9 +62,38 @@ def test_which_classes_are_shown(
 ) -> None:
     with caplog.at_level(logging.INFO):
         metrics = {"val_iou": 0.4, "val_iou/liver": 0.5, "val_dice": 0.5, "val_dice/liver": 0.6}
-        view.evaluate(MetricsTable(classes=classes), 10, **metrics)
-    lines = caplog.records[0].getMessage().split("\n")[2:]
-    assert [line.split()[0] for line in lines] == expected
+        view.evaluate(MetricsTable(metrics=None, classes=classes), 10, **metrics)
+    assert _names(caplog) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "monitor", "expected"),
+    [
+        ({}, "val/dice", ["val/dice", "val/dice/liver", "val/nsd", "val/hd95_mm"]),
+        ({}, "val/iou", ["val/iou", "val/iou/liver", "val/dice", "val/nsd", "val/hd95_mm"]),
+        ({"classes": "none"}, "val/iou/liver", ["val/iou/liver", "val/dice", "val/nsd", "val/hd95_mm"]),
+        (
+            {"metrics": ("nsd",), "classes": "all"},
+            "val/dice",
+            ["val/dice", "val/dice/liver", "val/nsd", "val/nsd/liver"],
+        ),
+        ({"metrics": ()}, "val/dice", ["val/dice", "val/dice/liver"]),
+        ({"metrics": None}, "val/dice", ["val/dice", "val/dice/liver", "val/nsd", "val/iou", "val/hd95_mm"]),
+    ],
+)
+def test_which_metrics_are_shown(
+    view: Any, caplog: pytest.LogCaptureFixture, settings: Any, monitor: str, expected: list[str]
+) -> None:
+    view.monitor = MetricSpec(monitor, "max")
+    means = {"val_dice": 0.5, "val_nsd": 0.4, "val_iou": 0.3, "val_hd95_mm": 12.0}
+    metrics = {key: value for mean, value in means.items() for key in (mean, f"{mean}/liver")}
+    with caplog.at_level(logging.INFO):
+        view.evaluate(MetricsTable(**settings), 10, **metrics)
+    assert _names(caplog) == expected
+
+
+def _names(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line.split()[0] for line in caplog.records[0].getMessage().split("\n")[2:]]
 
 
 def test_on_a_terminal_the_table_is_drawn_and_the_log_file_gets_plain_text(
