@@ -41,17 +41,18 @@ class ProgressDisplay(Callback):
             self._bar = _make_bar()
             # nothing redraws it in the background: a thread that holds the console would be copied into data workers
             self._bar.start()
-            self._bar.add_task("training", total=1.0, numbers="", left="?")
+            self._bar.add_task("training", total=1.0, numbers="", left="")
             self._bar.update(self._bar.task_ids[0], completed=view.progress, refresh=True)
 
     def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
         """Redraw the bar, or log a line."""
         now = time.monotonic()
-        numbers, left = "  ".join(describe(view, scalars)), self._time_left(view.progress, now)
+        parts, left = describe(view, scalars), self._time_left(view.progress, now)
         if now - self._last_line >= self.every_s:
             self._last_line = now
-            _LOG.info("%s  left %s", numbers, left, extra={"screen": self._bar is None})
+            _LOG.info("%s", "  ".join([*parts, left] if left else parts), extra={"screen": self._bar is None})
         if self._bar is not None:
+            numbers = "  ".join(parts)
             self._bar.update(self._bar.task_ids[0], completed=view.progress, numbers=numbers, left=left, refresh=True)
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
@@ -73,22 +74,23 @@ class ProgressDisplay(Callback):
             self._bar = None
 
     def _time_left(self, progress: float, now: float) -> str:
+        """`left 2:03`, or nothing while there is no speed to tell it from."""
         started, at_start = self._origin
         if progress <= at_start:
-            return "?"
-        return format_duration((now - started) * (1 - progress) / (progress - at_start))
+            return ""
+        return f"left {format_duration((now - started) * (1 - progress) / (progress - at_start))}"
 
 
 def describe(view: EngineView, scalars: Mapping[str, float]) -> list[str]:
-    """The parts of a progress line; what was not measured is left out."""
+    """The parts of a progress line, the most important first; what was not measured is left out."""
     total = f"/{view.total_steps}" if view.total_steps is not None else ""
     parts = [f"step {view.step}{total}", f"epoch {view.epoch}"]
     if "train/loss" in scalars:
         parts.append(f"loss {scalars['train/loss']:.4f}")
-    if "train/lr" in scalars:
-        parts.append(f"lr {scalars['train/lr']:.2e}")
     if "perf/samples_per_s" in scalars:
         parts.append(f"{scalars['perf/samples_per_s']:.1f} samples/s")
+    if "train/lr" in scalars:
+        parts.append(f"lr {scalars['train/lr']:.2e}")
     if "perf/data_wait" in scalars:
         parts.append(f"data wait {100 * scalars['perf/data_wait']:.0f} %")
     return parts
@@ -107,12 +109,14 @@ def _make_bar() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
+    # a narrow terminal cuts the numbers alone: they get what the other columns leave
     return Progress(
-        BarColumn(bar_width=16),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("left {task.fields[left]}", markup=False),
-        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+        TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=console(),
         auto_refresh=False,
         transient=True,
+        expand=True,
     )

@@ -34,7 +34,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_a_line_shows_what_is_known(view: Any) -> None:
     view.step, view.epoch = 20, 3
     parts = describe(view, _SCALARS)
-    assert parts == ["step 20/100", "epoch 3", "loss 0.4322", "lr 9.50e-03", "12.3 samples/s", "data wait 2 %"]
+    assert parts == ["step 20/100", "epoch 3", "loss 0.4322", "12.3 samples/s", "lr 9.50e-03", "data wait 2 %"]
     view.total_steps = None  # bounded by time
     assert describe(view, {}) == ["step 20", "epoch 3"]
 
@@ -52,7 +52,7 @@ def test_plain_lines_in_a_pipe_and_time_left(
         view.log(display, 55, _SCALARS)  # 4 s later: not yet
         view.progress = 0.6
         view.log(display, 60, _SCALARS)  # 0.1 in 10 s: 0.4 takes 40 s
-    assert [record.getMessage().rpartition("left ")[2] for record in caplog.records] == ["?", "0:40"]
+    assert [record.getMessage().rpartition("  ")[2] for record in caplog.records] == ["data wait 2 %", "left 0:40"]
     display.on_fit_end(view, "done")
 
 
@@ -80,19 +80,28 @@ def test_the_bar_comes_and_goes_and_leaves_log_lines_whole(
     assert all(record.screen is False for record in caplog.records)  # type: ignore[attr-defined]
 
 
-def test_a_narrow_terminal_shortens_the_line_instead_of_breaking_it(view: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("width", "rest"), [(80, "12.3 sa"), (60, "step 25/100")])
+def test_a_narrow_terminal_cuts_the_numbers_alone(
+    view: Any, monkeypatch: pytest.MonkeyPatch, width: int, rest: str
+) -> None:
     screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=60)
+    terminal = Console(file=screen, force_terminal=True, width=width)
+    clock = iter([0.0, 4 * 3600.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock, 4 * 3600.0))
     monkeypatch.setattr(progress, "console", lambda: terminal)
     monkeypatch.setattr(progress, "is_live", lambda: True)
     display = ProgressDisplay()
     display.on_fit_start(view)
-    view.progress = 0.25
+    view.progress = 0.25  # in 4 h: 12 h are left
     view.log(display, 25, _SCALARS)
     display.on_fit_end(view, "done")
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
     assert [bool(line.strip()) for line in plain.split("\n")] == [True, False]
-    assert "step 25/100" in plain
+    first, *_, last = [line for line in plain.split("\r") if "%" in line]
+    assert re.fullmatch(r".{16}   0 %", first.rstrip())  # no time left while it is not known
+    assert re.match(r"\S{16}  25 % left 12:00:00 step 25/100", last)
+    assert rest in last
+    assert len(last.rstrip("\n")) <= width
 
 
 _SCRIPT = """
