@@ -66,7 +66,8 @@ class Previews(Callback):
         worst = view.worst
         if not improved or worst is None:
             return
-        title = f"worst case {worst['case_id']}   score {worst['score']:.4f}   step {view.step}, epoch {view.epoch}"
+        score = f"mean Dice of the case {worst['score']:.4f}"
+        title = f"worst case {worst['case_id']}   {score}   step {view.step}, epoch {view.epoch}"
         pixels = draw_case(
             worst,
             list(view.class_names),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medtrain.callbacks import previews
 from medtrain.callbacks.base import WorstCase
 from medtrain.callbacks.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, class_color
 from medtrain.callbacks.previews import Previews, draw_case
@@ -57,6 +58,21 @@ def test_drawn_at_a_new_best_only(view: Any, rng: np.random.Generator) -> None:
     ((step, tag, sent),) = view.recorder.images
     assert (step, tag) == (10, "previews/worst")
     np.testing.assert_array_equal(saved, sent)
+
+
+def test_the_title_says_what_the_number_is(
+    view: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+
+    def draw(*_: object, title: str, **__: object) -> np.ndarray:
+        titles.append(title)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(previews, "draw_case", draw)
+    view.worst = _volume(rng)
+    view.evaluate(Previews(), 10, improved=True, val_dice=0.5)
+    assert titles == ["worst case liver_007   mean Dice of the case 0.6100   step 10, epoch 0"]
 
 
 def test_a_volume_is_a_grid_of_four_views_and_six_columns(rng: np.random.Generator) -> None:
