@@ -40,10 +40,14 @@ def check(
     with handle_errors(debug):
         from medtrain.config.compose import load_config
         from medtrain.data.check import inspect_dataset
+        from medtrain.data.io.folders import MissingFilesError
         from medtrain.registry import build
 
         config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
-        dataset = build("data", config["data"]).discover()
+        try:
+            dataset = build("data", config["data"]).discover()
+        except MissingFilesError as error:
+            dataset = error.dataset  # the check names the files, and what else is wrong
         with _progress("checking") as progress:
             report = inspect_dataset(dataset, deep=not quick, progress=progress)
         _print_report(dataset, report)

@@ -60,12 +60,12 @@ def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
         group_pattern: See `MsdData`.
 
     Raises:
-        DataError: dataset.json is wrong, files are missing, a case is listed twice, or there is no labelled case.
+        DataError: dataset.json is wrong, a case is listed twice, or there is no labelled case.
+        MissingFilesError: Everything is well but for missing files.
     """
     description = read_description(root / DESCRIPTION)
     training = _training_pairs(root, description)
     test = _test_images(root, description)
-    require_files([path for image, label in training for path in (image, label)] + test, root)
     _require_unique([file_stem(image) for image, _ in training] + [file_stem(image) for image in test], description)
     patients = patient_of([file_stem(image) for image, _ in training], group_pattern)
     cases = [
@@ -73,7 +73,7 @@ def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
         for image, label in training
     ]
     test_cases = [Case(file_stem(image), images=(image,), label=None, group=file_stem(image)) for image in test]
-    return Dataset(
+    dataset = Dataset(
         dataset_name=description.title,
         root=root,
         channel_names=description.channel_names,
@@ -82,6 +82,7 @@ def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
         cases=sorted_cases(cases),
         test_cases=sorted_cases(test_cases),
     )
+    return require_files(dataset)
 
 
 def _training_pairs(root: Path, description: Description) -> list[tuple[Path, Path]]:

@@ -50,9 +50,8 @@ class NnunetData(VolumeData):
         if not training:
             raise DataError([Problem(where=str(root / "imagesTr"), message=f"holds no CASE_0000{ending} files")])
         labels = {case_id: root / "labelsTr" / f"{case_id}{ending}" for case_id in training}
-        require_files([path for images in training.values() for path in images] + list(labels.values()), root)
         patients = patient_of(list(training), self.group_pattern)
-        return Dataset(
+        dataset = Dataset(
             dataset_name=description.title,
             root=root,
             channel_names=description.channel_names,
@@ -71,6 +70,7 @@ class NnunetData(VolumeData):
                 ]
             ),
         )
+        return require_files(dataset)
 
 
 def _group_channels(folder: Path, description: Description) -> dict[str, tuple[Path, ...]]:

@@ -12,7 +12,7 @@ from medtrain.cli.data import app
 from medtrain.data.case import Case, Dataset
 from medtrain.data.check import check_dataset, count_values, inspect_dataset
 from medtrain.data.msd import MsdData
-from medtrain.errors import Problem
+from medtrain.errors import DataError, Problem
 
 IDS = ("a", "b", "c")
 
@@ -285,6 +285,24 @@ def test_command_names_problems_and_fails(folder: Folder) -> None:
     assert "  imagesTr/b.nii.gz: truncated: the file ends" in result.stdout
     assert "label values 7 (3 voxels), 255 (1 voxel) are not declared" in result.stdout
     assert "Traceback" not in result.output
+
+
+def test_command_names_missing_files_with_everything_else(folder: Folder) -> None:
+    """dataset.json lists a file that is not there; another case is cut off, a third has undeclared labels."""
+    undeclared(folder)
+    truncate(folder)
+    listed = [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in ("gone", *IDS)]
+    description = folder.root / "dataset.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "training": listed}))
+    result = run("check", "data=msd", f"data.root={folder.root}")
+    assert result.exit_code == 1
+    assert "4 problems:" in result.stdout
+    assert "  imagesTr/gone.nii.gz: no such file" in result.stdout
+    assert "  labelsTr/gone.nii.gz: no such file" in result.stdout
+    assert "  imagesTr/b.nii.gz: truncated" in result.stdout
+    assert "label values 7 (3 voxels), 255 (1 voxel) are not declared" in result.stdout
+    with pytest.raises(DataError, match="2 of 8 files"):  # what training calls
+        folder.dataset()
 
 
 def test_command_without_data(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from medtrain.data.case import Dataset
 from medtrain.data.io.nifti import is_nifti
 from medtrain.errors import DataError, MedtrainError, Problem
 from medtrain.registry import closest
@@ -64,13 +65,32 @@ def list_scans(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
 
 
-def require_files(paths: Sequence[Path], root: Path) -> None:
-    """Check that all files are there.
+class MissingFilesError(DataError):
+    """Files of a data set are missing, which is otherwise as described.
+
+    Args:
+        problems: One per file.
+        dataset: Its cases, those with missing files too: for a check that goes on to everything else.
+        heading: See `ProblemsError`.
+    """
+
+    def __init__(self, problems: Sequence[Problem], *, dataset: Dataset, heading: str) -> None:
+        super().__init__(problems, heading=heading)
+        self.dataset = dataset
+
+
+def require_files(dataset: Dataset) -> Dataset:
+    """The data set, if all files of its labelled cases are there; training does without the others.
 
     Raises:
-        DataError: Names every file that is not.
+        MissingFilesError: Names every file that is not.
     """
+    paths: list[Path] = []
+    for case in dataset.cases:
+        paths += case.images if case.label is None else (*case.images, case.label)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         problems = [Problem(where=str(path), message="no such file") for path in missing]
-        raise DataError(problems, heading=f"{len(missing)} of {len(paths)} files of {root} are missing:")
+        heading = f"{len(missing)} of {len(paths)} files of {dataset.root} are missing:"
+        raise MissingFilesError(problems, dataset=dataset, heading=heading)
+    return dataset
