@@ -22,14 +22,21 @@ def evaluate(
     overrides: Overrides = None,
     checkpoint: CheckpointOption = "best",
     part: Annotated[str, typer.Option("--part", help="`val` or `train`: the cases to judge.")] = "val",
+    cases: Annotated[
+        list[str] | None,
+        typer.Option("--case", metavar="ID", help="Judge and draw this case, of either part; may be repeated."),
+    ] = None,
     device: DeviceOption = "auto",
     imports: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Judge a run's weights on its validation cases, each whole and on its own grid.
 
-    Writes `evaluation/cases.csv` and `evaluation/summary.json` in the run's folder and prints the table. Overrides
-    may change `inference.*`, `data.root` and `data.store`.
+    Prints the table and the worst cases and writes `cases.csv`, `summary.json` and a picture of the worst case to the
+    run's `evaluation` folder, or to a folder below it when the choice differs from the run's own final evaluation.
+    Overrides may change `inference.*`, `data.root` and `data.store`. To see what is wrong with a case:
+
+        medtrain evaluate RUN --case liver_017
     """
     with handle_errors(debug):
         from medtrain.config.saved import load_saved
@@ -39,4 +46,4 @@ def evaluate(
         before = load_saved(run, imports=imports or ())
         config = load_saved(run, overrides or (), imports=imports or ())
         check_evaluation(before, config)
-        evaluate_run(run, config, checkpoint=checkpoint, part=part, device=device)
+        evaluate_run(run, config, trained=before, checkpoint=checkpoint, part=part, cases=cases or (), device=device)

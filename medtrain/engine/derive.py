@@ -82,8 +82,11 @@ def derive(
         MedtrainError: The data is missing or contradicts the settings, or the device does not exist.
     """
     completed = copy.deepcopy(dict(config))
+    for key in ("root", "store", "splits"):  # a run is resumed and evaluated from other folders, too
+        if completed["data"].get(key) is not None:
+            completed["data"][key] = str(Path(completed["data"][key]).expanduser().absolute())
     device = choose_device(config["trainer"]["device"], local_rank=local_rank)
-    settings: VolumeData = build("data", config["data"])
+    settings: VolumeData = build("data", completed["data"])
     dataset = settings.discover()
     folds, split = read_split(settings, dataset)
     fingerprint = fingerprint_cases(dataset, split["train"], settings, progress=progress)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medtrain.data.module import SegmentationData
 from medtrain.data.plan import Plan
 from medtrain.data.prepare import prepare
 from medtrain.data.splits import save_splits
-from medtrain.engine.build import LIMITS, build_engine, config_digest
+from medtrain.engine.build import LIMITS, build_engine, build_task, config_digest
 from medtrain.engine.checkpoint import Checkpoint, check_format
 from medtrain.engine.derive import Derivation, Progress, derive, read_split
 from medtrain.engine.device import available_cores, choose_device
@@ -26,10 +27,10 @@ from medtrain.engine.distributed import Dist
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.sanity import sanity_check
 from medtrain.errors import MedtrainError
-from medtrain.metrics.cases import write_evaluation
+from medtrain.metrics.cases import worst_cases, write_evaluation
 from medtrain.registry import build, plain
 from medtrain.run.atomic import atomic_write_json
-from medtrain.run.folder import RunFolder
+from medtrain.run.folder import RunFolder, Status
 from medtrain.run.log import setup_logging
 from medtrain.run.report import write_report
 from medtrain.run.seed import seed_everything
@@ -117,6 +118,9 @@ def read_plan(folder: RunFolder) -> Plan:
 
 
 def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
+    # what contradicts the data is said before a folder is made
+    task = build_task(derivation.config, derivation.plan, derivation.device, None)
+    task.inference.postprocess(np.zeros((1, 1, 1), dtype=np.uint8), task.class_names)
     run = derivation.config["run"]
     experiment = run["experiment"] or f"{derivation.dataset.dataset_name}_{derivation.config['model']['name']}".lower()
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
@@ -152,7 +156,10 @@ def _run(
         device = choose_device(config["trainer"]["device"], local_rank=dist.local_rank)
         engine = build_engine(config, plan, data, run_dir=folder.path, device=device, dist=dist, started=started)
         if before is not None:
-            _continue(engine, folder, before, config, data)
+            if not _continue(engine, folder, before, config, data, status):
+                if dist.is_main:
+                    folder.restore(status, status.message)
+                return Outcome(folder.path, EXIT_DONE)
             began = True
         elif dist.is_main:
             atomic_write_json(folder.path / "data.json", data.describe())
@@ -216,8 +223,14 @@ def open_data(
 
 
 def _continue(
-    engine: Engine, folder: RunFolder, before: Mapping[str, Any], config: Mapping[str, Any], data: SegmentationData
-) -> None:
+    engine: Engine,
+    folder: RunFolder,
+    before: Mapping[str, Any],
+    config: Mapping[str, Any],
+    data: SegmentationData,
+    status: Status,
+) -> bool:
+    """Put the engine where the run stopped; False when the run is done and nothing was asked of it."""
     checkpoint = engine.checkpoints.last()
     problem = changed_data(folder, data)
     if problem is not None:
@@ -241,6 +254,11 @@ def _continue(
             f"the run is at step {engine.step} after {engine.clock.elapsed() / 60:.1f} min, beyond {given}",
             hint="give a longer limit",
         )
+    if checkpoint is not None and limits[0] == limits[1] and status.status == "done":
+        log.info(
+            "the run is done, at step %d; to train longer give it a limit, such as trainer.max_time=1h", engine.step
+        )
+        return False
     if config["trainer"]["eval_cases"] != before["trainer"]["eval_cases"] or config["inference"] != before["inference"]:
         log.warning("evaluations change from here on: the best value so far is forgotten")
         engine.best = None
@@ -249,6 +267,7 @@ def _continue(
         folder.write_config(config)
         if not (folder.path / "data.json").exists():
             atomic_write_json(folder.path / "data.json", data.describe())
+    return True
 
 
 def changed_data(folder: RunFolder, data: SegmentationData) -> str | None:
@@ -278,7 +297,8 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
         return Outcome(folder.path, EXIT_STOPPED)
     if config["trainer"]["final_evaluation"] and engine.history:
         try:
-            final_evaluation(engine, folder)
+            mirrored = config["inference"]["mirror"] and config["inference"]["mirror_axes"]
+            final_evaluation(engine, folder, how=" with mirroring" if mirrored else "")
         except EvaluationInterruptedError:
             if dist.is_main:
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
@@ -292,8 +312,14 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     return Outcome(folder.path, EXIT_DONE)
 
 
-def final_evaluation(engine: Engine, folder: RunFolder) -> None:
-    """Judge the best weights on every validation case with the full protocol and write the tables."""
+def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> None:
+    """Judge the best weights on every validation case with the full protocol and write the tables.
+
+    Args:
+        engine: The engine, after its fit.
+        folder: The run's folder.
+        how: What differs from the evaluations during training, for the log.
+    """
     best: Checkpoint | None = engine.checkpoints.best() or engine.checkpoints.last()
     assert best is not None
     weights = best.weights(ema=best.has_ema)
@@ -307,9 +333,12 @@ def final_evaluation(engine: Engine, folder: RunFolder) -> None:
         engine.ema = ema
     if engine.dist.is_main:
         summary = engine.task.summarize(records)
-        write_evaluation(folder.evaluation, records, summary, extra={"checkpoint": best.path.name, "step": best.step})
+        facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
+        write_evaluation(folder.evaluation, records, summary, extra=facts)
         name = engine.monitor.name.removeprefix("val/")
-        log.info("final evaluation of step %d on %d cases: %s %.4f", best.step, len(records), name, summary[name])
+        shown = f"{name} {summary[name]:.4f}"
+        log.info("final evaluation of step %d on %d cases%s: %s", best.step, len(records), how, shown)
+        log.info("worst cases: %s", ", ".join(f"{case} {dice:.4f}" for case, dice in worst_cases(records)))
     torch.cuda.empty_cache()
 
 

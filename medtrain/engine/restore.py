@@ -101,6 +101,15 @@ def load_run(
     if memory_format is not None:
         model = model.to(memory_format=memory_format)
     value = found.meta.get("value")
+    state = folder.read_status().state
+    log.info(
+        "weights of %s: step %d%s, %s%s",
+        folder.path.name,
+        found.step,
+        " (moving average)" if found.has_ema else "",
+        f"{found.meta['monitor']} {value:.4f}" if value is not None else "not evaluated",
+        "" if state == "done" else f"; the run is {state}, not done",
+    )
     return LoadedRun(
         model=model,
         task=build_task(config, plan, chosen_device, memory_format),

@@ -116,6 +116,21 @@ def summarize(records: Sequence[Mapping[str, Any]], class_names: Sequence[str]) 
     return summary
 
 
+def worst_cases(records: Sequence[Mapping[str, Any]], count: int = 5) -> list[tuple[str, float]]:
+    """The cases with the lowest mean Dice over their classes, the worst first, with that mean.
+
+    Args:
+        records: `case_id` and metrics of every case.
+        count: How many.
+    """
+    scores = []
+    for record in records:
+        values = [value for key, value in record.items() if key.startswith("dice/") and not math.isnan(value)]
+        if values:
+            scores.append((str(record["case_id"]), float(np.mean(values))))
+    return sorted(scores, key=lambda item: (item[1], item[0]))[:count]
+
+
 def cases_csv(records: Sequence[Mapping[str, Any]]) -> str:
     """A table with one row per case; undefined values are `nan`, numbers are exact.
 

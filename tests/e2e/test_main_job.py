@@ -327,3 +327,38 @@ def test_compiles(common: list[str], tmp_path: Path, medtrain: Command) -> None:
     assert medtrain("train", *common, *words, f"run.dir={run}") == 0
     names = load_file(run / "checkpoints" / "step_00000002" / "model.safetensors")
     assert not any("_orig_mod" in name for name in names)
+
+
+def test_a_finished_run_is_left_alone_unless_asked_for_more(
+    trained: tuple[Path, list[str]], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    run = tmp_path / "done"
+    shutil.copytree(trained[0], run)
+    before = {path: path.read_bytes() for path in run.rglob("*.csv")}
+    assert medtrain("resume", run) == 0
+    assert "the run is done, at step 8" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*.csv")} == before
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+
+
+def test_evaluate_draws_a_case_and_keeps_the_final_evaluation(
+    trained: tuple[Path, list[str]], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    final = (run / "evaluation" / "cases.csv").read_bytes()
+    train_case = json.loads((run / "splits.json").read_text())[0]["train"][0]
+    assert medtrain("evaluate", run, "--case", train_case) == 0
+    out = run / "evaluation" / "cases_step_00000008"
+    assert (out / f"{train_case}.png").stat().st_size > 0
+    assert medtrain("evaluate", run, "--part", "train") == 0
+    assert "worst cases: " in capsys.readouterr().err
+    assert (run / "evaluation" / "train_step_00000008" / "worst.png").stat().st_size > 0
+    assert medtrain("evaluate", run, "inference.overlap=0.25") == 0
+    assert (run / "evaluation" / "cases.csv").read_bytes() == final
+    assert medtrain("evaluate", run, "--case", "phantom_0O1") == 2
+    assert "did you mean phantom_0" in capsys.readouterr().err
