@@ -27,7 +27,7 @@ class CaseReport:
     Args:
         case_id: The scan.
         status: done now, skipped because it was done before, or failed.
-        message: Why it failed; empty otherwise.
+        message: Why it failed, or why its segmentation is to be doubted; empty as a rule.
         seconds: Time of reading, predicting and writing it.
         voxels: Voxels of every foreground class on the scan's own grid.
         volume_ml: Their volume in mL.

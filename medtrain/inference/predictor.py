@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medtrain.data.geometry import CaseGeometry
-from medtrain.data.io.nifti import read_image, write_label
+from medtrain.data.io.nifti import Volume, is_nifti, read_image, write_label
 from medtrain.data.preprocess import prepare_image
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.postprocess import class_indices
@@ -26,20 +26,24 @@ from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
 from medtrain.inference.scans import Scan, find_scans
 
 if TYPE_CHECKING:
+    from medtrain.data.plan import Plan
     from medtrain.engine.restore import LoadedRun
 
 log = logging.getLogger(__name__)
 
 _WRITES_AHEAD = 2
+_FAR_SPACING = 2.0
+"""A voxel size this many times the model's, or its inverse, is further than augmentation goes."""
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scan as network input [C, D, H, W] with the way back to its file's grid."""
+    """A scan as network input [C, D, H, W], the way back to its file's grid, and why to doubt its segmentation."""
 
     image: Tensor
     geometry: CaseGeometry
     seconds: float
+    doubts: str
 
 
 class Predictor:
@@ -81,7 +85,7 @@ class Predictor:
 
         The next scan is read and the last one written while one is segmented. A scan that cannot be segmented is
         reported and the others go on. Interrupted and started again, it continues where it stopped. `predictions.csv`
-        lists every scan with its status and volumes.
+        lists every scan with its status and volumes, and says where a segmentation is to be doubted.
 
         Args:
             scans: A folder of NIfTI files or one file; see `find_scans` for channels in files of their own.
@@ -92,9 +96,14 @@ class Predictor:
             One report per scan, sorted by case.
 
         Raises:
-            UsageError: There are no scans, or `out` is theirs or holds other files.
+            UsageError: There are no scans, or `out` is theirs, holds other files or is named like a scan.
             MedtrainError: The disk is full.
         """
+        if is_nifti(out):
+            raise UsageError(
+                f"OUT is a folder, and {out} is named like a file",
+                hint=f"choose a folder, such as {out.parent / 'segmentations'}; each scan's file in it has its name",
+            )
         own = scans if scans.is_dir() else scans.parent
         if out.resolve() == own.resolve():
             raise UsageError(
@@ -147,9 +156,11 @@ class Predictor:
                     torch.cuda.empty_cache()
                     reports.append(self._fail(folder, scan, f"does not fit the memory of {self._run.device}"))
                     continue
+                if prepared.doubts:
+                    log.warning("%s: %s", scan.case_id, prepared.doubts)
                 seconds = prepared.seconds + time.perf_counter() - started
                 log.info("scan %d of %d: %s in %.1f s", number, len(scans), scan.case_id, seconds)
-                writes.append(writer.submit(self._write, folder, scan, label, prepared.geometry, seconds))
+                writes.append(writer.submit(self._write, folder, scan, label, prepared, seconds))
                 # A bounded queue keeps memory bounded; a full disk stops the work here.
                 while len(writes) > _WRITES_AHEAD:
                     reports.append(writes.popleft().result())
@@ -169,7 +180,8 @@ class Predictor:
         nonzero = any(channel.nonzero for channel in self._plan.normalization)
         prepared = prepare_image(volume, self._plan.spacing, nonzero=nonzero)
         image = torch.from_numpy(prepared.normalized(self._plan.normalization))
-        return _Prepared(image, prepared.geometry, time.perf_counter() - started)
+        doubts = "; ".join(_doubts(volume, self._plan))
+        return _Prepared(image, prepared.geometry, time.perf_counter() - started, doubts)
 
     def _segment(self, prepared: _Prepared) -> np.ndarray:
         """Class indices [D, H, W] on the scan's whole grid."""
@@ -179,9 +191,10 @@ class Predictor:
         return self._task.inference.postprocess(label, self._plan.class_names)
 
     def _write(
-        self, folder: PredictionFolder, scan: Scan, label: np.ndarray, geometry: CaseGeometry, seconds: float
+        self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float
     ) -> CaseReport:
         started = time.perf_counter()
+        geometry = prepared.geometry
         write_label(folder.path / scan.output_name, self._values[label], geometry.grid, like=scan.images[0])
         names = self._plan.class_names
         counts = np.bincount(label.ravel(), minlength=len(names)).tolist()
@@ -189,6 +202,7 @@ class Predictor:
         report = CaseReport(
             scan.case_id,
             "done",
+            message=prepared.doubts,
             seconds=seconds + time.perf_counter() - started,
             voxels=dict(zip(names[1:], counts[1:])),
             volume_ml={name: count * millilitres for name, count in zip(names[1:], counts[1:])},
@@ -212,3 +226,14 @@ class Predictor:
             "weights": self._run.weights,
             "inference": settings,
         }
+
+
+def _doubts(volume: Volume, plan: Plan) -> Iterator[str]:
+    """What makes a scan unlike any that a model is trained on, though it can be segmented."""
+    for name, channel in zip(plan.channel_names, volume.array, strict=True):
+        if channel.min() == channel.max():
+            yield f"no contrast: every voxel of {name} is {channel.flat[0]:g}"
+    own = volume.spacing[-len(plan.spacing) :]  # a 2-D plan keeps the scan's slices as they are
+    if any(max(a / b, b / a) > _FAR_SPACING * 1.001 for a, b in zip(own, plan.spacing, strict=True)):
+        ours, theirs = (" x ".join(f"{size:.3g}" for size in sizes) for sizes in (own, plan.spacing))
+        yield f"spacing {ours} mm is far from the model's {theirs} mm"

@@ -234,6 +234,45 @@ def test_output_that_is_a_file(folder: Path, tmp_path: Path) -> None:
         Predictor(run()).predict_folder(folder, tmp_path / "out")
 
 
+def test_output_named_like_a_scan(folder: Path, tmp_path: Path) -> None:
+    write_scan(folder / "a.nii.gz", voxels())
+    for name in ("out.nii.gz", "out.nii"):
+        with pytest.raises(UsageError, match=f"OUT is a folder, and .*{name} is named like a file"):
+            Predictor(run()).predict_folder(folder / "a.nii.gz", tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_scans_unlike_the_training_data_are_segmented_with_a_warning(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model's spacing is 2.5 x 1.5 x 0.8 mm (D, H, W); files are (x, y, z)."""
+    write_scan(folder / "fine.nii.gz", voxels())
+    write_scan(folder / "twice.nii.gz", voxels(), np.diag([1.6, 1.5, 1.25, 1.0]))
+    write_scan(folder / "empty.nii.gz", np.zeros((9, 9, 9), np.int16))
+    write_scan(folder / "thick.nii.gz", voxels(), np.diag([0.8, 1.5, 5.2, 1.0]))
+    write_scan(folder / "thin.nii.gz", voxels(), np.diag([0.39, 1.5, 2.5, 1.0]))
+    expected = {
+        "empty": "no contrast: every voxel of CT is 0",
+        "fine": "",
+        "thick": "spacing 5.2 x 1.5 x 0.8 mm is far from the model's 2.5 x 1.5 x 0.8 mm",
+        "thin": "spacing 2.5 x 1.5 x 0.39 mm is far from the model's 2.5 x 1.5 x 0.8 mm",
+        "twice": "",
+    }
+    with caplog.at_level(logging.WARNING):
+        reports = Predictor(run()).predict_folder(folder, tmp_path / "out")
+    assert all(report.ok for report in reports)
+    assert {report.case_id: report.message for report in reports} == expected
+    assert {name: row["message"] for name, row in _table(tmp_path / "out").items()} == expected
+    assert [record.getMessage() for record in caplog.records] == [f"{k}: {v}" for k, v in expected.items() if v]
+    Predictor(run()).predict_folder(folder, tmp_path / "out")  # all are there: the table keeps what it says
+    assert {name: row["message"] for name, row in _table(tmp_path / "out").items()} == expected
+    caplog.clear()
+    flat = {"spatial_dims": 2, "spacing": (1.5, 0.8), "patch_size": (8, 8)}
+    with caplog.at_level(logging.WARNING):
+        Predictor(run(**flat)).predict_folder(folder / "thick.nii.gz", tmp_path / "flat")
+    assert not caplog.records
+
+
 def test_a_full_disk_stops_the_work_and_leaves_no_half_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
