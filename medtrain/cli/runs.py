@@ -26,7 +26,10 @@ def runs(
     form: Annotated[Format, typer.Option("--format", help="`json` is for programs.")] = Format.TABLE,
     debug: Debug = False,
 ) -> None:
-    """List the runs below a folder, the oldest first: status, step, best value, and why a run stopped or failed."""
+    """List the runs below a folder, the oldest first: status, step, best value, and why a run stopped or failed.
+
+    Long messages are cut; `--format json` has them whole.
+    """
     with handle_errors(debug):
         from medtrain.run.runs import list_runs, print_runs
 

@@ -9,12 +9,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from medtrain.errors import MedtrainError
 from medtrain.run.folder import State, read_status
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 _DEPTH = 4
+_COLUMNS = ("Run", "Status", "Step", "Best", "Started")
+_GAP, _INDENT = "  ", "    "
+_NOTE, _LEAST_NOTE = 80, 24  # characters of a message: at most, and the least that is worth a column
 _STYLES = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "red", "killed": "red"}
 
 
@@ -61,26 +67,51 @@ def list_runs(root: str | os.PathLike[str]) -> list[RunSummary]:
 
 
 def print_runs(runs: Sequence[RunSummary], *, output: Literal["table", "json"]) -> None:
-    """Write the list to stdout, as a table for people or as JSON for programs."""
+    """Write the list to stdout, as a table for people or as JSON for programs; only JSON has the whole messages."""
     if output == "json":
         sys.stdout.write(json.dumps([dataclasses.asdict(run) for run in runs], indent=2) + "\n")
         return
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=1000)  # a program that reads it must not find folded cells
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("Run", "Status", "Step", "Best", "Started", "Note"):
-        table.add_column(name, justify="right" if name == "Step" else "left", overflow="fold")
-    for run in runs:
-        best = "-" if run.best is None else f"{run.metric} {run.best:.4f} at {run.best_step}"
-        status = Text(run.status, style=_STYLES.get(run.status, ""))
-        started = run.started[:16].replace("T", " ")
-        table.add_row(Text(run.run), status, str(run.step), Text(best), started, Text(run.message))
-    console.print(table)
+    for line in _table(runs, console.width if console.is_terminal else None):
+        console.print(line, soft_wrap=True)  # a path that is folded cannot be copied
+
+
+def _table(runs: Sequence[RunSummary], width: int | None) -> Iterator[Text]:
+    """The lines of the list, fitted to a terminal's width; messages are cut, paths never."""
+    from rich.text import Text
+
+    rows = [_COLUMNS, *map(_cells, runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if width is not None and _total(widths) > width:
+        widths.pop()  # when a run started is in its usual name as well
+    room = _NOTE if width is None else min(_NOTE, width - _total(widths) - len(_GAP))
+    notes = ["Note", *(" ".join(run.message.split()) for run in runs)]
+    for row, note in zip(rows, notes, strict=True):
+        line = Text(style="bold" if row is rows[0] else "")
+        for name, cell, cell_width in zip(_COLUMNS, row, widths):
+            padded = cell.rjust(cell_width) if name == "Step" else cell.ljust(cell_width)
+            line.append(padded + _GAP, style=_STYLES.get(cell, "") if name == "Status" else "")
+        if room >= _LEAST_NOTE:
+            line.append(_cut(note, room))
+        line.rstrip()
+        yield line
+        if room < _LEAST_NOTE and note and row is not rows[0] and row[1] != "done":
+            yield Text(_INDENT + _cut(note, min(_NOTE, (width or _NOTE) - len(_INDENT))), style="dim")
+
+
+def _cells(run: RunSummary) -> tuple[str, ...]:
+    best = "-" if run.best is None else f"{run.metric} {run.best:.4f} at {run.best_step}"
+    return run.run, run.status, str(run.step), best, run.started[:16].replace("T", " ")
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: max(limit - 3, 0)] + "..."
 
 
 def _find(folder: Path, depth: int) -> Iterator[Path]:
