@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
 import math
@@ -17,6 +18,8 @@ from medtrain.run.folder import Status, read_status
 from medtrain.run.history import evaluations, read_metrics
 
 _PARTS = ("task", "data", "model", "loss", "augment", "optimizer", "scheduler", "inference")
+_LIMITS = {"max_steps": "N", "max_epochs": "N", "max_time": "TIME"}  # with what stands for a larger one
+_NUM_WORST = 5
 
 
 def write_report(run_dir: Path) -> Path:
@@ -33,12 +36,13 @@ def write_report(run_dir: Path) -> Path:
         _summary(run_dir, status),
         _best(run_dir, status),
         _final_evaluation(run_dir),
+        _worst_cases(run_dir),
         _pictures(run_dir),
         _components(run_dir),
         _plan(run_dir),
         _data(run_dir),
         _origin(run_dir),
-        _next_commands(run_dir),
+        _next_commands(run_dir, status),
     ]
     path = run_dir / "report.md"
     atomic_write(path, "\n\n".join(section for section in sections if section) + "\n")
@@ -94,6 +98,27 @@ def _final_evaluation(run_dir: Path) -> str:
     return f"{text}\n\n" + _table(("Class", *metrics), rows) + "\n\nEvery case: `evaluation/cases.csv`."
 
 
+def _worst_cases(run_dir: Path) -> str:
+    path = run_dir / "evaluation" / "cases.csv"
+    if not path.exists():
+        return ""
+    heading = "## Worst cases (lowest mean Dice of the classes)"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            means = [(_mean_dice(row), row["case_id"]) for row in csv.DictReader(file, restkey="")]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # edited by hand
+        return f"{heading}\n\ncases.csv cannot be read: {error!r}"
+    worst = sorted((mean, case_id) for mean, case_id in means if not math.isnan(mean))[:_NUM_WORST]
+    return f"{heading}\n\n" + _table(("Case", "Dice"), [(case, _number(mean)) for mean, case in worst]) if worst else ""
+
+
+def _mean_dice(row: Mapping[str, str]) -> float:
+    """NaN where no class is defined."""
+    values = [float(value) for key, value in row.items() if key.startswith("dice/") and value != ""]
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
 def _pictures(run_dir: Path) -> str:
     lines = []
     if (run_dir / "progress.png").exists():
@@ -108,8 +133,7 @@ def _pictures(run_dir: Path) -> str:
 
 
 def _components(run_dir: Path) -> str:
-    path = run_dir / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = _read_config(run_dir)
     rows = []
     for part in _PARTS:
         values = config.get(part)
@@ -125,7 +149,7 @@ def _components(run_dir: Path) -> str:
 def _plan(run_dir: Path) -> str:
     plan = _read_json(run_dir / "plan.json")
     reasons = plan.get("reasons", {})
-    rows = [(key, _short(plan.get(key.rpartition(".")[2], "")), reason) for key, reason in reasons.items()]
+    rows = [(key, _text(plan.get(key.rpartition(".")[2], "")), reason) for key, reason in reasons.items()]
     if not rows:
         return ""
     return "## What followed from the data (plan.json)\n\n" + _table(("Key", "Value", "Reason"), rows)
@@ -155,18 +179,30 @@ def _origin(run_dir: Path) -> str:
     return text
 
 
-def _next_commands(run_dir: Path) -> str:
+def _next_commands(run_dir: Path, status: Status) -> str:
     relative = os.path.relpath(run_dir)
     run = str(run_dir) if relative.startswith("..") else relative
     return f"""## What to do with it
 
 ```sh
-medtrain resume   {run} trainer.max_steps=N    # train longer
+medtrain resume   {run}{_how_to_resume(run_dir, status)}
 medtrain evaluate {run}
 medtrain predict  {run} SCANS OUT
 medtrain export   {run} --format onnx
 tensorboard --logdir {run}
 ```"""
+
+
+def _how_to_resume(run_dir: Path, status: Status) -> str:
+    """A run that is not done goes on as it is; one that is done needs more of what bounds it."""
+    if status.status != "done":
+        return "    # go on"
+    trainer = _read_config(run_dir).get("trainer", {})
+    limits = {key: trainer[key] for key in _LIMITS if trainer.get(key) is not None}
+    if not limits:
+        return " trainer.max_steps=N    # train longer"
+    overrides = "".join(f" trainer.{key}={_LIMITS[key]}" for key in limits)
+    return f"{overrides}    # train longer than {' and '.join(map(str, limits.values()))}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -188,6 +224,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def _read_config(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return config if isinstance(config, dict) else {}
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
@@ -201,8 +243,12 @@ def _is_shown(key: str, value: Any) -> bool:
     return key != "name" and value not in (None, "", [], {})
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def _short(value: Any, limit: int = 80) -> str:
-    text = json.dumps(value, default=str) if not isinstance(value, str) else value
+    text = _text(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -105,10 +106,63 @@ def test_a_run_that_failed_early_has_a_report(tmp_path: Path) -> None:
     text = write_report(folder.path).read_text()
     assert "**failed** after 0 steps, DataError: nothing there." in text
     assert "Best" not in text
-    assert "medtrain resume" in text
+    assert f"medtrain resume   {folder.path}    # go on\n" in text
 
 
 def test_damaged_files_do_not_stop_the_report(run: RunFolder) -> None:
     (run.evaluation / "summary.json").write_text("{")
     run.plan.write_text("[]")
     assert "**done**" in write_report(run.path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "limits", "advice"),
+    [
+        ("stopped", {"max_steps": None, "max_time": "20min"}, "    # go on"),
+        ("done", {"max_steps": None, "max_time": "20min"}, " trainer.max_time=TIME    # train longer than 20min"),
+        ("done", {"max_epochs": 5}, " trainer.max_epochs=N    # train longer than 5"),
+        ("done", {"max_steps": 40}, " trainer.max_steps=N    # train longer than 40"),
+        (
+            "done",
+            {"max_steps": 40, "max_time": "20min"},
+            " trainer.max_steps=N trainer.max_time=TIME    # train longer than 40 and 20min",
+        ),
+    ],
+)
+def test_the_advice_fits_how_the_run_ended(
+    run: RunFolder, status: Literal["stopped", "done"], limits: dict[str, object], advice: str
+) -> None:
+    run.write_inputs({"trainer": limits}, [], ["medtrain", "train"])
+    run.finish(status, step=40, message="")
+    lines = write_report(run.path).read_text().splitlines()
+    assert [line for line in lines if line.startswith("medtrain resume")] == [f"medtrain resume   {run.path}{advice}"]
+
+
+def test_values_of_the_plan_are_whole(run: RunFolder) -> None:
+    channels = [{"scheme": "zscore", "lower": 0.0, "upper": 0.0, "mean": 0.0, "std": 1.0, "nonzero": True}] * 4
+    run.plan.write_text(json.dumps({"normalization": channels, "reasons": {"data.normalization": "by channel name"}}))
+    assert f"| data.normalization | {json.dumps(channels)} | by channel name |" in write_report(run.path).read_text()
+
+
+def test_the_worst_cases_are_the_five_of_the_lowest_mean_dice(run: RunFolder) -> None:
+    cases = run.evaluation / "cases.csv"
+    # means: a 0.5, b 0.9 (one class), c undefined, d 0.1, e 0.2, f 0.3, g 0.4, h 0.8
+    rows = ["case_id,dice/liver,iou/liver,dice/tumour", "a,0.75,0,0.25", "b,0.9,0,nan", "c,nan,0,nan"]
+    rows += ["d,0.1,1,0.1", "e,0.2,1,0.2", "f,0.3,1,0.3", "g,0.4,1,0.4", "h,0.8,0,0.8"]
+    cases.write_text("\n".join(rows) + "\n")
+    text = write_report(run.path).read_text()
+    section = text.partition("## Worst cases")[2].partition("##")[0]
+    found = [line for line in section.splitlines() if line.startswith("| ")]
+    assert found == [
+        "| Case | Dice |",
+        "| d | 0.1000 |",
+        "| e | 0.2000 |",
+        "| f | 0.3000 |",
+        "| g | 0.4000 |",
+        "| a | 0.5000 |",
+    ]
+    for damaged, error in (("a,high", "ValueError"), ("a", "TypeError"), ("a,0.5,x\nb,", "")):
+        cases.write_text(f"case_id,dice/liver\n{damaged}\n")
+        assert (f"cases.csv cannot be read: {error}" in write_report(run.path).read_text()) == bool(error)
+    cases.write_text("case_id,loss\na,1.0\n")  # a task without classes
+    assert "Worst cases" not in write_report(run.path).read_text()
