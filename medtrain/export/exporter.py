@@ -8,19 +8,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import importlib.resources
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.export.formats import FORMATS, FileFormat, file_format
-from medtrain.export.manifest import MANIFEST_NAME, describe, describe_file
+from medtrain.export.manifest import MANIFEST_NAME, SCRIPT_NAME, describe, describe_file, describe_script
 from medtrain.export.parity import ParityInput, compare, make_inputs
 from medtrain.export.types import ExportedFile, TrainedRun
-from medtrain.run.atomic import atomic_dir, atomic_write_json, disk_errors
+from medtrain.run.atomic import atomic_dir, atomic_write, atomic_write_json, disk_errors
 
 DEFAULT_TOLERANCE = 1e-4
 """Of the largest logit. Other kernels sum in another order: 1e-6 to 1e-5 was seen for networks of 10 stages."""
@@ -37,7 +39,8 @@ def export_model(
 ) -> list[ExportedFile]:
     """Write the network of a run in one or more formats, with a manifest, and check each file.
 
-    Every file takes a normalised float32 patch [B, C, *P] with any batch size B and returns logits [B, K, *P].
+    Every file takes a normalised float32 patch [B, C, *P] with any batch size B and returns logits [B, K, *P]. Beside
+    an ONNX file lies `predict.py`, which segments whole scans with it and needs neither medtrain nor torch.
 
     Args:
         loaded: The run.
@@ -67,7 +70,8 @@ def export_model(
         embedded = json.dumps(description)
         files = [_export_one(entry, network, folder, embedded, inputs, loaded.device, tolerance) for entry in chosen]
         _refuse_failures(files)
-        atomic_write_json(folder / MANIFEST_NAME, {**description, "files": [describe_file(file) for file in files]})
+        listed = {"files": [describe_file(file) for file in files], "scripts": _write_scripts(folder, files)}
+        atomic_write_json(folder / MANIFEST_NAME, {**description, **listed})
     return [dataclasses.replace(file, path=out_dir / file.path.name) for file in files]
 
 
@@ -93,7 +97,7 @@ def _check_destination(out_dir: Path, overwrite: bool) -> None:
     if not out_dir.is_dir():
         raise UsageError(f"{out_dir} is a file, the export needs a folder", hint="choose another one with --out DIR")
     names = {path.name for path in out_dir.iterdir()}
-    ours = {MANIFEST_NAME, *(entry.filename for entry in FORMATS.values())}
+    ours = {MANIFEST_NAME, SCRIPT_NAME, *(entry.filename for entry in FORMATS.values())}
     if names and not (MANIFEST_NAME in names and names <= ours):
         raise UsageError(
             f"{out_dir} holds files that are not an export", hint="choose an empty or new folder with --out DIR"
@@ -127,6 +131,15 @@ def _export_one(
     return ExportedFile(
         entry.name, path, path.stat().st_size, _sha256(path), tolerance, tuple(parity), producer=producer
     )
+
+
+def _write_scripts(folder: Path, files: Sequence[ExportedFile]) -> list[dict[str, Any]]:
+    """Put the ready script beside an ONNX file; the other formats need torch, for which it was not written."""
+    if not any(file.format == "onnx" for file in files):
+        return []
+    template = importlib.resources.files("medtrain.export") / "standalone.py"
+    atomic_write(folder / SCRIPT_NAME, template.read_bytes())
+    return [describe_script(folder / SCRIPT_NAME)]
 
 
 def _refuse_failures(files: Sequence[ExportedFile]) -> None:

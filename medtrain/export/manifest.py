@@ -7,6 +7,7 @@ nothing of medtrain, of the run or of the data set has to be at hand.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from medtrain.export.types import ExportedFile, TrainedRun
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+SCRIPT_NAME = "predict.py"
+SCRIPT_PACKAGES = ("numpy", "scipy", "nibabel", "onnxruntime")
+"""All that the script needs beside Python."""
 
 
 def describe(loaded: TrainedRun) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
     """
     plan = loaded.plan
     window = _window(loaded.config["inference"], plan)
+    body = any(channel.nonzero for channel in plan.normalization)
     return {
         "format": "medtrain-export",
         "format_version": MANIFEST_VERSION,
@@ -50,7 +55,7 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
             "axes": ["B", "C", *_axes(plan)],
             "dtype": "float32",
             "channels": [
-                {"index": index, "name": name, "normalization": _normalization(normalization)}
+                {"index": index, "name": name, "normalization": _normalization(normalization, body)}
                 for index, (name, normalization) in enumerate(zip(plan.channel_names, plan.normalization, strict=True))
             ],
         },
@@ -68,7 +73,10 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
         "ignore_index": plan.ignore_index,
         "geometry": _geometry(plan),
         "sliding_window": window,
-        "postprocessing": {"keep_largest_component_of": list(loaded.config["inference"]["keep_largest"])},
+        "postprocessing": {
+            "keep_largest_component_of": list(loaded.config["inference"]["keep_largest"]),
+            "neighbours": "voxels that touch by a face, an edge or a corner; the first in array order of equals stays",
+        },
         "recipe": _recipe(plan, window),
     }
 
@@ -96,15 +104,17 @@ def _hashes(run_dir: Path) -> dict[str, Any]:
     return {key: noted.get(key) for key in ("data_hash", "split_hash")}
 
 
-def _normalization(channel: ChannelNormalization) -> dict[str, Any]:
-    """The numbers of one channel; only those that its scheme uses."""
+def _normalization(channel: ChannelNormalization, body: bool) -> dict[str, Any]:
+    """The numbers of one channel, only those that its scheme uses; with `body` any channel is 0 outside the body."""
     rule: dict[str, Any] = {"scheme": channel.scheme, "formula": "x"}
     if channel.scheme == "ct":
         numbers = {"lower": channel.lower, "upper": channel.upper, "mean": channel.mean, "std": channel.std}
         rule |= {**numbers, "formula": "(clip(x, lower, upper) - mean) / std"}
     elif channel.scheme == "zscore":
-        region = "the body (see geometry.body)" if channel.nonzero else "all voxels"
+        # one channel that looks at the body makes the statistics of all channels those of the body
+        region = "the body (see geometry.body)" if body else "all voxels"
         rule |= {"formula": "(x - mean) / std", "mean_and_std_of": f"{region} of the cropped scan before resampling"}
+        rule["statistics_region"] = "body" if body else "all"
     if channel.nonzero and channel.scheme != "none":
         rule["outside_the_body"] = 0
     return rule
@@ -120,7 +130,8 @@ def _geometry(plan: Plan) -> dict[str, Any]:
         "body": "voxels that are not 0 in any channel, with enclosed holes filled",
         "resampling": {
             "image_order": 3,
-            "rounding": "images of whole numbers are rounded to whole numbers after resampling",
+            "rounding": "scans stored as whole numbers (slope and intercept too, all channels in int16) are rounded "
+            "to whole numbers within int16 after resampling",
             "logits_order": 1,
             "coordinates": "x_in = (x_out + 0.5) * n_in / n_out - 0.5, the nearest value outside",
             "anisotropy_threshold": ANISOTROPY_THRESHOLD,
@@ -136,6 +147,9 @@ def _window(inference: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     return {
         "patch_size": list(plan.patch_size),
         "overlap": inference["overlap"],
+        "starts": "per axis of `size` voxels after padding: round(i * (size - patch) / (count - 1)) for i = 0 .. "
+        "count - 1, halves to the even number; count = ceil((size - patch) / max(patch * (1 - overlap), 1)) + 1; "
+        "[0] where size = patch",
         "gaussian_sigma_scale": scale,
         "weight_per_axis": "max(exp(-0.5 * (linspace(-1, 1, patch) / (2 * gaussian_sigma_scale))^2), weight_floor)",
         "weight_floor": 1e-4,
@@ -158,7 +172,7 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
         f"Resample {axes} to geometry.spacing_mm with splines of order 3; when the scan's largest spacing (or else the "
         "target's) is more than anisotropy_threshold times its smallest, take the nearest sample along that axis.",
         "Normalise every channel by input.channels[].normalization.",
-        f"Cut windows of patch_size over [{axes}] with at least the given overlap, the last one ending at the border."
+        f"Cut windows of patch_size over [{axes}] at sliding_window.starts, the last one ending at the border."
         + per_slice,
         f"Feed each window as {INPUT_NAME} [B, C, {axes}]. {mirrored}",
         "Blend the windows' logits with the product of weight_per_axis and divide by the sum of weights.",
@@ -166,6 +180,18 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
         "Put the result into the box, 0 elsewhere, and keep the components named by postprocessing.",
         "Replace every index by labels[].value and undo the reorientation.",
     ]
+
+
+def describe_script(path: Path) -> dict[str, Any]:
+    """The manifest's entry of the script that follows the recipe."""
+    content = path.read_bytes()
+    return {
+        "file": path.name,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "usage": "python predict.py SCAN.nii.gz [SCAN.nii.gz ...] OUT.nii.gz",
+        "needs": list(SCRIPT_PACKAGES),
+    }
 
 
 def describe_file(file: ExportedFile) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from medtrain.engine.restore import load_run
 from medtrain.errors import MedtrainError
 from medtrain.export.exporter import DEFAULT_TOLERANCE, check_request, export_model
 from medtrain.export.samples import scan_patch
-from medtrain.export.types import ExportedFile
+from medtrain.export.types import ExportedFile, TrainedRun
 from medtrain.run.log import setup_logging
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,17 @@ def export_run(
     out = run_dir / "export" if out_dir is None else out_dir
     check_request(formats, out, overwrite=overwrite)
     loaded = load_run(run_dir, config, checkpoint=checkpoint, device=device, precision="fp32")
+    log.info("exporting %s", summarize(loaded))
     samples: list[tuple[str, Tensor]] = []
     try:
         samples.append(scan_patch(config, loaded.plan))
     except MedtrainError as error:
         log.warning("the files are compared on random input only, no scan could be read: %s", error.message)
     return export_model(loaded, formats, out, tolerance=tolerance, samples=samples, overwrite=overwrite)
+
+
+def summarize(loaded: TrainedRun) -> str:
+    """Which weights these are: the checkpoint's step, its metric where known, and whether they are averaged."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in loaded.metrics.items()) or "not evaluated"
+    weights = "averaged weights (ema)" if loaded.weights == "ema" else "weights as trained, not averaged"
+    return f"{loaded.run_dir.name} at step {loaded.step}: {metrics}, {weights}"

@@ -17,6 +17,7 @@ from medtrain.cli.export import export
 from medtrain.errors import MedtrainError
 from medtrain.export.exporter import DEFAULT_TOLERANCE
 from medtrain.export.formats import FORMATS
+from medtrain.export.run import summarize
 
 APP = typer.Typer()
 APP.command()(export)
@@ -52,7 +53,26 @@ def test_it_writes_into_the_run_and_prints_the_verdicts(opened: dict[str, Any]) 
     assert second.startswith("torchscript   model.torchscript.pt")
     assert first.endswith("100.000 %    random, case liver_0")
     assert str(folder / "manifest.json") in result.output
+    assert "predict.py" not in result.output  # it runs ONNX files only
     assert (opened["checkpoint"], opened["device"], opened["run_dir"]) == ("best", "cpu", Path(opened["folder"]))
+
+
+def test_it_says_which_weights_these_are_and_how_to_use_them_without_medtrain(
+    opened: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "medtrain.export.run"):
+        result = CliRunner().invoke(APP, [opened["folder"], "--format", "onnx"])
+    assert result.exit_code == 0, result.output
+    assert "exporting 20261120-09-3fa2 at step 1200: val/dice 0.8750, averaged weights (ema)" in caplog.messages
+    script = Path(opened["folder"]) / "export" / "predict.py"
+    assert script.exists()
+    assert result.output.splitlines()[-1].endswith(f"without medtrain: python {script} SCAN.nii.gz OUT.nii.gz")
+
+
+def test_weights_that_were_never_evaluated_nor_averaged_are_called_so(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    run.weights, run.metrics = "raw", {}
+    assert summarize(run) == "20261120-09-3fa2 at step 1200: not evaluated, weights as trained, not averaged"
 
 
 def test_the_options_are_passed_on(opened: dict[str, Any], tmp_path: Path) -> None:

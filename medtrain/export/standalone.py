@@ -1,0 +1,325 @@
+"""Segment a scan with an exported network: python predict.py SCAN.nii.gz OUT.nii.gz.
+
+Reads manifest.json and the ONNX file beside it. Needs Python 3.9 or later and
+    pip install numpy scipy nibabel onnxruntime
+
+A network of several channels takes one file per channel, in the manifest's order, or one 4-D file with all of them:
+    python predict.py CT.nii.gz PET.nii.gz OUT.nii.gz
+
+Arrays are [C, D, H, W] with D from inferior to superior, H from posterior to anterior, W from left to right; spacings
+are (D, H, W) in mm. OUT gets the label values of the training data on the scan's own grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import hashlib
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from scipy import ndimage
+
+HERE = Path(__file__).resolve().parent
+SUFFIXES = (".nii", ".nii.gz")
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+class Scan:
+    """A scan in the canonical frame.
+
+    Args:
+        image: [C, D, H, W], float32.
+        whole: Whether its numbers are whole ones within int16; they are rounded again after resampling.
+        spacing: Voxel size (D, H, W) in mm.
+        source: The first file, whose grid the segmentation gets.
+    """
+
+    def __init__(self, image: np.ndarray, whole: bool, spacing: tuple[float, ...], source: Any) -> None:
+        self.image, self.whole, self.spacing, self.source = image, whole, spacing, source
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+    names = [channel["name"] for channel in manifest["input"]["channels"]]
+    parser = argparse.ArgumentParser(
+        description=f"Segment a scan ({', '.join(names)}) into {', '.join(e['name'] for e in manifest['labels'][1:])}."
+    )
+    several = f"one file per channel, in this order: {', '.join(names)}; or one 4-D file with all channels"
+    parser.add_argument("scans", nargs="+", metavar="SCAN", type=Path, help=several if len(names) > 1 else names[0])
+    parser.add_argument("out", metavar="OUT", type=Path, help="the segmentation to write, .nii.gz or .nii")
+    given = parser.parse_args(arguments)
+    if not given.out.name.lower().endswith(SUFFIXES):
+        sys.exit(f"error: {given.out}: the segmentation's name must end in .nii.gz or .nii")
+    if given.out.exists():  # with OUT forgotten this would be a scan
+        sys.exit(f"error: {given.out} exists already; the last argument is the file to write")
+    scan = read_scan(given.scans)
+    if len(scan.image) != len(names):
+        sys.exit(f"error: {len(scan.image)} channel(s) given, the network needs {len(names)}: {', '.join(names)}")
+    label = segment(scan, manifest, load_network(manifest))
+    write(given.out, label, manifest, scan)
+
+
+def segment(scan: Scan, manifest: dict[str, Any], run: Runner) -> np.ndarray:
+    """Class indices [D, H, W] of a scan, on its whole grid."""
+    geometry, rules = manifest["geometry"], [channel["normalization"] for channel in manifest["input"]["channels"]]
+    target = tuple(geometry["spacing_mm"])
+    target = (scan.spacing[0], *target) if len(target) == 2 else target  # a network of slices keeps the scan's own
+    box = nonzero_box(scan.image)
+    cropped = scan.image[(slice(None), *box)]
+    shape = tuple(max(1, round(n * old / new)) for n, old, new in zip(cropped.shape[1:], scan.spacing, target))
+    coarse = coarse_axis(scan.spacing, target, geometry["resampling"]["anisotropy_threshold"])
+    image = prepare(cropped, shape, coarse, scan.whole, rules, geometry["resampling"]["image_order"])
+
+    window, classes = manifest["sliding_window"], len(manifest["labels"])
+    if geometry["spatial_dims"] == 2:
+        slices = [predict_logits(run, image[:, z], window, classes) for z in range(shape[0])]
+        logits = np.stack(slices, axis=1)
+    else:
+        logits = predict_logits(run, image, window, classes)
+
+    label = np.zeros(scan.image.shape[1:], dtype=np.int16)
+    label[box] = argmax_resampled(logits, cropped.shape[1:], coarse, geometry["resampling"]["logits_order"])
+    names = [entry["name"] for entry in manifest["labels"]]
+    for name in manifest["postprocessing"]["keep_largest_component_of"]:
+        keep_largest(label, names.index(name))
+    return label
+
+
+def load_network(manifest: dict[str, Any]) -> Runner:
+    """The ONNX file as a function from windows [B, C, *P] to logits [B, K, *P]."""
+    import onnxruntime
+
+    (entry,) = (file for file in manifest["files"] if file["format"] == "onnx")
+    content = (HERE / entry["file"]).read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        sys.exit(f"error: {HERE / entry['file']} is damaged or of another export: manifest.json has another checksum")
+    available = onnxruntime.get_available_providers()
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    session = onnxruntime.InferenceSession(content, providers=providers)
+
+    def run(windows: np.ndarray) -> np.ndarray:
+        (logits,) = session.run([manifest["output"]["name"]], {manifest["input"]["name"]: windows})
+        return np.asarray(logits)
+
+    return run
+
+
+def read_scan(paths: Sequence[Path]) -> Scan:
+    """Read the channels of a scan: one file each, or one 4-D file with the channels last."""
+    files: list[Any] = []
+    for path in paths:
+        try:
+            files.append(nib.load(path))
+        except (OSError, nib.filebasedimages.ImageFileError) as error:
+            sys.exit(f"error: {path}: {error}")
+        if not isinstance(files[-1], nib.Nifti1Image):
+            sys.exit(f"error: {path} is not a NIfTI file")
+    source, channels, whole = files[0], [], True
+    orientation = io_orientation(source.affine)
+    sizes = np.sqrt((source.affine[:3, :3] ** 2).sum(axis=0))
+    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    corners[:, :3] *= np.array((*source.shape, 1)[:3]) - 1
+    for path, file in zip(paths, files):
+        shift = np.abs(corners @ (file.affine - source.affine).T).max()
+        if (*file.shape, 1)[:3] != (*source.shape, 1)[:3] or shift > 0.05 * sizes.min():
+            sys.exit(f"error: {path} is not on the voxel grid of {paths[0]}")
+        voxels, is_whole = scaled(file)
+        if not np.isfinite(voxels).all():
+            sys.exit(f"error: {path} holds NaN or infinite voxels")
+        whole = whole and is_whole
+        voxels = voxels.reshape((*(*file.shape, 1)[:3], -1))
+        channels += [apply_orientation(voxels[..., c], orientation).transpose(2, 1, 0) for c in range(voxels.shape[3])]
+    order = [int(axis) for axis in orientation[:, 0]]
+    spacing = tuple(float(sizes[order.index(axis)]) for axis in (2, 1, 0))
+    return Scan(np.stack(channels), whole, spacing, source)
+
+
+def scaled(file: Any) -> tuple[np.ndarray, bool]:
+    """The voxels with the header's slope and intercept as float32, and whether they are whole numbers within int16."""
+    raw, slope, inter = np.asarray(file.dataobj.get_unscaled()), float(file.dataobj.slope), float(file.dataobj.inter)
+    values = raw if slope == 1 and inter == 0 else raw.astype(np.float64) * slope + inter
+    whole = raw.dtype.kind in "iu" and slope.is_integer() and inter.is_integer()
+    whole = whole and bool(values.min() >= -32768 and values.max() <= 32767)
+    return values.astype(np.float32), whole
+
+
+def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:
+    """Bounding box of the voxels that are not 0 in any channel of [C, D, H, W]; all of it where there are none."""
+    found = ndimage.find_objects((image != 0).any(axis=0).astype(np.uint8))
+    return tuple(found[0]) if found else tuple(slice(0, n) for n in image.shape[1:])
+
+
+def coarse_axis(spacing: Sequence[float], target: Sequence[float], threshold: float) -> int | None:
+    """The one axis that is so much coarser than the finest that no interpolation along it makes sense."""
+    for sizes in (np.asarray(spacing), np.asarray(target)):
+        if sizes.max() / sizes.min() > threshold:
+            coarse = np.flatnonzero(np.isclose(sizes, sizes.max()))
+            return int(coarse[0]) if len(coarse) == 1 else None
+    return None
+
+
+@functools.cache
+def resampling_matrix(n_in: int, n_out: int, order: int) -> np.ndarray:
+    """Spline interpolation along one axis as a matrix [n_out, n_in]: scipy's answer to every unit impulse."""
+    centres = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    if order == 0:  # half way between two samples the upper one
+        return np.eye(n_in, dtype=np.float32)[np.clip(np.floor(centres + 0.5 + 1e-9).astype(int), 0, n_in - 1)]
+    columns = [ndimage.map_coordinates(impulse, [centres], order=order, mode="nearest") for impulse in np.eye(n_in)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def resample(volume: np.ndarray, shape: Sequence[int], coarse: int | None, order: int) -> np.ndarray:
+    """Resample [D, H, W] float32 axis by axis: splines of `order`, the nearest sample along the coarse axis."""
+    for axis, (n_in, n_out) in enumerate(zip(volume.shape, shape)):
+        if n_in != n_out:
+            matrix = resampling_matrix(n_in, n_out, 0 if axis == coarse else order)
+            volume = np.moveaxis(np.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
+    return volume
+
+
+def argmax_resampled(logits: np.ndarray, shape: Sequence[int], coarse: int | None, order: int) -> np.ndarray:
+    """Resample logits [K, D, H, W] and take the first largest class, holding one class at a time at full size."""
+    best = resample(logits[0], shape, coarse, order).copy()
+    winner = np.zeros(tuple(shape), dtype=np.int16)
+    for index in range(1, len(logits)):
+        value = resample(logits[index], shape, coarse, order)
+        winner[value > best] = index
+        np.maximum(best, value, out=best)
+    return winner
+
+
+def prepare(
+    image: np.ndarray,
+    shape: Sequence[int],
+    coarse: int | None,
+    whole: bool,
+    rules: Sequence[dict[str, Any]],
+    order: int,
+) -> np.ndarray:
+    """Resample and normalise a cropped scan [C, D, H, W]."""
+    body = None
+    if any("outside_the_body" in rule or rule.get("statistics_region") == "body" for rule in rules):
+        body = body_mask(image)
+    out = np.empty((len(image), *shape), dtype=np.float32)
+    inside = None if body is None or body.all() else resample(body.astype(np.float32), shape, coarse, 1) >= 0.5
+    for channel, target, rule in zip(image, out, rules):
+        values = resample(channel, shape, coarse, order)
+        target[:] = np.clip(np.rint(values), -32768, 32767) if whole else values
+        if rule["scheme"] == "none":
+            continue
+        if rule["scheme"] == "ct":
+            np.clip(target, rule["lower"], rule["upper"], out=target)
+            mean, std = rule["mean"], rule["std"]
+        else:
+            region = channel[body] if body is not None and rule["statistics_region"] == "body" else channel
+            mean = float(region.mean(dtype=np.float64)) if region.size else 0.0
+            std = float(region.std(dtype=np.float64)) if region.size else 0.0
+        target -= np.float32(mean)
+        target *= np.float32(1 / std if std > 1e-8 * max(1.0, abs(mean)) else 0.0)  # no contrast: 0 everywhere
+        if "outside_the_body" in rule and inside is not None:
+            target[~inside] = rule["outside_the_body"]
+    return out
+
+
+def body_mask(image: np.ndarray) -> np.ndarray:
+    """Voxels that are not 0 in any channel, or enclosed by such voxels; bool [D, H, W]."""
+    present = (image != 0).any(axis=0)
+    empty, count = ndimage.label(~present)  # as ndimage.binary_fill_holes, which takes minutes on a large scan
+    outside = np.zeros(count + 1, dtype=bool)
+    for axis, side in itertools.product(range(3), (0, -1)):
+        outside[np.unique(empty.take(side, axis=axis))] = True
+    outside[0] = False
+    return np.asarray(~outside[empty])
+
+
+def window_starts(size: int, patch: int, overlap: float) -> list[int]:
+    """First voxels of the windows along one axis, evenly placed, the last window ending at the border."""
+    if size == patch:
+        return [0]
+    count = math.ceil((size - patch) / max(patch * (1.0 - overlap), 1.0)) + 1
+    return [round(i * (size - patch) / (count - 1)) for i in range(count)]
+
+
+def window_weight(patch: Sequence[int], sigma_scale: float, floor: float) -> np.ndarray:
+    """Gaussian weights [*P] of a window: the product of the axes' profiles."""
+    weight = np.ones(1)
+    for p in patch:
+        x = np.linspace(-1.0, 1.0, p) if p > 1 else np.zeros(1)
+        weight = weight[..., None] * np.maximum(np.exp(-0.5 * (x / (2.0 * sigma_scale)) ** 2), floor)
+    return weight[0].astype(np.float32)
+
+
+def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], classes: int) -> np.ndarray:
+    """Logits [K, *S] of a normalised image [C, *S], window by window, each averaged over its mirrored versions."""
+    patch = window["patch_size"]
+    missing = [max(p - n, 0) for p, n in zip(patch, image.shape[1:])]
+    padded = np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in missing)])
+    starts = [window_starts(n, p, window["overlap"]) for n, p in zip(padded.shape[1:], patch)]
+    origins = list(itertools.product(*starts))
+    weight = window_weight(patch, window["gaussian_sigma_scale"], window["weight_floor"])
+    if len(origins) == 1:
+        weight = np.ones_like(weight)
+    axes = [axis + 2 for axis in window["mirror_axes"]]
+    flips = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
+    logits = np.zeros((classes, *padded.shape[1:]), dtype=np.float32)
+    total = np.zeros(padded.shape[1:], dtype=np.float32)
+    for number, origin in enumerate(origins, start=1):
+        where = tuple(slice(first, first + p) for first, p in zip(origin, patch))
+        part = padded[(slice(None), *where)][None]
+        mean = np.zeros((1, classes, *patch), dtype=np.float32)
+        for chosen in flips:
+            mean += np.flip(run(np.ascontiguousarray(np.flip(part, chosen))), chosen)
+        logits[(slice(None), *where)] += mean[0] / len(flips) * weight
+        total[where] += weight
+        if sys.stderr.isatty():
+            print(f"\r{number} of {len(origins)} windows ", end="\n" if number == len(origins) else "", file=sys.stderr)
+    logits /= total
+    return logits[(slice(None), *(slice(m // 2, m // 2 + n) for m, n in zip(missing, image.shape[1:])))]
+
+
+def keep_largest(label: np.ndarray, index: int) -> None:
+    """Turn all but the largest component (26 neighbours, the first of equals) of a class into background, in place."""
+    components, count = ndimage.label(label == index, structure=np.ones((3, 3, 3), dtype=bool))
+    if count > 1:
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        label[(components > 0) & (components != sizes.argmax())] = 0
+
+
+def write(path: Path, label: np.ndarray, manifest: dict[str, Any], scan: Scan) -> None:
+    """Write class indices [D, H, W] as label values with the scan's affine and header, and say how much there is."""
+    values = np.array([entry["value"] for entry in manifest["labels"]])
+    kind = next(t for t in (np.uint8, np.int16, np.int32) if (values.astype(t) == values).all())
+    back = ornt_transform(RAS, io_orientation(scan.source.affine))
+    voxels = apply_orientation(values.astype(kind)[label].transpose(2, 1, 0), back)
+    header = scan.source.header.copy()
+    header.extensions.clear()
+    header["cal_min"] = header["cal_max"] = 0
+    header.set_data_dtype(kind)
+    header.set_slope_inter(1, 0)
+    voxels = voxels.reshape(scan.source.shape[:3])
+    data = type(scan.source)(voxels, scan.source.affine, header).to_bytes()
+    partial = path.with_name(f".{path.name}.partial")  # OUT appears complete or not at all
+    partial.write_bytes(gzip.compress(data, 3, mtime=0) if path.name.lower().endswith(".gz") else data)
+    os.replace(partial, path)
+    voxel = math.prod(scan.spacing) / 1000.0
+    counts = np.bincount(label.ravel(), minlength=len(values))
+    volumes = [f"{e['name']} {n * voxel:.2f} mL" for e, n in zip(manifest["labels"][1:], counts[1:])]
+    print(f"{path}: {', '.join(volumes)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""predict.py, as it lies in an export, gives what medtrain's own predictor gives."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from medtrain.data.plan import ChannelNormalization
+from medtrain.engine.precision import Precision
+from medtrain.export import standalone
+from medtrain.export.exporter import export_model
+from medtrain.export.manifest import SCRIPT_PACKAGES
+from medtrain.inference.predictor import Predictor
+from medtrain.inference.sliding_window import SlidingWindow, gaussian_profile, window_starts
+from medtrain.losses.dice import DiceCELoss
+from medtrain.tasks.segmentation import Segmentation
+
+CPU = torch.device("cpu")
+AFFINE = np.array([[0, -0.8, 0, 40], [0, 0, 1.1, 20], [-4.0, 0, 0, -30], [0, 0, 0, 1]], dtype=float)
+"""File axes point to inferior (4 mm), left (0.8 mm), anterior (1.1 mm)."""
+
+
+def _scan(folder: Path, *, joined: bool = False) -> list[Path]:
+    """A smooth body with air around it: CT in whole numbers, PET in fractions with a hole; in file order."""
+    rng = np.random.default_rng(4)
+    shape = (9, 24, 20)
+    ct = 400 * ndimage.gaussian_filter(rng.normal(size=shape), (0.7, 2, 2)) * 8
+    pet = 5 + 20 * ndimage.gaussian_filter(rng.normal(size=shape), (0.7, 2, 2))
+    grid = np.indices(shape) - np.array([4, 12, 10]).reshape(3, 1, 1, 1)
+    body = (grid**2 / np.array([20, 110, 70]).reshape(3, 1, 1, 1)).sum(0) < 1
+    hole = (grid**2).sum(0) < 5
+    ct, pet = np.where(body, np.rint(ct), 0).astype(np.int16), np.where(body & ~hole, pet, 0).astype(np.float32)
+    ct[hole] = 0
+    if joined:
+        nib.save(nib.Nifti1Image(np.stack([ct.astype(np.float32), pet], axis=-1), AFFINE), folder / "scan.nii.gz")
+        return [folder / "scan.nii.gz"]
+    nib.save(nib.Nifti1Image(ct, AFFINE), folder / "scan_0000.nii.gz")
+    nib.save(nib.Nifti1Image(pet, AFFINE), folder / "scan_0001.nii.gz")
+    return [folder / "scan_0000.nii.gz", folder / "scan_0001.nii.gz"]
+
+
+def _expected(run: Any, scans: list[Path], folder: Path) -> np.ndarray:
+    """What medtrain writes for the scan, in file order."""
+    settings = {key: value for key, value in run.config["inference"].items() if key != "name"}
+    settings |= {key: tuple(settings[key]) for key in ("mirror_axes", "keep_largest") if settings[key] is not None}
+    task = Segmentation(loss=DiceCELoss(num_classes=3), inference=SlidingWindow(**settings), plan=run.plan, device=CPU)
+    loaded = SimpleNamespace(**{**vars(run), "task": task, "precision": Precision("fp32", CPU)})
+    (report,) = Predictor(loaded).predict_folder(scans[0], folder)  # type: ignore[arg-type]
+    assert report.status == "done"
+    return np.asanyarray(nib.load(folder / "scan.nii.gz").dataobj)
+
+
+def _predict(out: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script with nothing but its own folder at hand."""
+    command = [sys.executable, "-I", str(out / "predict.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(("spatial_dims", "joined"), [(3, False), (3, True), (2, False)])
+def test_the_script_segments_as_the_predictor_does(
+    make_run: Callable[..., Any], tmp_path: Path, spatial_dims: Literal[2, 3], joined: bool
+) -> None:
+    run, out = make_run(spatial_dims=spatial_dims), tmp_path / "out"
+    run.config["inference"] |= {"mirror_axes": (1,) if spatial_dims == 2 else (0, 2), "keep_largest": ("liver",)}
+    run.model.head.bias.data[2] += 0.2 if spatial_dims == 2 else 0.0  # untrained, it would name no cancer
+    (tmp_path / "scans").mkdir()
+    scans = _scan(tmp_path / "scans", joined=joined)
+    export_model(run, ["onnx"], out)
+    expected = _expected(run, scans, tmp_path / "medtrain")
+
+    result = _predict(out, *scans, tmp_path / "answer.nii.gz")
+
+    assert result.returncode == 0, result.stderr
+    answer = nib.load(tmp_path / "answer.nii.gz")
+    np.testing.assert_array_equal(answer.affine, nib.load(scans[0]).affine)
+    voxels = np.asanyarray(answer.dataobj)
+    assert voxels.dtype == np.uint8
+    assert voxels.shape == (9, 24, 20)
+    assert set(np.unique(voxels)) == {0, 2, 7}
+    assert (voxels == expected).mean() >= 0.999
+    # a scan of which every class takes its share, or the comparison would mean little
+    assert min(np.mean(expected == value) for value in (0, 2, 7)) > 0.005
+    millilitres = np.count_nonzero(voxels == 7) * 0.8 * 1.1 * 4.0 / 1000
+    assert f"cancer {millilitres:.2f} mL" in result.stdout
+
+
+def test_every_normalisation_is_followed(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    run, out = make_run(), tmp_path / "out"
+    # the statistics of the first channel are those of the body too, because the second looks at it
+    rules = (ChannelNormalization("zscore"), ChannelNormalization("zscore", nonzero=True))
+    run.plan = dataclasses.replace(run.plan, normalization=rules, spacing=(4.0, 1.1, 0.8), patch_size=(12, 8, 10))
+    run.config["inference"] |= {"mirror": False, "overlap": 0.25, "sigma_scale": 0.25}
+    (tmp_path / "scans").mkdir()
+    scans = _scan(tmp_path / "scans")
+    export_model(run, ["onnx"], out)
+    assert json.loads((out / "manifest.json").read_text())["input"]["channels"][0]["normalization"] == {
+        "scheme": "zscore",
+        "formula": "(x - mean) / std",
+        "mean_and_std_of": "the body (see geometry.body) of the cropped scan before resampling",
+        "statistics_region": "body",
+    }
+    expected = _expected(run, scans, tmp_path / "medtrain")
+    assert _predict(out, *scans, tmp_path / "answer.nii.gz").returncode == 0
+    assert (np.asanyarray(nib.load(tmp_path / "answer.nii.gz").dataobj) == expected).mean() >= 0.999
+
+
+def test_wrong_calls_are_explained_and_write_nothing(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_model(make_run(), ["onnx"], out)
+    scans = _scan(tmp_path)
+    before = scans[1].read_bytes()
+
+    forgotten = _predict(out, *scans)  # OUT was left away: the second channel must survive
+    assert forgotten.returncode == 1
+    assert "exists already" in forgotten.stderr
+    assert scans[1].read_bytes() == before
+    single = _predict(out, scans[0], tmp_path / "answer.nii.gz")
+    assert single.returncode == 1
+    assert "1 channel(s) given, the network needs 2: CT, PET" in single.stderr
+    assert "in this order: CT, PET" in " ".join(_predict(out, Path("--help")).stdout.split())
+    with (out / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    damaged = _predict(out, *scans, tmp_path / "answer.nii.gz")
+    assert damaged.returncode == 1
+    assert "checksum" in damaged.stderr
+    assert not (tmp_path / "answer.nii.gz").exists()
+
+
+def test_the_script_is_copied_verbatim_beside_onnx_only(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    run, out = make_run(), tmp_path / "out"
+    export_model(run, ["torchscript", "onnx"], out)
+    content = Path(standalone.__file__).read_bytes()
+    assert (out / "predict.py").read_bytes() == content
+    (entry,) = json.loads((out / "manifest.json").read_text())["scripts"]
+    assert (entry["file"], entry["bytes"]) == ("predict.py", len(content))
+    assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+    export_model(run, ["torchscript"], out, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.torchscript.pt"]
+    assert json.loads((out / "manifest.json").read_text())["scripts"] == []
+
+
+def test_the_script_imports_nothing_else() -> None:
+    names = set()
+    for node in ast.walk(ast.parse(Path(standalone.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    assert names - set(sys.stdlib_module_names) == set(SCRIPT_PACKAGES)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.95])
+@pytest.mark.parametrize(("size", "patch"), [(8, 8), (9, 8), (37, 8), (41, 16), (5, 1)])
+def test_windows_and_weights_are_medtrains(size: int, patch: int, overlap: float) -> None:
+    assert standalone.window_starts(size, patch, overlap) == window_starts(size, patch, overlap)
+    weight = standalone.window_weight([patch], 0.125, 1e-4)
+    np.testing.assert_allclose(weight, gaussian_profile(patch, 0.125).numpy(), rtol=1e-6)
