@@ -49,7 +49,13 @@ def export(
         )
         typer.echo(_table(files))
         folder = files[0].path.parent
-        typer.echo(f"\nexported to {folder}; how to use the files: {folder / 'manifest.json'}")
+        typer.echo(f"\nexported to {folder}; how to use the files: {folder / 'manifest.json'}{_script_hint(folder)}")
+
+
+def _script_hint(folder: Path) -> str:
+    """How to run the ready script, where the export has one."""
+    script = folder / "predict.py"
+    return f"; without medtrain: python {script} SCAN.nii.gz OUT.nii.gz" if script.exists() else ""
 
 
 def _table(files: Sequence[ExportedFile]) -> str:
