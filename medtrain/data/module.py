@@ -296,15 +296,22 @@ def _unpack(batches: DataLoader[Any]) -> Iterator[Batch]:
             if isinstance(batch, _Failure):
                 raise MedtrainError(batch.message, hint=batch.hint)
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not _means_a_dead_worker(error):
             raise
         raise MedtrainError(
-            f"a process that reads training data was killed: {error}",
+            f"a process that reads training data was killed: {error or type(error).__name__}",
             hint="the machine probably ran out of memory: choose a smaller data.num_workers, or 0",
         ) from error
     finally:
         _end_workers(iterator)
+
+
+def _means_a_dead_worker(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    # it died while it handed over a batch, unless the error was raised by reading a case and passed on
+    return "in DataLoader worker process" not in str(error)
 
 
 def _end_workers(iterator: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from medtrain.data.case import Dataset
-from medtrain.data.module import SegmentationData
+from medtrain.data.module import SegmentationData, _unpack
 from medtrain.data.prepare import prepare
 from medtrain.data.store import Store
 from medtrain.data.volume_data import VolumeData
@@ -148,6 +148,38 @@ def test_a_killed_worker_is_one_sentence_and_ends_the_others(
         take(batches, 99)
     assert "data.num_workers" in str(error.value.hint)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "killed"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nbad shape"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), True),  # it was handing over a batch
+        (EOFError(), True),
+        (EOFError("Caught EOFError in DataLoader worker process 0.\nbad file"), False),
+    ],
+)
+def test_what_means_that_a_worker_was_killed(error: Exception, killed: bool) -> None:
+    ended = []
+
+    class Batches:
+        _workers = ()
+
+        def __iter__(self) -> "Batches":
+            return self
+
+        def __next__(self) -> None:
+            raise error
+
+        def _shutdown_workers(self) -> None:
+            ended.append(True)
+
+    with pytest.raises(MedtrainError if killed else type(error)) as caught:
+        next(_unpack(Batches()))  # type: ignore[arg-type]
+    assert (caught.value is error) is not killed
+    assert ended == [True]
 
 
 def test_workers_end_with_a_training_process_that_is_killed() -> None:
