@@ -34,8 +34,8 @@ AFFINE = np.array([[0, -0.8, 0, 40], [0, 0, 1.1, 20], [-4.0, 0, 0, -30], [0, 0, 
 """File axes point to inferior (4 mm), left (0.8 mm), anterior (1.1 mm)."""
 
 
-def _scan(folder: Path, *, joined: bool = False) -> list[Path]:
-    """A smooth body with air around it: CT in whole numbers, PET in fractions with a hole; in file order."""
+def _scan(folder: Path, *, joined: bool = False, whole: bool = False) -> list[Path]:
+    """A smooth body with air around it: CT in whole numbers, PET in fractions unless `whole`; in file order."""
     rng = np.random.default_rng(4)
     shape = (9, 24, 20)
     ct = 400 * ndimage.gaussian_filter(rng.normal(size=shape), (0.7, 2, 2)) * 8
@@ -45,6 +45,8 @@ def _scan(folder: Path, *, joined: bool = False) -> list[Path]:
     hole = (grid**2).sum(0) < 5
     ct, pet = np.where(body, np.rint(ct), 0).astype(np.int16), np.where(body & ~hole, pet, 0).astype(np.float32)
     ct[hole] = 0
+    if whole:
+        pet = np.rint(pet).astype(np.int16)
     if joined:
         nib.save(nib.Nifti1Image(np.stack([ct.astype(np.float32), pet], axis=-1), AFFINE), folder / "scan.nii.gz")
         return [folder / "scan.nii.gz"]
@@ -75,7 +77,7 @@ def test_the_script_segments_as_the_predictor_does(
     make_run: Callable[..., Any], tmp_path: Path, spatial_dims: Literal[2, 3], joined: bool
 ) -> None:
     run, out = make_run(spatial_dims=spatial_dims), tmp_path / "out"
-    run.config["inference"] |= {"mirror_axes": (1,) if spatial_dims == 2 else (0, 2), "keep_largest": ("liver",)}
+    run.config["inference"] |= {"mirror_axes": (1,) if spatial_dims == 2 else (0, 2), "keep_largest": ("cancer",)}
     run.model.head.bias.data[2] += 0.2 if spatial_dims == 2 else 0.0  # untrained, it would name no cancer
     (tmp_path / "scans").mkdir()
     scans = _scan(tmp_path / "scans", joined=joined)
@@ -113,6 +115,17 @@ def test_every_normalisation_is_followed(make_run: Callable[..., Any], tmp_path:
         "mean_and_std_of": "the body (see geometry.body) of the cropped scan before resampling",
         "statistics_region": "body",
     }
+    expected = _expected(run, scans, tmp_path / "medtrain")
+    assert _predict(out, *scans, tmp_path / "answer.nii.gz").returncode == 0
+    assert (np.asanyarray(nib.load(tmp_path / "answer.nii.gz").dataobj) == expected).mean() >= 0.999
+
+
+def test_whole_numbers_are_rounded_as_in_training(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    run, out = make_run(), tmp_path / "out"
+    run.config["inference"] |= {"mirror": False}
+    (tmp_path / "scans").mkdir()
+    scans = _scan(tmp_path / "scans", whole=True)
+    export_model(run, ["onnx"], out)
     expected = _expected(run, scans, tmp_path / "medtrain")
     assert _predict(out, *scans, tmp_path / "answer.nii.gz").returncode == 0
     assert (np.asanyarray(nib.load(tmp_path / "answer.nii.gz").dataobj) == expected).mean() >= 0.999
