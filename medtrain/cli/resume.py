@@ -31,15 +31,16 @@ def resume(
     """
     started = time.monotonic()
     with handle_errors(debug):
-        from medtrain.cli._processes import relaunch
-
-        if nproc > 1:
-            raise typer.Exit(relaunch(nproc))
         from medtrain.config.saved import load_saved
         from medtrain.engine.build import continuation
         from medtrain.engine.launch import resume_run
 
         before = load_saved(run, imports=imports or ())
         after = load_saved(run, overrides or (), imports=imports or ())
-        outcome = resume_run(run, continuation(before, after), before=before, started=started)
+        config = continuation(before, after)
+        if nproc > 1:
+            from medtrain.cli._processes import relaunch
+
+            raise typer.Exit(relaunch(nproc))
+        outcome = resume_run(run, config, before=before, started=started)
         raise typer.Exit(outcome.exit_code)

@@ -30,13 +30,13 @@ def train(
     """
     started = time.monotonic()
     with handle_errors(debug):
-        from medtrain.cli._processes import relaunch
-
-        if nproc > 1:
-            raise typer.Exit(relaunch(nproc))
         from medtrain.config.compose import load_config
 
         composed = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ())
+        if nproc > 1:
+            from medtrain.cli._processes import relaunch
+
+            raise typer.Exit(relaunch(nproc))
         from medtrain.engine.launch import start_run
 
         outcome = start_run(composed.tree, overrides=composed.overrides, started=started)

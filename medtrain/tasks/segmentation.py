@@ -15,6 +15,7 @@ from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.cases import evaluate_case, metric_specs, summarize
 from medtrain.metrics.spec import MetricSpec
+from medtrain.metrics.surface import SURFACE_METRICS
 from medtrain.registry import closest, register
 from medtrain.tasks.base import Batch, Record, StepOutput
 
@@ -65,14 +66,14 @@ class Segmentation:
         self.monitor = self._find_monitor(monitor)
 
     def _find_monitor(self, name: str) -> MetricSpec:
-        specs = self.metrics()
+        specs = metric_specs(self.class_names)
         if name not in specs:
             near = closest(name, specs)
             raise MedtrainError(
                 f"task.monitor={name} is not a metric of this task; available: {', '.join(specs)}",
                 hint=f"did you mean task.monitor={near}?" if near else None,
             )
-        if self.surface_metrics != "always" and name.split("/")[0] in ("hd95_mm", "nsd", "asd_mm"):
+        if self.surface_metrics != "always" and name.split("/")[0] in SURFACE_METRICS:
             raise MedtrainError(
                 f"task.monitor={name} needs surface distances in every evaluation, but "
                 f"task.surface_metrics={self.surface_metrics}",
@@ -82,8 +83,11 @@ class Segmentation:
         return MetricSpec(f"val/{name}", spec.mode, spec.unit)
 
     def metrics(self) -> Mapping[str, MetricSpec]:
-        """The metrics of `summarize`, with their direction."""
-        return metric_specs(self.class_names)
+        """The metrics of every evaluation, with their direction."""
+        specs = metric_specs(self.class_names)
+        if self.surface_metrics == "always":
+            return specs
+        return {key: spec for key, spec in specs.items() if key.split("/")[0] not in SURFACE_METRICS}
 
     def example_input(self) -> tuple[int, ...]:
         """Shape [C, *S] of a training patch."""

@@ -40,7 +40,7 @@ def test_show_says_why_nothing_is_derived(no_data: list[str]) -> None:
 
 
 def test_show_derives_from_the_phantom(in_tmp: Path) -> None:
-    words = ["data.num_cases=6", "data.num_test_cases=0"]
+    words = ["data.num_cases=6", "data.num_test_cases=0", "data.patch_size=null"]
     result = run("show", *words)
     assert result.exit_code == 0
     line = next(line for line in result.stdout.splitlines() if line.startswith("  patch_size:"))
