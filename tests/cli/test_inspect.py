@@ -105,10 +105,13 @@ def test_list_knows_the_users_own(in_tmp: Path, monkeypatch: pytest.MonkeyPatch)
 def test_describe() -> None:
     text = run("describe", "optimizer=adamw").stdout
     assert text.startswith("optimizer=adamw  (medtrain.optim.optimizers)\n\nAdam with decoupled weight decay.\n")
-    assert (
-        "  optimizer.lr\n      float > 0; default 0.001\n      0.003 in conf/optimizer/adamw.yaml\n      Learning rate.\n"
-        in text
-    )
+    lr = [
+        "optimizer.lr",
+        "    float > 0; default 0.001",
+        "    0.003 in conf/optimizer/adamw.yaml",
+        "    Learning rate.",
+    ]
+    assert "".join(f"  {line}\n" for line in lr) in text
     assert "list of 2 float; default [0.9, 0.999]" in text
     assert run("describe", "model=unett").exit_code == 2
 
