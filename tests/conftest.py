@@ -13,6 +13,7 @@ os.environ.pop("FORCE_COLOR", None)
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ def _seeded() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logging_left_as_found() -> Iterator[None]:
+    """Take down what a command set up, so that no log line turns up in a later test's output."""
+    yield
+    log = sys.modules.get("medtrain.run.log")
+    if log is not None:
+        log.close_logging()
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_it_writes_into_the_run_and_prints_the_verdicts(opened: dict[str, Any]) 
     assert result.exit_code == 0, result.output
     folder = Path(opened["folder"]) / "export"
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model.pt2", "model.torchscript.pt"]
-    header, first, second, *_ = result.output.splitlines()
+    header, first, second, *_ = result.stdout.splitlines()
     assert header.split() == ["format", "file", "size", "max", "error", "allowed", "same", "labels", "compared", "on"]
     assert first.startswith("torch_export  model.pt2")
     assert second.startswith("torchscript   model.torchscript.pt")
