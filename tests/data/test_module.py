@@ -137,6 +137,7 @@ def test_workers_leave_stopping_to_the_training_process(prepared: tuple[Dataset,
     again.close()
 
 
+@pytest.mark.slow  # a worker killed while it holds torch's semaphore blocks the loader for good: not for every run
 def test_a_killed_worker_is_one_sentence_and_ends_the_others(
     prepared: tuple[Dataset, VolumeData, Store],
 ) -> None:
