@@ -46,3 +46,5 @@ Imports = Annotated[
 ]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
+
+Processes = Annotated[int, typer.Option("--nproc", min=1, help="Processes to train with on this machine, one per GPU.")]

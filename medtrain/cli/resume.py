@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medtrain.cli._options import Debug, Imports, Overrides
+from medtrain.cli._options import Debug, Imports, Overrides, Processes
 from medtrain.cli._run import handle_errors
 
 
@@ -16,9 +16,7 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)],
     overrides: Overrides = None,
     imports: Imports = None,
-    nproc: Annotated[
-        int, typer.Option("--nproc", min=1, help="Processes to train with on this machine, one per GPU.")
-    ] = 1,
+    nproc: Processes = 1,
     debug: Debug = False,
 ) -> None:
     """Continue a run after Ctrl-C, a kill, a crash, or with a longer limit.

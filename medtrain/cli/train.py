@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import typer
 
-from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
+from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides, Processes
 from medtrain.cli._run import handle_errors
 
 
@@ -15,9 +14,7 @@ def train(
     overrides: Overrides = None,
     config_dirs: ConfigDirs = None,
     imports: Imports = None,
-    nproc: Annotated[
-        int, typer.Option("--nproc", min=1, help="Processes to train with on this machine, one per GPU.")
-    ] = 1,
+    nproc: Processes = 1,
     debug: Debug = False,
 ) -> None:
     """Train a model.
