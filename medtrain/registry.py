@@ -38,7 +38,10 @@ GROUPS = (
     "logger",
     "run",
 )
-"""The closed set of component groups; a typo in a group is an error at import."""
+"""The groups of a run's configuration."""
+
+SWEEP_GROUPS = ("sweep", "sampler", "pruner")
+"""The groups that a sweep's configuration has besides."""
 
 PLUGIN_GROUP = "medtrain.plugins"
 _PACKAGE_DIR = Path(__file__).parent
@@ -53,6 +56,7 @@ _COMPONENT_DIRS = (
     "callbacks",
     "loggers",
     "run",
+    "sweep",
 )
 _REGISTER_CALL = re.compile(r'^@register\(\s*"(\w+)",\s*"(\w+)"', re.MULTILINE)
 _MISSING = inspect.Parameter.empty
@@ -114,7 +118,7 @@ class Component:
     """A registered class or function and the schema read from its signature.
 
     Args:
-        group: One of GROUPS.
+        group: One of GROUPS or SWEEP_GROUPS.
         name: The name used in configs; snake case, the paper's name.
         target: The class or function.
         params: What a config may set.
@@ -152,7 +156,7 @@ def register(group: str, name: str, *, runtime: Iterable[str] = (), tags: Iterab
     """Register a class or function as the component `name` of `group`.
 
     Args:
-        group: One of GROUPS.
+        group: One of GROUPS or SWEEP_GROUPS.
         name: Unique within the group.
         runtime: Parameters supplied by the builder (`params`, `num_classes`, ...), hidden from configs.
         tags: Capabilities shown by `medtrain list --long`.
@@ -162,8 +166,9 @@ def register(group: str, name: str, *, runtime: Iterable[str] = (), tags: Iterab
     """
 
     def decorate(target: _T) -> _T:
-        if group not in GROUPS:
-            raise TypeError(f"unknown component group {group!r}; groups are: {', '.join(GROUPS)}")
+        if group not in (*GROUPS, *SWEEP_GROUPS):
+            known_groups = ", ".join((*GROUPS, *SWEEP_GROUPS))
+            raise TypeError(f"unknown component group {group!r}; groups are: {known_groups}")
         known = _STATE.components.get((group, name))
         if known is not None and _identity(known.target) != _identity(target):
             raise TypeError(
@@ -224,7 +229,7 @@ def build(group: str, config: Mapping[str, Any], **runtime: Any) -> Any:
     """Construct the component named by `config["name"]` with the config's values and the builder's runtime values.
 
     Args:
-        group: One of GROUPS.
+        group: One of GROUPS or SWEEP_GROUPS.
         config: A checked mapping of `name` and parameters.
         runtime: Values offered by the builder; a component receives those it declares in `runtime`.
     """

@@ -1,0 +1,1 @@
+"""Searching for good settings: the space, the study, the workers and the report."""
