@@ -104,6 +104,15 @@ class EngineView(Protocol):
         """Where numbers and pictures go."""
         ...
 
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the model."""
+        ...
+
+    def measure_latency(self) -> float:
+        """Time of one forward pass of one input, in milliseconds; costs a dozen of them."""
+        ...
+
     def request_stop(self, reason: str) -> None:
         """Ask the engine to stop after this step, as a run that is done; the reason goes to the log."""
         ...

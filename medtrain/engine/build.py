@@ -97,6 +97,7 @@ def build_engine(
     device: torch.device,
     dist: Dist,
     started: float | None = None,
+    callbacks: Mapping[str, Callback] | None = None,
 ) -> Engine:
     """Construct everything a run needs from a completed configuration.
 
@@ -108,6 +109,7 @@ def build_engine(
         device: Where to train.
         dist: This process among the others.
         started: `time.monotonic()` at the start of the command.
+        callbacks: Told of the run besides those of the configuration, by name.
 
     Raises:
         MedtrainError: Components contradict each other; said before the first step.
@@ -133,7 +135,7 @@ def build_engine(
 
     # only the main process writes and looks
     loggers = _build_loggers(config, run_dir) if dist.is_main else {}
-    callbacks = _build_callbacks(config, run_dir) if dist.is_main else {}
+    listeners = {**_build_callbacks(config, run_dir), **(callbacks or {})} if dist.is_main else {}
     return Engine(
         task=task,
         data=data,
@@ -150,7 +152,7 @@ def build_engine(
         ),
         checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last),
         loggers=LoggerSet(loggers),
-        callbacks=callbacks,
+        callbacks=listeners,
         monitor=task.monitor,
         dist=dist,
         device=device,

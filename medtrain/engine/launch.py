@@ -8,13 +8,14 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from medtrain.callbacks.base import Callback
 from medtrain.data.module import SegmentationData
 from medtrain.data.plan import Plan
 from medtrain.data.prepare import prepare
@@ -48,19 +49,28 @@ class Outcome:
     Args:
         run_dir: The run's folder.
         exit_code: 0 when the run is done, 75 when it was stopped by a signal and can be resumed.
+        final: What the final evaluation found, by metric (`val/dice`); empty when there was none.
     """
 
     run_dir: Path
     exit_code: int
+    final: Mapping[str, float] = field(default_factory=dict)
 
 
-def start_run(config: Mapping[str, Any], *, overrides: Sequence[str], started: float | None = None) -> Outcome:
+def start_run(
+    config: Mapping[str, Any],
+    *,
+    overrides: Sequence[str],
+    started: float | None = None,
+    callbacks: Mapping[str, Callback] | None = None,
+) -> Outcome:
     """Train from scratch in a new run folder.
 
     Args:
         config: A checked configuration.
         overrides: What the user typed, kept with the run.
         started: `time.monotonic()` at the start of the command.
+        callbacks: Told of the run besides those of the configuration, by name.
     """
     started = time.monotonic() if started is None else started
     dist = Dist.from_environment()
@@ -80,11 +90,24 @@ def start_run(config: Mapping[str, Any], *, overrides: Sequence[str], started: f
     log.info("run %s", folder.path)
     for value in derivation.values:
         log.info("derived %s = %s: %s", value.key, plain(value.value), value.reason)
-    return _run(folder, derivation.config, derivation.plan, dist, derivation=derivation, started=started)
+    return _run(
+        folder,
+        derivation.config,
+        derivation.plan,
+        dist,
+        derivation=derivation,
+        started=started,
+        callbacks=callbacks,
+    )
 
 
 def resume_run(
-    run_dir: Path, config: Mapping[str, Any], *, before: Mapping[str, Any], started: float | None = None
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any],
+    started: float | None = None,
+    callbacks: Mapping[str, Callback] | None = None,
 ) -> Outcome:
     """Continue a run from its newest complete checkpoint.
 
@@ -93,13 +116,14 @@ def resume_run(
         config: Its configuration, with the changes that are allowed.
         before: Its configuration until now.
         started: `time.monotonic()` at the start of the command.
+        callbacks: Told of the run besides those of the configuration, by name.
     """
     dist = Dist.from_environment()
     setup_logging(rank=dist.rank)
     folder = RunFolder.open(run_dir)
     setup_logging(run_dir=folder.path, rank=dist.rank)
     dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
-    return _run(folder, config, read_plan(folder), dist, before=before, started=started)
+    return _run(folder, config, read_plan(folder), dist, before=before, started=started, callbacks=callbacks)
 
 
 def read_plan(folder: RunFolder) -> Plan:
@@ -139,6 +163,7 @@ def _run(
     before: Mapping[str, Any] | None = None,
     derivation: Derivation | None = None,
     started: float | None = None,
+    callbacks: Mapping[str, Callback] | None = None,
 ) -> Outcome:
     """Open the data, build the engine, fit, evaluate; the status file says how it ended.
 
@@ -154,7 +179,9 @@ def _run(
         seed_everything(config["seed"])
         data = open_data(config, plan, dist, derivation=derivation, splits=folder.splits if before else None)
         device = choose_device(config["trainer"]["device"], local_rank=dist.local_rank)
-        engine = build_engine(config, plan, data, run_dir=folder.path, device=device, dist=dist, started=started)
+        engine = build_engine(
+            config, plan, data, run_dir=folder.path, device=device, dist=dist, started=started, callbacks=callbacks
+        )
         if before is not None:
             if not _continue(engine, folder, before, config, data, status):
                 if dist.is_main:
@@ -295,10 +322,11 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
             write_report(folder.path)
         log.info("stopped at step %d (%s); continue with: medtrain resume %s", result.step, result.reason, folder.path)
         return Outcome(folder.path, EXIT_STOPPED)
+    final: Mapping[str, float] = {}
     if config["trainer"]["final_evaluation"] and engine.history:
         try:
             mirrored = config["inference"]["mirror"] and config["inference"]["mirror_axes"]
-            final_evaluation(engine, folder, how=" with mirroring" if mirrored else "")
+            final = final_evaluation(engine, folder, how=" with mirroring" if mirrored else "")
         except EvaluationInterruptedError:
             if dist.is_main:
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
@@ -309,11 +337,11 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
         write_report(folder.path)
     best = f", best {engine.monitor.name} {engine.best:.4f}" if engine.best is not None else ""
     log.info("done at step %d (%s)%s: %s", result.step, result.reason, best, folder.path)
-    return Outcome(folder.path, EXIT_DONE)
+    return Outcome(folder.path, EXIT_DONE, final)
 
 
-def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> None:
-    """Judge the best weights on every validation case with the full protocol and write the tables.
+def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> dict[str, float]:
+    """Judge the best weights on every validation case with the full protocol, write the tables, return the metrics.
 
     Args:
         engine: The engine, after its fit.
@@ -331,8 +359,8 @@ def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> Non
     finally:
         engine.model.load_state_dict(trained)
         engine.ema = ema
+    summary = engine.task.summarize(records)
     if engine.dist.is_main:
-        summary = engine.task.summarize(records)
         facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
         write_evaluation(folder.evaluation, records, summary, extra=facts)
         name = engine.monitor.name.removeprefix("val/")
@@ -340,6 +368,7 @@ def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> Non
         log.info("final evaluation of step %d on %d cases%s: %s", best.step, len(records), how, shown)
         log.info("worst cases: %s", ", ".join(f"{case} {dice:.4f}" for case, dice in worst_cases(records)))
     torch.cuda.empty_cache()
+    return {f"val/{name}": value for name, value in summary.items()}
 
 
 def log_progress(what: str, *, every_s: float = 5.0) -> Progress:

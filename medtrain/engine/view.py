@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medtrain.engine.latency import forward_ms
+
 if TYPE_CHECKING:
     from medtrain.callbacks.base import WorstCase
     from medtrain.engine.loop import Engine
@@ -93,6 +95,15 @@ class EngineView:
     def loggers(self) -> LoggerSet:
         """Where numbers and pictures go."""
         return self._engine.loggers
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the model."""
+        return sum(parameter.numel() for parameter in self._engine.parameters)
+
+    def measure_latency(self) -> float:
+        """Time of one forward pass of one input, in milliseconds; costs a dozen of them."""
+        return forward_ms(self._engine)
 
     def request_stop(self, reason: str) -> None:
         """Ask the engine to stop after this step, as a run that is done; the reason goes to the log."""

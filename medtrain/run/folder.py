@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import yaml
 
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 State = Literal["created", "running", "done", "stopped", "failed", "killed", "unknown"]
 """`killed` and `unknown` are never written: they are concluded from a dead process or an unreadable file."""
 
-_FOLDERS = ("checkpoints", "evaluation")  # callbacks and loggers make their own
 _HEARTBEAT_S = 10.0
 _BEAT_S = 30.0  # between two signs of life while nothing is logged: data are prepared, or cases evaluated
 _WRITING = threading.RLock()  # held from reading to writing: the training and the beating thread change one file
@@ -105,6 +104,8 @@ class RunFolder:
         path: The folder.
     """
 
+    FOLDERS: ClassVar[tuple[str, ...]] = ("checkpoints", "evaluation")  # callbacks and loggers make their own
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last_heartbeat = -_HEARTBEAT_S
@@ -114,7 +115,7 @@ class RunFolder:
     @classmethod
     def create(
         cls, *, experiment: str, root: str | os.PathLike[str] = "outputs", path: str | os.PathLike[str] | None = None
-    ) -> RunFolder:
+    ) -> Self:
         """Make the folder of a new run, `<root>/<experiment>/<YYYYMMDD-HH-xxxx>`, and its status file.
 
         Args:
@@ -134,7 +135,7 @@ class RunFolder:
                 folder = cls(_make_unique(parent))
         try:
             with disk_errors(folder.path):
-                for name in _FOLDERS:
+                for name in cls.FOLDERS:
                     (folder.path / name).mkdir()
             folder._write(Status(status="created", started=_now()))
         except BaseException:
@@ -145,7 +146,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+    def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the folder of an existing run.
 
         Raises:

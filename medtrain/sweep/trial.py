@@ -1,0 +1,271 @@
+"""One trial, in a process of its own: an ordinary run that reports its evaluations and may be told to end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtrain.callbacks.base import Callback, EngineView
+from medtrain.config.compose import load_config
+from medtrain.config.saved import load_saved
+from medtrain.data.splits import split_hash
+from medtrain.engine.build import build_task
+from medtrain.engine.derive import derive
+from medtrain.engine.distributed import Dist
+from medtrain.engine.launch import EXIT_STOPPED, Outcome, log_progress, open_data, resume_run, start_run
+from medtrain.errors import MedtrainError, NonFiniteError
+from medtrain.registry import plain
+from medtrain.run.atomic import atomic_write_json
+from medtrain.run.folder import RunFolder, read_status
+from medtrain.run.log import setup_logging
+from medtrain.sweep.pool import TrialChannel, TrialTask
+from medtrain.sweep.result import Failure, TrialResult
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+_PRUNED = "pruned by the sweep"
+
+
+class TrialReport(Callback):
+    """Sends evaluations to the sweep, ends the run when the sweep says so, and gathers what the trial is worth.
+
+    Args:
+        channel: The line to the sweep.
+        task: What the trial was asked.
+        fold: Index of the fold and how many there are; pruning within a run needs a single one.
+    """
+
+    def __init__(self, channel: TrialChannel, task: TrialTask, fold: tuple[int, int]) -> None:
+        self._channel, self._task = channel, task
+        self._fold, self._folds = fold
+        self._last_percent = 0
+        self.metrics: dict[str, float] = {}
+        self.pruned = False
+        self.overhead_s = 0.0
+
+    def on_fit_start(self, view: EngineView) -> None:
+        """Training is about to begin, on the cases that every trial must have."""
+        now = json.loads((view.run_dir / "data.json").read_text(encoding="utf-8"))["split_hash"]
+        if self._task.split_hashes and now != self._task.split_hashes[self._fold]:
+            raise MedtrainError(
+                "the cases or their split changed since the sweep began: trials could not be compared",
+                hint="restore the data, or start a new sweep",
+            )
+        if self._fold == 0:
+            self.overhead_s = time.monotonic() - self._task.started
+
+    def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
+        """Say how far it is."""
+        self._channel.progress(self._percent(view), {key: scalars[key] for key in ("train/loss",) if key in scalars})
+
+    def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
+        """Report the watched metric, once per percent of the budget."""
+        self._channel.progress(self._percent(view), metrics)
+        percent = max(1, round(view.progress * 100))
+        value = metrics.get(self._task.watch or "", math.nan)
+        if self._folds > 1 or percent == self._last_percent or not math.isfinite(value):
+            return
+        self._last_percent = percent
+        if self._channel.evaluated(percent, value, intermediate=view.progress < 1) and view.progress < 1:
+            self.pruned = True
+            view.request_stop(f"{_PRUNED} at {percent} % of its budget")
+
+    def on_fit_end(self, view: EngineView, status: str) -> None:
+        """Gather the metrics of the best evaluation."""
+        if status != "done":
+            return
+        best: Mapping[str, float] = {}
+        for row in view.history:
+            value = row[view.monitor.name]
+            if not best or view.monitor.improves(value, best[view.monitor.name]):
+                best = row
+        self.metrics = {key: float(value) for key, value in best.items() if "/" in key}
+        self.metrics |= {"parameters": float(view.parameters), "train_s": view.elapsed_s}
+        if self._task.latency and not self.pruned:
+            self.metrics["latency_ms"] = view.measure_latency()
+
+    def _percent(self, view: EngineView) -> float:
+        return 100 * (self._fold + view.progress) / self._folds
+
+
+def run_trial(task: TrialTask, channel: TrialChannel) -> TrialResult:
+    """Train a trial, on each of its folds, from where it is; every way it can end is a result.
+
+    Args:
+        task: What to do.
+        channel: The line to the sweep.
+    """
+    started = time.monotonic()
+    folder = Path(task.run_dir)
+    results: list[TrialResult] = []
+    for index, fold in enumerate(task.folds or (None,)):
+        place = folder if fold is None else folder / f"fold{fold}"
+        result = _read_result(place)
+        if result is None:
+            result = _run_fold(task, channel, place, fold, (index, max(1, len(task.folds))))
+            if fold is not None:
+                atomic_write_json(place / RESULT, result.to_json())
+        results.append(result)
+        if result.state != "complete":
+            break
+        if len(task.folds) > 1 and task.watch is not None:
+            last = index == len(task.folds) - 1
+            if channel.evaluated(index, result.metrics[task.watch], intermediate=not last) and not last:
+                results[-1] = dataclasses.replace(result, state="pruned", message=f"{_PRUNED} after fold {fold}")
+                break
+    return _join(results, time.monotonic() - started)
+
+
+def _run_fold(
+    task: TrialTask, channel: TrialChannel, place: Path, fold: int | None, position: tuple[int, int]
+) -> TrialResult:
+    report = TrialReport(channel, task, position)
+    message, failure = "", None
+    state: Any = "failed"
+    try:
+        outcome = _train(task, place, fold, report)
+        state = "stopped" if outcome.exit_code == EXIT_STOPPED else "pruned" if report.pruned else "complete"
+        message = read_status(place).message if state != "complete" else ""
+        if state == "complete":
+            report.metrics |= outcome.final
+    except KeyboardInterrupt:
+        state, message = "stopped", "interrupted"
+    except BaseException as error:
+        failure, message = _explain(error)
+        log.error("the trial failed (%s): %s", failure, message, exc_info=failure == "crash")
+    return TrialResult(
+        state=state,
+        metrics=report.metrics,
+        failure=failure,
+        message=message,
+        step=read_status(place).step if place.is_dir() else 0,
+        overhead_s=report.overhead_s,
+    )
+
+
+def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) -> Outcome:
+    """Start the run, or continue it where an earlier process left it."""
+    callbacks: dict[str, Callback] = {"sweep": report}
+    if (place / "status.json").is_file():
+        if any((place / "checkpoints").glob("*/meta.json")):
+            return _continue(task, place, callbacks)
+        log.info("the trial ended before its first checkpoint: it starts again")
+    shutil.rmtree(place, ignore_errors=True)
+    overrides = [*task.overrides, f"run.dir={json.dumps(str(place))}"]
+    overrides += [f"data.fold={fold}"] if fold is not None else []
+    composed = load_config(overrides, config_dirs=task.config_dirs, imports=task.imports)
+    return start_run(composed.tree, overrides=overrides, started=task.started, callbacks=callbacks)
+
+
+def _continue(task: TrialTask, place: Path, callbacks: Mapping[str, Callback]) -> Outcome:
+    setup_logging()
+    config = load_saved(place, imports=task.imports)
+    folder = RunFolder.open(place)
+    status = folder.read_status()
+    if status.status == "done":  # trained, but killed before the result was written: only that is left to do
+        folder.restore(dataclasses.replace(status, status="stopped"), status.message)
+    return resume_run(place, config, before=config, callbacks=callbacks)
+
+
+def _read_result(place: Path) -> TrialResult | None:
+    """The result of an earlier process, when there is nothing left to do."""
+    try:
+        result = TrialResult.from_json(json.loads((place / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if result.state == "complete" else None
+
+
+def _join(results: Sequence[TrialResult], seconds: float) -> TrialResult:
+    """The result of a trial from those of its folds: means of the metrics, times added up."""
+    last = results[-1]
+    names = set.intersection(*(set(result.metrics) for result in results))
+    metrics = {name: statistics.fmean(result.metrics[name] for result in results) for name in sorted(names)}
+    if "train_s" in metrics:
+        metrics["train_s"] *= len(results)
+    return dataclasses.replace(
+        last,
+        metrics=metrics,
+        step=sum(result.step for result in results),
+        seconds=seconds,
+        overhead_s=results[0].overhead_s,
+    )
+
+
+def _explain(error: BaseException) -> tuple[Failure, str]:
+    text = " ".join(str(error).split()) or type(error).__name__
+    lowered = text.lower()
+    if (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in lowered
+        or "can't allocate" in lowered
+    ):
+        return "oom", "out of memory: " + text[:200]
+    if isinstance(error, NonFiniteError):
+        return "nonfinite", text
+    if isinstance(error, MedtrainError):
+        return "error", text
+    return "crash", f"{type(error).__name__}: {text}"
+
+
+# --------------------------------------------------------------------------------------------- before the first
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a sweep must know of its data and machine before the first trial.
+
+    Args:
+        metrics: Every metric of an evaluation and which way is better.
+        monitor: The one that decides what is best.
+        config: The configuration with every derived value.
+        split_hashes: Of the split of each fold that is used.
+        dataset: Name of the data.
+        device: Where trials run.
+        gpus: How many GPUs there are.
+    """
+
+    metrics: dict[str, str]
+    monitor: str
+    config: dict[str, Any]
+    split_hashes: tuple[str, ...]
+    dataset: str
+    device: str
+    gpus: int
+
+
+def probe(overrides: Sequence[str], imports: Sequence[str], config_dirs: Sequence[str], folds: Sequence[int]) -> Probe:
+    """Read the data once, prepare it for every trial, and check the configuration against it."""
+    setup_logging()
+    config = load_config(overrides, config_dirs=config_dirs, imports=imports).tree
+    hashes = []
+    for fold in folds or (config["data"]["fold"],):
+        here = {**config, "data": {**config["data"], "fold": fold}}
+        derivation = derive(here, progress=log_progress("reading"))
+        hashes.append(split_hash(derivation.split))
+        with contextlib.closing(
+            open_data(derivation.config, derivation.plan, Dist.from_environment(), derivation=derivation)
+        ):
+            task = build_task(derivation.config, derivation.plan, derivation.device, None)
+    return Probe(
+        metrics={f"val/{name}": spec.mode for name, spec in task.metrics().items()},
+        monitor=task.monitor.name,
+        config=plain(derivation.config),
+        split_hashes=tuple(hashes),
+        dataset=derivation.dataset.dataset_name,
+        device=derivation.device.type,
+        gpus=torch.cuda.device_count() if derivation.device.type == "cuda" else 0,
+    )
