@@ -23,7 +23,7 @@ class MedtrainError(ValueError):
 
 
 class UsageError(MedtrainError):
-    """The command line is wrong (exit code 2)."""
+    """The command line is wrong, or a configured value does not fit the data or other values (exit code 2)."""
 
     exit_code = 2
 

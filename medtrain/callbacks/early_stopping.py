@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from medtrain.callbacks.base import Callback, EngineView
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import Range, closest, register
 
@@ -78,13 +78,13 @@ class EarlyStopping(Callback):
     def _spec(self, view: EngineView) -> MetricSpec:
         if self._monitor is None or self._monitor == view.monitor.name:
             if self._mode not in (None, view.monitor.mode):
-                raise MedtrainError(
+                raise UsageError(
                     f"callbacks.early_stopping.mode={self._mode}: {view.monitor.name} has the mode {view.monitor.mode}",
                     hint="leave callbacks.early_stopping.mode out",
                 )
             return view.monitor
         if self._mode is None:
-            raise MedtrainError(
+            raise UsageError(
                 f"callbacks.early_stopping.monitor={self._monitor} needs callbacks.early_stopping.mode",
                 hint="callbacks.early_stopping.mode=max if larger values are better, else min",
             )
@@ -94,7 +94,7 @@ class EarlyStopping(Callback):
 def _check_name(name: str, metrics: Iterable[str]) -> None:
     if name not in metrics:
         close = closest(name, metrics)
-        raise MedtrainError(
+        raise UsageError(
             f"callbacks.early_stopping.monitor={name}: no such metric; there are: {', '.join(metrics)}",
             hint=f"did you mean callbacks.early_stopping.monitor={close}?" if close else None,
         )

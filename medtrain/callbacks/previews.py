@@ -25,7 +25,7 @@ from medtrain.callbacks.views import (
     find_focus,
     window_of,
 )
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import Range, register
 from medtrain.run.atomic import atomic_write
 
@@ -113,7 +113,7 @@ def draw_case(
         opacity: Strength of the overlays' areas.
 
     Raises:
-        MedtrainError: The image has no such channel.
+        UsageError: The image has no such channel.
     """
     volume = _as_volume(case, channel)
     num_classes = len(class_names)
@@ -135,7 +135,7 @@ def draw_case(
 
 def _check_channel(channel: int, channels: int) -> None:
     if channel >= channels:
-        raise MedtrainError(
+        raise UsageError(
             f"callbacks.previews.channel={channel}: the images have {channels} channel(s), counted from 0",
             hint=f"callbacks.previews.channel={channels - 1} is the last one",
         )

@@ -17,7 +17,7 @@ from medtrain.data.geometry import resampled_shape
 from medtrain.data.scan import CaseScan, ForegroundIntensities, Shape, Spacing, scan_cases
 from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import Progress
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def fingerprint_cases(
 
     Raises:
         DataError: Files that are unreadable or contradict each other, all of them.
-        MedtrainError: No case is given, or none of them has a labelled voxel.
+        MedtrainError: None of the cases has a labelled voxel.
+        UsageError: No case is given.
     """
     scans = scan_cases(dataset, settings, case_ids=set(case_ids), workers=workers, progress=progress)
     return make_fingerprint(scans, case_ids)
@@ -111,10 +112,11 @@ def make_fingerprint(scans: Mapping[str, CaseScan], case_ids: Sequence[str]) -> 
         case_ids: The training part.
 
     Raises:
-        MedtrainError: No case is given, or none of them has a labelled voxel.
+        MedtrainError: None of the cases has a labelled voxel.
+        UsageError: No case is given.
     """
     if not case_ids:
-        raise MedtrainError("the training part of the split is empty", hint="choose another data.fold or data.splits")
+        raise UsageError("the training part of the split is empty", hint="choose another data.fold or data.splits")
     chosen = [scans[case_id] for case_id in case_ids]
     shares = [np.prod(scan.cropped_shape) / np.prod(scan.shape) for scan in chosen]
     class_voxels = np.sum([scan.class_voxels for scan in chosen], axis=0)

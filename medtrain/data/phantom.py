@@ -18,7 +18,7 @@ from medtrain.data.io.folders import DESCRIPTION
 from medtrain.data.io.nifti import SourceGrid, write_image
 from medtrain.data.msd import discover_msd
 from medtrain.data.volume_data import VolumeData
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import Range, register
 from medtrain.run.atomic import atomic_dir, remove_leftovers
 
@@ -57,7 +57,7 @@ class PhantomData(VolumeData):
     def discover(self) -> Dataset:
         """Generate the files unless they are there; see `VolumeData.discover`."""
         if self.root is None:
-            raise MedtrainError(
+            raise UsageError(
                 "data.root is not set: where may the phantom be written?", hint="data.root=outputs/phantom"
             )
         root = Path(self.root).expanduser()
@@ -127,7 +127,7 @@ def _is_complete(root: Path, wanted: dict[str, Any]) -> bool:
     """Whether the folder holds this very phantom; False where it may be (over)written.
 
     Raises:
-        MedtrainError: The folder holds files that this module did not write.
+        UsageError: The folder holds files that this module did not write.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -140,7 +140,7 @@ def _is_complete(root: Path, wanted: dict[str, Any]) -> bool:
     foreign = [str(path) for path in root.rglob("*") if path.is_file() and str(path.relative_to(root)) not in ours]
     if not found or foreign:
         held = f" such as {foreign[0]}" if foreign else ""
-        raise MedtrainError(
+        raise UsageError(
             f"data.root={root} holds files that are not this phantom's{held}; they are not overwritten",
             hint=f"data.root={root}_{wanted['num_cases']}, or the folder of another data source",
         )

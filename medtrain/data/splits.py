@@ -12,7 +12,7 @@ import numpy as np
 
 from medtrain.data.case import Case
 from medtrain.data.io.description import parse_json
-from medtrain.errors import DataError, MedtrainError, Problem
+from medtrain.errors import DataError, Problem, UsageError
 from medtrain.registry import closest
 from medtrain.run.atomic import atomic_write
 
@@ -37,7 +37,7 @@ def make_folds(cases: Sequence[Case], num_folds: int = 5, seed: int = NNUNET_SEE
         One {"train": ids, "val": ids} per fold, ids sorted; every case is validated exactly once.
 
     Raises:
-        MedtrainError: There are fewer patients than folds.
+        UsageError: There are fewer patients than folds.
     """
     patients: dict[str, list[str]] = {}
     for case in sorted(cases, key=lambda case: case.case_id):
@@ -45,7 +45,7 @@ def make_folds(cases: Sequence[Case], num_folds: int = 5, seed: int = NNUNET_SEE
     members = list(patients.values())
     if len(members) < num_folds:
         fewer = f"data.num_folds={len(members)}, or " if len(members) >= 2 else ""
-        raise MedtrainError(
+        raise UsageError(
             f"{len(members)} {'patient' if len(members) == 1 else 'patients'} cannot be divided into {num_folds} folds",
             hint=f"{fewer}data.fold=null to train on every case",
         )
@@ -69,12 +69,12 @@ def select_fold(folds: Sequence[Fold], fold: int | None, cases: Sequence[Case]) 
         cases: All labelled cases.
 
     Raises:
-        MedtrainError: There is no such fold.
+        UsageError: There is no such fold.
     """
     if fold is None:
         return {"train": sorted(case.case_id for case in cases), "val": []}
     if not 0 <= fold < len(folds):
-        raise MedtrainError(
+        raise UsageError(
             f"data.fold={fold}, but there are {len(folds)} folds",
             hint=f"choose one of 0 to {len(folds) - 1}, or null to train on every case",
         )
@@ -103,8 +103,11 @@ def load_splits(path: Path, cases: Sequence[Case]) -> list[Fold]:
         cases: The labelled cases of the data set.
 
     Raises:
+        UsageError: There is no such file.
         DataError: Not such a list, ids without a case, or a patient on both sides; all of it at once.
     """
+    if not path.is_file():
+        raise UsageError(f"data.splits: no such file: {path}")
     content = parse_json(path)
     shape = 'expected a list of {"train": [case ids], "val": [case ids]}, one per fold'
     if not isinstance(content, list) or not content or not all(_is_fold(entry) for entry in content):

@@ -57,6 +57,7 @@ class VolumeData:
         """Find the cases and what their labels mean; reads names and descriptions, not voxels.
 
         Raises:
-            MedtrainError: The root is missing or not of this source's layout; says how to get the data.
+            UsageError: The root is missing or not of this source's layout; says how to get the data.
+            DataError: Files contradict each other or the description.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how its cases are found")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 
 if TYPE_CHECKING:
     from medtrain.engine.loop import Engine
@@ -48,7 +48,8 @@ def sanity_check(engine: Engine) -> SanityReport:
     """Run one training batch forward and backward and judge one case, leaving weights, buffers and gradients alone.
 
     Raises:
-        MedtrainError: The loss is not finite, a parameter gets no gradient, or the monitor does not exist.
+        MedtrainError: The loss is not finite or a parameter gets no gradient.
+        UsageError: The monitor does not exist.
     """
     buffers = {name: buffer.clone() for name, buffer in engine.model.named_buffers()}
     batch = engine.data.to_device(next(engine.batches_from_here()), engine.device, engine.memory_format)
@@ -88,7 +89,7 @@ def _check_evaluation(engine: Engine) -> None:
     if records:
         names = [f"val/{key}" for key in engine.task.summarize(records)]
         if engine.monitor.name not in names:
-            raise MedtrainError(
+            raise UsageError(
                 f"the monitor {engine.monitor.name} is not a metric of this task; available: {', '.join(names)}"
             )
 

@@ -16,7 +16,7 @@ from medtrain.data.module import SegmentationData
 from medtrain.engine.distributed import Dist
 from medtrain.engine.launch import changed_data, open_data
 from medtrain.engine.restore import LoadedRun, load_run
-from medtrain.errors import MedtrainError, UsageError
+from medtrain.errors import UsageError
 from medtrain.inference.predictor import Predictor
 from medtrain.metrics.cases import summary_table, worst_cases, write_evaluation
 from medtrain.registry import closest, plain
@@ -57,7 +57,7 @@ def evaluate_run(
         The metrics.
 
     Raises:
-        MedtrainError: The part has no cases, or a case does not exist.
+        UsageError: The part has no cases, or a case does not exist.
     """
     if part not in ("val", "train"):
         raise UsageError(f"--part {part}: choose val or train")
@@ -98,7 +98,7 @@ def _choose_cases(data: SegmentationData, part: str, cases: Sequence[str]) -> li
     if not cases:
         chosen = data.evaluation_cases(part)  # type: ignore[arg-type]
         if not chosen:
-            raise MedtrainError(
+            raise UsageError(
                 f"the {part} part of this run has no cases",
                 hint="a run with data.fold=null holds none out: --part train",
             )

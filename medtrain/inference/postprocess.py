@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.metrics.surface import bounding_box
 from medtrain.registry import closest
 
@@ -51,13 +51,13 @@ def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]
         class_names: The name of every class index, background first.
 
     Raises:
-        MedtrainError: A name is unknown or is the background.
+        UsageError: A name is unknown or is the background.
     """
     known = list(class_names[1:])
     for name in names:
         if name not in known:
             close = closest(name, known)
-            raise MedtrainError(
+            raise UsageError(
                 f"inference.keep_largest: no foreground class is named `{name}`; the classes are {', '.join(known)}",
                 hint=f"did you mean `{close}`?" if close else None,
             )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices, keep_largest_components
 from medtrain.registry import Range, register
 
@@ -80,7 +80,7 @@ class SlidingWindow:
             device: Where the model runs; None means the image's device.
 
         Raises:
-            MedtrainError: `mirror_axes` names an axis that the patch does not have.
+            UsageError: `mirror_axes` names an axis that the patch does not have.
         """
         return predict_logits(
             model_fn,
@@ -101,7 +101,7 @@ class SlidingWindow:
             class_names: The name of every index, background first.
 
         Raises:
-            MedtrainError: `keep_largest` names an unknown class.
+            UsageError: `keep_largest` names an unknown class.
         """
         return keep_largest_components(label, class_indices(self.keep_largest, class_names))
 
@@ -110,7 +110,7 @@ class SlidingWindow:
             return tuple(range(spatial_dims))
         unknown = [axis for axis in self.mirror_axes if not 0 <= axis < spatial_dims]
         if unknown:
-            raise MedtrainError(
+            raise UsageError(
                 f"inference.mirror_axes names axis {unknown[0]}; a {spatial_dims}-D patch has axes 0 to"
                 f" {spatial_dims - 1}"
             )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 
 
 class SegmentationLoss(nn.Module):
@@ -42,17 +42,17 @@ def check_class_weights(weights: tuple[float, ...] | None, num_classes: int) -> 
     """Refuse class weights that do not match the classes.
 
     Raises:
-        MedtrainError: The count differs from `num_classes`, a weight is negative, or all are zero.
+        UsageError: The count differs from `num_classes`, a weight is negative, or all are zero.
     """
     if weights is None:
         return
     if len(weights) != num_classes:
-        raise MedtrainError(
+        raise UsageError(
             f"loss.class_weights has {len(weights)} values, but there are {num_classes} classes",
             hint=f"give one weight per class, background first, e.g. {[1.0] * num_classes}",
         )
     if min(weights) < 0 or max(weights) == 0:
-        raise MedtrainError(f"loss.class_weights must not be negative nor all zero, got {list(weights)}")
+        raise UsageError(f"loss.class_weights must not be negative nor all zero, got {list(weights)}")
 
 
 def weights_buffer(weights: tuple[float, ...] | None) -> Tensor | None:

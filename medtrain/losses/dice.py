@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.base import (
     SegmentationLoss,
     binary_cross_entropy,
@@ -80,7 +80,7 @@ class _DiceTerm:
 
 def _check_factors(**factors: float) -> None:
     if not any(factors.values()):
-        raise MedtrainError(f"{' and '.join(f'loss.{key}' for key in factors)} are both 0, so there is no loss")
+        raise UsageError(f"{' and '.join(f'loss.{key}' for key in factors)} are both 0, so there is no loss")
 
 
 @register("loss", "dice", runtime=("num_classes",), tags=("segmentation",))
@@ -131,7 +131,7 @@ class DiceBCELoss(SegmentationLoss):
         smooth: Added to numerator and denominator of Dice.
 
     Raises:
-        MedtrainError: Both factors are zero.
+        UsageError: Both factors are zero.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class DiceCELoss(SegmentationLoss):
         label_smoothing: Share of the target spread over all classes in the cross-entropy.
 
     Raises:
-        MedtrainError: One class only, both factors zero, or weights that do not match the classes.
+        UsageError: One class only, both factors zero, or weights that do not match the classes.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class DiceCELoss(SegmentationLoss):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise MedtrainError(
+            raise UsageError(
                 "loss=dice_ce needs two classes or more", hint="use loss=dice_bce for a single sigmoid channel"
             )
         _check_factors(dice_weight=dice_weight, ce_weight=ce_weight)

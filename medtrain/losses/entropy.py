@@ -7,7 +7,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.base import (
     SegmentationLoss,
     binary_cross_entropy,
@@ -33,7 +33,7 @@ class CrossEntropyLoss(SegmentationLoss):
         label_smoothing: Share of the target spread over all classes.
 
     Raises:
-        MedtrainError: One class only, or weights that do not match the classes.
+        UsageError: One class only, or weights that do not match the classes.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CrossEntropyLoss(SegmentationLoss):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise MedtrainError("loss=ce needs two classes or more", hint="use loss=bce for a single sigmoid channel")
+            raise UsageError("loss=ce needs two classes or more", hint="use loss=bce for a single sigmoid channel")
         check_class_weights(class_weights, num_classes)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.base import SegmentationLoss, probabilities
 from medtrain.losses.dice import soft_counts
 from medtrain.registry import Range, register
@@ -29,7 +29,7 @@ class TverskyLoss(SegmentationLoss):
         smooth: Added to numerator and denominator.
 
     Raises:
-        MedtrainError: alpha and beta are both zero.
+        UsageError: alpha and beta are both zero.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TverskyLoss(SegmentationLoss):
     ) -> None:
         super().__init__()
         if alpha == 0 and beta == 0:
-            raise MedtrainError("loss.alpha and loss.beta are both 0, which makes the Tversky score 1 everywhere")
+            raise UsageError("loss.alpha and loss.beta are both 0, which makes the Tversky score 1 everywhere")
         self.num_classes = num_classes
         self.alpha = alpha
         self.beta = beta

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 
 NormName = Literal["instance", "batch", "group"]
 
@@ -32,7 +32,7 @@ def norm_layer(norm: NormName, spatial_dims: int, channels: int) -> nn.Module:
         channels: Feature channels.
 
     Raises:
-        MedtrainError: `group` and the channels are not divisible into groups.
+        UsageError: `group` and the channels are not divisible into groups.
     """
     if norm == "instance":
         return InstanceNorm(channels)
@@ -40,7 +40,7 @@ def norm_layer(norm: NormName, spatial_dims: int, channels: int) -> nn.Module:
         return _BATCH[spatial_dims](channels)
     groups = min(_GROUPS, channels)
     if channels % groups:
-        raise MedtrainError(
+        raise UsageError(
             f"model.norm=group needs channels divisible by {groups}, got {channels}",
             hint="set model.channels to multiples of 8 or model.norm=instance",
         )
@@ -62,7 +62,7 @@ class InstanceNorm(nn.Module):
         eps: Added to the variance.
 
     Raises:
-        MedtrainError: The features have one voxel only.
+        UsageError: The features have one voxel only.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -75,7 +75,7 @@ class InstanceNorm(nn.Module):
         """Normalised features, in the type and memory format of the input."""
         recorded = _is_recorded()
         if not recorded and math.prod(features.shape[2:]) == 1:
-            raise MedtrainError(
+            raise UsageError(
                 "the image shrinks to a single voxel inside the network, which leaves nothing to normalise",
                 hint="use a larger data.patch_size, fewer stages (model.channels) or model.norm=batch",
             )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.models.layers import ConvBlock, NormName, UpConv, conv, init_he
 from medtrain.registry import Range, register
 
@@ -39,7 +39,7 @@ class UNet(nn.Module):
         deep_supervision: Also predict at coarser resolutions while training.
 
     Raises:
-        MedtrainError: The stages contradict each other, or an input's size is not a multiple of `divisor`.
+        UsageError: The stages contradict each other, or an input's size is not a multiple of `divisor`.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class UNet(nn.Module):
             )
         if any(s % d for s, d in zip(size, self.divisor)):
             fits = tuple(math.ceil(s / d) * d for s, d in zip(size, self.divisor))
-            raise MedtrainError(
+            raise UsageError(
                 f"unet down-samples by {_show(self.divisor)}, so an image of {_show(size)} does not fit",
                 hint=f"set data.patch_size to multiples of {_show(self.divisor)}, e.g. {list(fits)}",
             )
@@ -135,22 +135,22 @@ def _check_stages(
     given = {"channels": channels, "strides": strides, "kernel_sizes": kernel_sizes}
     if channels is None or strides is None or kernel_sizes is None:
         missing = ", ".join(f"model.{key}" for key, value in given.items() if value is None)
-        raise MedtrainError(
+        raise UsageError(
             f"unet needs {missing}, and no plan has filled this in",
             hint="e.g. model.channels=[32,64,128,256] model.strides=[1,2,2,2] model.kernel_sizes=[3,3,3,3]",
         )
     lengths = {f"model.{key}": len(value) for key, value in given.items() if value is not None}
     if len(set(lengths.values())) > 1 or len(channels) < 2:
         counts = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise MedtrainError(f"unet needs one entry per stage, and two stages or more: {counts}")
+        raise UsageError(f"unet needs one entry per stage, and two stages or more: {counts}")
     if any(width < 1 for width in channels):
-        raise MedtrainError(f"model.channels must be positive, got {list(channels)}")
+        raise UsageError(f"model.channels must be positive, got {list(channels)}")
     steps = tuple(_per_axis("strides", stride, spatial_dims) for stride in strides)
     kernels = tuple(_per_axis("kernel_sizes", kernel, spatial_dims) for kernel in kernel_sizes)
     if any(k % 2 == 0 for kernel in kernels for k in kernel):
-        raise MedtrainError(f"model.kernel_sizes must be odd, got {[list(kernel) for kernel in kernels]}")
+        raise UsageError(f"model.kernel_sizes must be odd, got {[list(kernel) for kernel in kernels]}")
     if any(s != 1 for s in steps[0]):
-        raise MedtrainError(
+        raise UsageError(
             f"model.strides must start with 1 so that the output has the image's size, got {list(steps[0])}"
         )
     return tuple(channels), steps, kernels
@@ -159,7 +159,7 @@ def _check_stages(
 def _per_axis(key: str, value: int | tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
     axes = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
     if len(axes) != spatial_dims or any(v < 1 for v in axes):
-        raise MedtrainError(
+        raise UsageError(
             f"model.{key}: each stage needs one number or {spatial_dims} (one per axis), all positive, got {value}"
         )
     return axes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.optim.param_groups import ParamRule, make_param_groups
 from medtrain.registry import Range, register
 
@@ -90,10 +90,10 @@ def sgd(
         rules: Multipliers per parameter pattern, first match wins.
 
     Raises:
-        MedtrainError: Nesterov without momentum.
+        UsageError: Nesterov without momentum.
     """
     if nesterov and momentum == 0:
-        raise MedtrainError(
+        raise UsageError(
             "optimizer.nesterov needs a momentum above 0",
             hint="set optimizer.nesterov=false or optimizer.momentum=0.9",
         )
@@ -133,7 +133,7 @@ def rmsprop(
 
 def _check_betas(betas: tuple[float, float]) -> None:
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise MedtrainError(f"optimizer.betas must be two numbers >= 0 and < 1, got {list(betas)}")
+        raise UsageError(f"optimizer.betas must be two numbers >= 0 and < 1, got {list(betas)}")
 
 
 def _can_fuse(model: nn.Module) -> bool:

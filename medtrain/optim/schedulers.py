@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import Range, register
 
 Factor = Annotated[float, Range(ge=0, le=1)]
@@ -39,7 +39,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_fraction is not None:
-            raise MedtrainError(
+            raise UsageError(
                 "scheduler.warmup_steps and scheduler.warmup_fraction are both set",
                 hint="set one of them; the other to 0 or null",
             )
@@ -182,7 +182,7 @@ class MultiStep(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.milestones or any(b <= a for a, b in zip((0, *self.milestones), self.milestones)):
-            raise MedtrainError(
+            raise UsageError(
                 f"scheduler.milestones must be positive, increasing epochs, got {list(self.milestones)}",
                 hint="e.g. scheduler.milestones=[30,60,90]",
             )

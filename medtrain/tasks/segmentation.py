@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.callbacks.base import WorstCase
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.cases import evaluate_case, metric_specs, summarize
@@ -69,12 +69,12 @@ class Segmentation:
         specs = metric_specs(self.class_names)
         if name not in specs:
             near = closest(name, specs)
-            raise MedtrainError(
+            raise UsageError(
                 f"task.monitor={name} is not a metric of this task; available: {', '.join(specs)}",
                 hint=f"did you mean task.monitor={near}?" if near else None,
             )
         if self.surface_metrics != "always" and name.split("/")[0] in SURFACE_METRICS:
-            raise MedtrainError(
+            raise UsageError(
                 f"task.monitor={name} needs surface distances in every evaluation, but "
                 f"task.surface_metrics={self.surface_metrics}",
                 hint="set task.surface_metrics=always",

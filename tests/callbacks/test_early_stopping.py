@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from medtrain.callbacks.early_stopping import EarlyStopping
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.metrics.spec import MetricSpec
 
 
@@ -73,9 +73,9 @@ def test_a_run_whose_patience_is_used_up_does_not_train_on(view: Any) -> None:
 
 
 def test_mistakes_are_found_before_training(view: Any) -> None:
-    with pytest.raises(MedtrainError, match=r"needs callbacks\.early_stopping\.mode"):
+    with pytest.raises(UsageError, match=r"needs callbacks\.early_stopping\.mode"):
         EarlyStopping(monitor="val/hd95").on_fit_start(view)
-    with pytest.raises(MedtrainError, match=r"mode=min: val/dice has the mode max"):
+    with pytest.raises(UsageError, match=r"mode=min: val/dice has the mode max"):
         EarlyStopping(mode="min").on_fit_start(view)
     EarlyStopping(monitor="val/dice").on_fit_start(view)
     EarlyStopping(mode="max").on_fit_start(view)
@@ -83,11 +83,11 @@ def test_mistakes_are_found_before_training(view: Any) -> None:
 
 def test_unknown_metric_names_the_nearest(view: Any) -> None:
     callback = EarlyStopping(monitor="val/hd96", mode="min")
-    with pytest.raises(MedtrainError, match="no such metric; there are: val/dice, val/dice/liver, val/hd95") as caught:
+    with pytest.raises(UsageError, match="no such metric; there are: val/dice, val/dice/liver, val/hd95") as caught:
         callback.on_fit_start(view)
     assert "val/hd95" in str(caught.value.hint)
     # a metric that exists and that this evaluation did not compute
-    with pytest.raises(MedtrainError, match="no such metric; there are: val/dice"):
+    with pytest.raises(UsageError, match="no such metric; there are: val/dice"):
         view.evaluate(EarlyStopping(monitor="val/hd95", mode="min"), 1, val_dice=1.0)
 
 

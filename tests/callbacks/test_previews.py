@@ -21,7 +21,7 @@ from medtrain.callbacks.sheet import (
     scale_labels,
     show_errors,
 )
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 
 _NAMES = ["background", "liver", "tumour"]
 
@@ -117,9 +117,9 @@ def test_nothing_to_see_is_no_error(rng: np.random.Generator) -> None:
 
 def test_a_missing_channel_is_an_error(view: Any, rng: np.random.Generator) -> None:
     Previews(channel=1).on_fit_start(view)
-    with pytest.raises(MedtrainError, match=r"channel=2: the images have 2 channel\(s\)"):
+    with pytest.raises(UsageError, match=r"channel=2: the images have 2 channel\(s\)"):
         Previews(channel=2).on_fit_start(view)  # before training, not at the first evaluation
-    with pytest.raises(MedtrainError, match=r"channel=2: the images have 2 channel\(s\)") as caught:
+    with pytest.raises(UsageError, match=r"channel=2: the images have 2 channel\(s\)") as caught:
         draw_case(_volume(rng), _NAMES, title="t", channel=2)
     assert caught.value.hint == "callbacks.previews.channel=1 is the last one"
 

@@ -307,7 +307,7 @@ def test_command_names_missing_files_with_everything_else(folder: Folder) -> Non
 
 def test_command_without_data(tmp_path: Path) -> None:
     result = run("check", "data=msd", f"data.root={tmp_path / 'Task03_Liver'}")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.splitlines()[0] == f"error: data.root: no such folder: {tmp_path / 'Task03_Liver'}"
     assert "medicaldecathlon.com" in result.stderr
 

@@ -15,7 +15,7 @@ from medtrain.data.io.nifti import SourceGrid, read_image, read_label, write_ima
 from medtrain.data.msd import MsdData
 from medtrain.data.nnunet import NnunetData
 from medtrain.data.phantom import PhantomData, _draw_grid, make_case
-from medtrain.errors import DataError, MedtrainError
+from medtrain.errors import DataError, MedtrainError, UsageError
 from medtrain.registry import build, get, names
 from medtrain.run.log import close_logging
 
@@ -102,7 +102,7 @@ def test_msd_task_is_found_below_the_root(tmp_path: Path) -> None:
     assert MsdData(root=str(tmp_path)).discover().root == tmp_path / "Task03_Liver"
     msd_task(tmp_path / "Task09_Spleen", ["b"])
     assert ids_of(MsdData(root=str(tmp_path), task="Task09_Spleen").discover()) == ["b"]
-    with pytest.raises(MedtrainError, match="holds several data sets: Task03_Liver, Task09_Spleen") as error:
+    with pytest.raises(UsageError, match="holds several data sets: Task03_Liver, Task09_Spleen") as error:
         MsdData(root=str(tmp_path)).discover()
     assert error.value.hint == f"data.root={tmp_path / 'Task03_Liver'}"
 
@@ -160,7 +160,7 @@ def test_patients_by_pattern(tmp_path: Path) -> None:
     root = msd_task(tmp_path, ["p1_pre", "p1_post", "p2_pre"])
     dataset = MsdData(root=str(root), group_pattern=r"^(p\d+)_").discover()
     assert [case.group for case in dataset.cases] == ["p1", "p1", "p2"]
-    with pytest.raises(MedtrainError, match=r"finds no patient in 2 of 3 case ids, such as 'p1_pre'"):
+    with pytest.raises(UsageError, match=r"finds no patient in 2 of 3 case ids, such as 'p1_pre'"):
         MsdData(root=str(root), group_pattern=r"(p\d+)_post").discover()
 
 
@@ -182,14 +182,14 @@ def test_roots_that_are_no_data_set(
     for name in ("Task03_Liver", "empty", "other/sub"):
         Path(name).mkdir(parents=True)
     Path("file").touch()
-    with pytest.raises(MedtrainError) as error:
+    with pytest.raises(UsageError) as error:
         MsdData(root=root, task="Task03_Liver").discover()
     assert said in str(error.value)
     assert hint in str(error.value.hint)
 
 
 def test_the_task_is_read_off_the_root(tmp_path: Path) -> None:
-    with pytest.raises(MedtrainError) as error:
+    with pytest.raises(UsageError) as error:
         MsdData(root=str(tmp_path / "none" / "Task03_Liver")).discover()
     assert "data.root=/path/to/Task03_Liver" in str(error.value.hint)
 
@@ -382,13 +382,13 @@ def test_phantom_never_overwrites_what_is_not_its_own(tmp_path: Path) -> None:
     root = tmp_path / "scans"
     root.mkdir()
     (root / "precious.nii.gz").write_bytes(b"scan")
-    with pytest.raises(MedtrainError, match="holds files that are not this phantom's"):
+    with pytest.raises(UsageError, match="holds files that are not this phantom's"):
         phantom(root).discover()
     root = tmp_path / "phantom"
     phantom(root).discover()
     (root / "imagesTr" / "my_prediction.nii.gz").write_bytes(b"mine")
     assert len(phantom(root).discover().cases) == 2  # the same phantom: nothing is written
-    with pytest.raises(MedtrainError, match=r"such as .*my_prediction\.nii\.gz; they are not overwritten"):
+    with pytest.raises(UsageError, match=r"such as .*my_prediction\.nii\.gz; they are not overwritten"):
         phantom(root, num_cases=3).discover()
     assert (root / "imagesTr" / "my_prediction.nii.gz").read_bytes() == b"mine"
 
@@ -411,7 +411,7 @@ def test_phantom_can_be_made_by_two_at_once(tmp_path: Path) -> None:
 
 
 def test_phantom_without_a_root() -> None:
-    with pytest.raises(MedtrainError, match=r"data\.root is not set"):
+    with pytest.raises(UsageError, match=r"data\.root is not set"):
         PhantomData(root=None).discover()
 
 

@@ -7,7 +7,7 @@ from sklearn.model_selection import KFold
 
 from medtrain.data.case import Case
 from medtrain.data.splits import load_splits, make_folds, save_splits, select_fold, split_hash
-from medtrain.errors import DataError, MedtrainError
+from medtrain.errors import DataError, UsageError
 
 
 def cases_of(ids: list[str], groups: list[str] | None = None) -> list[Case]:
@@ -43,7 +43,7 @@ def test_patients_are_never_divided_and_every_case_is_validated_once() -> None:
 
 
 def test_too_few_patients() -> None:
-    with pytest.raises(MedtrainError, match="3 patients cannot be divided into 5 folds") as error:
+    with pytest.raises(UsageError, match="3 patients cannot be divided into 5 folds") as error:
         make_folds(cases_of(list("aabbc"), list("aabbc")))
     assert error.value.hint == "data.num_folds=3, or data.fold=null to train on every case"
 
@@ -53,7 +53,7 @@ def test_choosing_a_fold() -> None:
     folds = make_folds(cases)
     assert select_fold(folds, 2, cases) is folds[2]
     assert select_fold(folds, None, cases) == {"train": list("abcde"), "val": []}
-    with pytest.raises(MedtrainError, match=r"data\.fold=5, but there are 5 folds"):
+    with pytest.raises(UsageError, match=r"data\.fold=5, but there are 5 folds"):
         select_fold(folds, 5, cases)
 
 
@@ -101,5 +101,5 @@ def test_broken_and_missing_split_files(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('[\n{"train": [}')
     with pytest.raises(DataError, match=r"not valid JSON: line 2, column 12"):
         load_splits(tmp_path / "s.json", [])
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(UsageError, match=r"data\.splits: no such file: \S+t\.json"):
         load_splits(tmp_path / "t.json", [])

@@ -27,6 +27,11 @@ Command = Callable[..., int]
         (["optimizer.lr=1e-3,1e-4"], ["medtrain sweep"]),
         (["inference.keep_largest=[livr]"], ["livr"]),
         (["task.monitor=dise"], ["task.monitor=dise is not a metric", "did you mean task.monitor=dice"]),
+        (["data.fold=3"], ["data.fold=3, but there are 3 folds", "0 to 2"]),
+        (["data.num_folds=7"], ["6 patients cannot be divided into 7 folds"]),
+        (["data.splits=nowhere.json"], ["data.splits: no such file", "nowhere.json"]),
+        (["data.group_pattern='(x)'"], ["finds no patient in 6 of 6 case ids"]),
+        (["loss=tversky", "loss.alpha=0", "loss.beta=0"], ["loss.alpha and loss.beta are both 0"]),
     ],
 )
 def test_mistakes_in_the_configuration(
@@ -40,11 +45,10 @@ def test_mistakes_in_the_configuration(
     run = tmp_path / "run"
     code = medtrain("train", *common, *words, "trainer.max_steps=1", f"run.dir={run}")
     error = capsys.readouterr().err
-    assert code in (1, 2)
     for part in expected:
         assert part in error
     assert "Traceback" not in error
-    assert code == 2 or words[0].startswith(("task.monitor", "inference."))
+    assert code == 2
     assert not run.exists()
 
 
@@ -57,7 +61,7 @@ def test_all_problems_come_at_once(medtrain: Command, capsys: pytest.CaptureFixt
 
 def test_a_missing_data_root(tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert medtrain("train", "data=msd_liver", f"data.root={tmp_path}/nowhere", f"run.dir={run}") in (1, 2)
+    assert medtrain("train", "data=msd_liver", f"data.root={tmp_path}/nowhere", f"run.dir={run}") == 2
     error = capsys.readouterr().err
     assert "nowhere" in error
     assert "medicaldecathlon" in error
@@ -66,7 +70,7 @@ def test_a_missing_data_root(tmp_path: Path, medtrain: Command, capsys: pytest.C
 
 def test_an_empty_folder(tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert medtrain("train", "data=msd", f"data.root={tmp_path}/empty", f"run.dir={tmp_path}/run") in (1, 2)
+    assert medtrain("train", "data=msd", f"data.root={tmp_path}/empty", f"run.dir={tmp_path}/run") == 2
     assert "is an empty folder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices, keep_largest_components
 from medtrain.inference.sliding_window import SlidingWindow
 
@@ -58,8 +58,8 @@ def test_settings_name_the_classes() -> None:
 
 
 def test_unknown_class_names_the_nearest() -> None:
-    with pytest.raises(MedtrainError, match="no foreground class is named `livre`") as caught:
+    with pytest.raises(UsageError, match="no foreground class is named `livre`") as caught:
         class_indices(["livre"], ("background", "liver", "cancer"))
     assert caught.value.hint == "did you mean `liver`?"
-    with pytest.raises(MedtrainError, match="named `background`"):
+    with pytest.raises(UsageError, match="named `background`"):
         class_indices(["background"], ("background", "liver"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain import registry
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.inference import sliding_window as sw
 from medtrain.inference.sliding_window import SlidingWindow, gaussian_profile, predict_logits, window_starts
 
@@ -246,7 +246,7 @@ def test_settings_reach_the_function() -> None:
 
 def test_wrong_mirror_axis_is_a_clear_error() -> None:
     settings = SlidingWindow(mirror_axes=(0, 2))
-    with pytest.raises(MedtrainError, match=r"names axis 2; a 2-D patch has axes 0 to 1"):
+    with pytest.raises(UsageError, match=r"names axis 2; a 2-D patch has axes 0 to 1"):
         settings.predict_logits(_net(2), _image(2, 4, 8, 8), patch_size=(8, 8), mirror=True)
 
 

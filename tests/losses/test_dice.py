@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.dice import DiceBCELoss, DiceCELoss, DiceLoss
 from medtrain.losses.entropy import BinaryCrossEntropyLoss, CrossEntropyLoss, FocalLoss
@@ -201,5 +201,5 @@ def test_batch_dice_adds_up_the_batch() -> None:
 )
 def test_contradictions_are_refused(make: object, message: str) -> None:
     assert callable(make)
-    with pytest.raises(MedtrainError, match=message):
+    with pytest.raises(UsageError, match=message):
         make()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.dice import DiceCELoss
 from medtrain.losses.entropy import BinaryCrossEntropyLoss, CrossEntropyLoss, FocalLoss
 
@@ -134,7 +134,7 @@ def test_class_weights_move_with_the_module_but_are_not_saved() -> None:
 
 
 def test_one_class_needs_a_sigmoid() -> None:
-    with pytest.raises(MedtrainError, match="two classes") as error:
+    with pytest.raises(UsageError, match="two classes") as error:
         CrossEntropyLoss(num_classes=1)
     assert error.value.hint is not None
     assert "loss=bce" in error.value.hint

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.losses.dice import DiceLoss
 from medtrain.losses.tversky import TverskyLoss
 
@@ -37,5 +37,5 @@ def test_beta_punishes_misses_more() -> None:
 
 
 def test_no_weights_are_refused() -> None:
-    with pytest.raises(MedtrainError, match="both 0"):
+    with pytest.raises(UsageError, match="both 0"):
         TverskyLoss(num_classes=2, alpha=0.0, beta=0.0)

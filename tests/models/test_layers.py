@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.models.layers import ConvBlock, InstanceNorm, UpConv, conv, norm_layer
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -83,7 +83,7 @@ def test_instance_norm_keeps_the_memory_format_and_knows_no_evaluation_mode() ->
 
 
 def test_instance_norm_of_a_single_voxel() -> None:
-    with pytest.raises(MedtrainError, match="single voxel"):
+    with pytest.raises(UsageError, match="single voxel"):
         InstanceNorm(4)(torch.ones(2, 4, 1, 1, 1))
 
 
@@ -151,7 +151,7 @@ def test_norm_layers() -> None:
     group = norm_layer("group", 3, 16)
     assert isinstance(group, nn.GroupNorm)
     assert group.num_groups == 8
-    with pytest.raises(MedtrainError, match="divisible by 8"):
+    with pytest.raises(UsageError, match="divisible by 8"):
         norm_layer("group", 3, 12)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.models.unet import UNet
 
 
@@ -168,7 +168,7 @@ def test_dropout_acts_while_training_only() -> None:
 
 
 def test_an_image_that_does_not_fit() -> None:
-    with pytest.raises(MedtrainError, match="an image of 8 x 12 x 16 does not fit") as error:
+    with pytest.raises(UsageError, match="an image of 8 x 12 x 16 does not fit") as error:
         make()(images(1, 1, 8, 12, 16))
     assert error.value.hint is not None
     assert "[8, 16, 16]" in error.value.hint
@@ -194,7 +194,7 @@ def test_an_image_of_other_channels_or_dimensions(shape: tuple[int, ...]) -> Non
     ],
 )
 def test_contradicting_stages_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(MedtrainError, match=message):
+    with pytest.raises(UsageError, match=message):
         make(**settings)
 
 

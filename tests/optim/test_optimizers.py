@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.optim.optimizers import adam, adamw, rmsprop, sgd
 from medtrain.registry import get, names
 
@@ -173,12 +173,12 @@ def test_momentum_missing_in_a_checkpoint_begins_with_zeros() -> None:
 
 
 def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(MedtrainError, match="needs a momentum"):
+    with pytest.raises(UsageError, match="needs a momentum"):
         sgd(model=net(), momentum=0.0)
     sgd(model=net(), momentum=0.0, nesterov=False)
 
 
 @pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (0.9,)])
 def test_betas_are_checked(betas: tuple[float, float]) -> None:
-    with pytest.raises(MedtrainError, match="betas"):
+    with pytest.raises(UsageError, match="betas"):
         adamw(model=net(), betas=betas)

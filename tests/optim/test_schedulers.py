@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.optim.schedulers import (
     AbsoluteLinear,
     Constant,
@@ -253,11 +253,11 @@ def test_schedules_that_count_epochs_change_between_epochs_only() -> None:
 
 
 def test_two_warmups_are_refused() -> None:
-    with pytest.raises(MedtrainError, match="both set"):
+    with pytest.raises(UsageError, match="both set"):
         Cosine(warmup_steps=5, warmup_fraction=0.1)
 
 
 @pytest.mark.parametrize("milestones", [(), (0, 3), (5, 5), (8, 3)])
 def test_milestones_must_increase(milestones: tuple[int, ...]) -> None:
-    with pytest.raises(MedtrainError, match="increasing"):
+    with pytest.raises(UsageError, match="increasing"):
         MultiStep(milestones=milestones)

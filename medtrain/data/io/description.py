@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.data.case import Case
-from medtrain.errors import DataError, MedtrainError, Problem
+from medtrain.errors import DataError, Problem, UsageError
 
 IGNORE = "ignore"
 """The label name that nnU-Net reserves for voxels nobody annotated."""
@@ -100,7 +100,7 @@ def patient_of(case_ids: Sequence[str], pattern: str | None) -> dict[str, str]:
     """The patient of each case: the case itself, or what the pattern's first group finds in the id.
 
     Raises:
-        MedtrainError: The pattern does not fit some ids.
+        UsageError: The pattern does not fit some ids.
     """
     if pattern is None:
         return {case_id: case_id for case_id in case_ids}
@@ -108,7 +108,7 @@ def patient_of(case_ids: Sequence[str], pattern: str | None) -> dict[str, str]:
     found = {case_id: compiled.search(case_id) for case_id in case_ids}
     missed = [case_id for case_id, match in found.items() if match is None or match[1] is None]
     if missed:
-        raise MedtrainError(
+        raise UsageError(
             f"data.group_pattern {pattern!r} finds no patient in {len(missed)} of {len(found)} case ids, "
             f"such as {missed[0]!r}",
             hint=r"e.g. data.group_pattern='^(\w+?)_'",

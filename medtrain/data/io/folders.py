@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medtrain.data.case import Dataset
 from medtrain.data.io.nifti import is_nifti
-from medtrain.errors import DataError, MedtrainError, Problem
+from medtrain.errors import DataError, Problem, UsageError
 from medtrain.registry import closest
 
 DESCRIPTION = "dataset.json"
@@ -22,20 +22,20 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         source: Where the data can be had, for the error.
 
     Raises:
-        MedtrainError: The root is not set, not there, empty, or not the folder of a data set.
+        UsageError: The root is not set, not there, empty, or not the folder of a data set.
     """
     example = f"data.root=/path/to/{expected or 'FOLDER'}"
     if root is None:
-        raise MedtrainError("data.root is not set: where are the scans?", hint=f"{example} ({source})")
+        raise UsageError("data.root is not set: where are the scans?", hint=f"{example} ({source})")
     path = Path(root).expanduser()
     if not path.exists():
         near = _nearest_folder(path)
-        raise MedtrainError(
+        raise UsageError(
             f"data.root: no such folder: {path}",
             hint=f"did you mean data.root={near}?" if near else f"{example} ({source})",
         )
     if not path.is_dir():
-        raise MedtrainError(f"data.root is a file, not a folder: {path}", hint=example)
+        raise UsageError(f"data.root is a file, not a folder: {path}", hint=example)
     if (path / DESCRIPTION).is_file():
         return path
     below = sorted(child.parent for child in path.glob(f"*/{DESCRIPTION}") if not child.parent.name.startswith("."))
@@ -45,11 +45,11 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         return below[0]
     if below:
         names = ", ".join(folder.name for folder in below)
-        raise MedtrainError(f"{path} holds several data sets: {names}", hint=f"data.root={below[0]}")
+        raise UsageError(f"{path} holds several data sets: {names}", hint=f"data.root={below[0]}")
     if not any(path.iterdir()):
-        raise MedtrainError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
+        raise UsageError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
     wanted = f" and no {expected}/{DESCRIPTION}" if expected else ""
-    raise MedtrainError(f"{path} holds no {DESCRIPTION}{wanted}", hint=f"{example} ({source})")
+    raise UsageError(f"{path} holds no {DESCRIPTION}{wanted}", hint=f"{example} ({source})")
 
 
 def _nearest_folder(path: Path) -> Path | None:

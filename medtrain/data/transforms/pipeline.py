@@ -22,7 +22,7 @@ import torch
 
 from medtrain.data.transforms import intensity
 from medtrain.data.transforms.spatial import place, read_size, rotation_matrix
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import Range
 
 Probability = Annotated[float, Range(ge=0, le=1)]
@@ -85,7 +85,7 @@ class RandomPipeline:
             null is all of them. Axis -1 runs from left to right.
 
     Raises:
-        MedtrainError: A range is empty or holds impossible values.
+        UsageError: A range is empty or holds impossible values.
     """
 
     in_channels: int
@@ -117,7 +117,7 @@ class RandomPipeline:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(("_range", "_scale", "_sigma", "_std")) and not value[0] <= value[1]:
-                raise MedtrainError(
+                raise UsageError(
                     f"augment.{field.name} is empty: {value[0]:g} is larger than {value[1]:g}",
                     hint=f"type the smaller value first: augment.{field.name}=[{value[1]:g},{value[0]:g}]",
                 )
@@ -129,7 +129,7 @@ class RandomPipeline:
         have one entry per channel, None where the channel is left alone.
 
         Raises:
-            MedtrainError: `mirror_axes` names an axis the patch does not have.
+            UsageError: `mirror_axes` names an axis the patch does not have.
         """
         table = rng.random((len(_ROWS), 2 + 4 * self.in_channels))
         noise_seed = int(rng.integers(2**63))
@@ -219,7 +219,7 @@ class RandomPipeline:
     def _mirror_axes(self, dims: int) -> tuple[int, ...]:
         axes = tuple(range(dims)) if self.mirror_axes is None else self.mirror_axes
         if any(not -dims <= axis < dims for axis in axes):
-            raise MedtrainError(
+            raise UsageError(
                 f"augment.mirror_axes={list(axes)} names an axis that a {dims}-D patch does not have",
                 hint=f"axes are 0 to {dims - 1}; `augment.mirror_axes=null` mirrors all of them",
             )

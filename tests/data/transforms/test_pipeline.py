@@ -16,7 +16,7 @@ from medtrain.data.transforms.nnunet import NnunetAugmentation
 from medtrain.data.transforms.none import NoAugmentation
 from medtrain.data.transforms.pipeline import RandomPipeline
 from medtrain.data.transforms.spatial import rotation_matrix
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import build, get, names
 
 PROBABILITIES = {  # nnU-Net's
@@ -306,11 +306,11 @@ def test_registered_with_documented_parameters() -> None:
 
 
 def test_impossible_settings_are_errors() -> None:
-    with pytest.raises(MedtrainError, match=r"augment\.gamma_range is empty: 1\.5 is larger than 0\.7") as caught:
+    with pytest.raises(UsageError, match=r"augment\.gamma_range is empty: 1\.5 is larger than 0\.7") as caught:
         NnunetAugmentation(in_channels=1, gamma_range=(1.5, 0.7))
     assert caught.value.hint == "type the smaller value first: augment.gamma_range=[0.7,1.5]"
     planar = NnunetAugmentation(in_channels=1, mirror_axes=(0, 2))
-    with pytest.raises(MedtrainError, match="names an axis that a 2-D patch does not have"):
+    with pytest.raises(UsageError, match="names an axis that a 2-D patch does not have"):
         planar.draw(_rng(0), patch_size=(8, 8))
     assert planar.draw(_rng(0), patch_size=(8, 8, 8)).get("mirror", (0,)) in ((0,), (2,), (0, 2))
 
