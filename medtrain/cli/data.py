@@ -40,16 +40,17 @@ def check(
     with handle_errors(debug):
         from medtrain.config.compose import load_config
         from medtrain.data.check import inspect_dataset
-        from medtrain.data.io.folders import MissingFilesError
+        from medtrain.data.io.folders import FilesError
         from medtrain.registry import build
 
         config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
+        known: Sequence[Problem] = ()
         try:
             dataset = build("data", config["data"]).discover()
-        except MissingFilesError as error:
-            dataset = error.dataset  # the check names the files, and what else is wrong
+        except FilesError as error:  # the check goes on to what else is wrong
+            dataset, known = error.dataset, error.problems
         with _progress("checking") as progress:
-            report = inspect_dataset(dataset, deep=not quick, progress=progress)
+            report = inspect_dataset(dataset, known=known, deep=not quick, progress=progress)
         _print_report(dataset, report)
         if report.problems:
             raise typer.Exit(EXIT_FAILED)

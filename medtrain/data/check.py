@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -78,6 +78,7 @@ def check_dataset(dataset: Dataset, *, deep: bool = True, workers: int | None = 
 def inspect_dataset(
     dataset: Dataset,
     *,
+    known: Sequence[Problem] = (),
     deep: bool = True,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -89,6 +90,7 @@ def inspect_dataset(
 
     Args:
         dataset: What to check; its test cases are checked too.
+        known: What was found while its cases were looked for; reported first, and nothing more of the same files.
         deep: False looks at headers only.
         workers: Threads; as many as there are processors, at most 8, if None.
         progress: Called with cases done, cases in all and the case's id.
@@ -105,9 +107,9 @@ def inspect_dataset(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    problems = _check_ids(dataset)
-    for finding in findings:
-        problems += finding.problems
+    said = {problem.where for problem in known}
+    found = [*_check_ids(dataset), *(problem for finding in findings for problem in finding.problems)]
+    problems = [*known, *(problem for problem in found if problem.where not in said)]
     warnings = [warning for finding in findings for warning in finding.warnings]
     for duplicate, harmful in _find_duplicates(findings):
         (problems if harmful else warnings).append(duplicate)

@@ -60,13 +60,16 @@ def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
         group_pattern: See `MsdData`.
 
     Raises:
-        DataError: dataset.json is wrong, a case is listed twice, or there is no labelled case.
-        MissingFilesError: Everything is well but for missing files.
+        DataError: dataset.json is wrong, or there is no labelled case.
+        FilesError: Files are missing, cases are listed twice, or entries of the list name no files; all of it at once.
     """
     description = read_description(root / DESCRIPTION)
-    training = _training_pairs(root, description)
+    training, problems = _training_pairs(root, description)
     test = _test_images(root, description)
-    _require_unique([file_stem(image) for image, _ in training] + [file_stem(image) for image in test], description)
+    ids = [file_stem(image) for image in (*(image for image, _ in training), *test)]
+    repeated = [case_id for case_id, count in Counter(ids).items() if count > 1]
+    problems += [Problem(where=case_id, message="this case is listed more than once") for case_id in repeated]
+    training = list(dict.fromkeys(training))  # the same files need no second look
     patients = patient_of([file_stem(image) for image, _ in training], group_pattern)
     cases = [
         Case(file_stem(image), images=(image,), label=label, group=patients[file_stem(image)])
@@ -82,10 +85,11 @@ def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
         cases=sorted_cases(cases),
         test_cases=sorted_cases(test_cases),
     )
-    return require_files(dataset)
+    return require_files(dataset, problems)
 
 
-def _training_pairs(root: Path, description: Description) -> list[tuple[Path, Path]]:
+def _training_pairs(root: Path, description: Description) -> tuple[list[tuple[Path, Path]], list[Problem]]:
+    """Images with their labels, and the entries of the list that are none."""
     listed = description.content.get("training")
     if not listed:
         images = list_scans(root / "imagesTr")
@@ -93,7 +97,7 @@ def _training_pairs(root: Path, description: Description) -> list[tuple[Path, Pa
             message = "lists no training cases, and imagesTr holds no NIfTI files"
             raise DataError([Problem(where=str(description.path), message=message)])
         labels = {file_stem(path): path for path in list_scans(root / "labelsTr")}
-        return [(path, labels.get(file_stem(path), root / "labelsTr" / path.name)) for path in images]
+        return [(path, labels.get(file_stem(path), root / "labelsTr" / path.name)) for path in images], []
     pairs: list[tuple[Path, Path]] = []
     problems: list[Problem] = []
     for index, entry in enumerate(listed if isinstance(listed, list) else [listed]):
@@ -102,9 +106,9 @@ def _training_pairs(root: Path, description: Description) -> list[tuple[Path, Pa
         else:
             message = f'training entry {index} is not {{"image": FILE, "label": FILE}}: {entry!r:.80}'
             problems.append(Problem(where=str(description.path), message=message))
-    if problems:
+    if not pairs:
         raise DataError(problems, heading=f"{description.path} is wrong:")
-    return [(image, label) for image, label in pairs if not image.name.startswith("._")]
+    return [(image, label) for image, label in pairs if not image.name.startswith("._")], problems
 
 
 def _test_images(root: Path, description: Description) -> list[Path]:
@@ -128,10 +132,3 @@ def _listed(root: Path, name: str) -> Path:
         if other.exists():
             return other
     return path
-
-
-def _require_unique(ids: list[str], description: Description) -> None:
-    repeated = [case_id for case_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        problems = [Problem(where=case_id, message="this case is listed more than once") for case_id in repeated]
-        raise DataError(problems, heading=f"{description.path} lists cases twice:")

@@ -46,9 +46,12 @@ class NnunetData(VolumeData):
         if ending not in SUFFIXES:
             message = f"file_ending {ending!r} is not supported; supported are {' and '.join(SUFFIXES)}"
             raise DataError([Problem(where=str(description.path), message=message)])
-        training = _group_channels(root / "imagesTr", description)
+        problems: list[Problem] = []
+        training = _group_channels(root / "imagesTr", description, problems)
+        test = _group_channels(root / "imagesTs", description, problems)
         if not training:
-            raise DataError([Problem(where=str(root / "imagesTr"), message=f"holds no CASE_0000{ending} files")])
+            nothing = Problem(where=str(root / "imagesTr"), message=f"holds no CASE_0000{ending} files")
+            raise DataError([nothing, *problems], heading=f"{root} does not fit its {DESCRIPTION}:")
         labels = {case_id: root / "labelsTr" / f"{case_id}{ending}" for case_id in training}
         patients = patient_of(list(training), self.group_pattern)
         dataset = Dataset(
@@ -64,25 +67,20 @@ class NnunetData(VolumeData):
                 ]
             ),
             test_cases=sorted_cases(
-                [
-                    Case(name, images=images, label=None, group=name)
-                    for name, images in _group_channels(root / "imagesTs", description).items()
-                ]
+                [Case(name, images=images, label=None, group=name) for name, images in test.items()]
             ),
         )
-        return require_files(dataset)
+        return require_files(dataset, problems)
 
 
-def _group_channels(folder: Path, description: Description) -> dict[str, tuple[Path, ...]]:
+def _group_channels(folder: Path, description: Description, problems: list[Problem]) -> dict[str, tuple[Path, ...]]:
     """Case id -> its channel files, all of them whether they exist or not.
 
-    Raises:
-        DataError: Files that are not named CASE_0000, or channels that dataset.json does not name.
+    Files that are not named CASE_0000 and channels that dataset.json does not name are added to `problems`.
     """
     ending = str(description.content.get("file_ending", SUFFIXES[0]))
     channels = len(description.channel_names)
     ids: set[str] = set()
-    problems: list[Problem] = []
     for path in list_scans(folder):
         match = _CHANNEL_FILE.match(file_stem(path))
         if match is None or not path.name.endswith(ending):
@@ -93,8 +91,6 @@ def _group_channels(folder: Path, description: Description) -> dict[str, tuple[P
             problems.append(Problem(where=str(path), message=message))
         else:
             ids.add(match[1])
-    if problems:
-        raise DataError(problems, heading=f"{folder} does not fit {description.path}:")
     return {
         case_id: tuple(folder / f"{case_id}_{channel:04d}{ending}" for channel in range(channels))
         for case_id in sorted(ids)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -303,6 +304,55 @@ def test_command_names_missing_files_with_everything_else(folder: Folder) -> Non
     assert "label values 7 (3 voxels), 255 (1 voxel) are not declared" in result.stdout
     with pytest.raises(DataError, match="2 of 8 files"):  # what training calls
         folder.dataset()
+
+
+def test_command_names_what_dataset_json_gets_wrong_with_everything_else(folder: Folder) -> None:
+    """A case listed twice, another id used for two files, an entry without a label; a third case is cut off."""
+    truncate(folder)
+    (folder.root / "more").mkdir()
+    folder.save("more", "c", np.zeros((6, 7, 8), np.float32))
+    listed: list[dict[str, str]] = [
+        {"image": f"{part}/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"}
+        for part, name in [*(("imagesTr", name) for name in ("a", *IDS)), ("more", "c")]
+    ]
+    listed.append({"image": "imagesTr/d.nii.gz"})
+    description = folder.root / "dataset.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "training": listed}))
+    result = run("check", "data=msd", f"data.root={folder.root}")
+    assert result.exit_code == 1
+    said = [line.strip() for line in result.stdout.splitlines()]
+    start = said.index("4 problems:")
+    assert said[start + 1 : start + 4] == [
+        "dataset.json: training entry 5 is not {\"image\": FILE, \"label\": FILE}: {'image': 'imagesTr/d.nii.gz'}",
+        "a: this case is listed more than once",
+        "c: this case is listed more than once",
+    ]
+    assert said[start + 4].startswith("imagesTr/b.nii.gz: truncated")
+    assert "1 warning:" in said  # more/c holds one value; a, listed twice, was read once
+    with pytest.raises(DataError) as error:  # what training calls
+        folder.dataset()
+    assert len(error.value.problems) == 3
+
+
+def test_command_names_wrongly_named_files_with_everything_else(tmp_path: Path) -> None:
+    """nnU-Net's layout: a file without a channel, a channel too many, a file cut off."""
+    root = tmp_path / "Dataset001_Small"
+    root.mkdir()
+    folder = Folder(root)
+    for name in ("a", "b"):
+        folder.path("imagesTr", name).rename(folder.path("imagesTr", f"{name}_0000"))
+    shutil.copy(folder.path("imagesTr", "b_0000"), folder.path("imagesTr", "b_0001"))
+    empty(folder)
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "cancer": 2}}
+    (root / "dataset.json").write_text(json.dumps(description))
+    result = run("check", "data=nnunet", f"data.root={root}")
+    assert result.exit_code == 1
+    said = [line.strip() for line in result.stdout.splitlines()]
+    assert said[said.index("3 problems:") + 1 :] == [
+        "imagesTr/b_0001.nii.gz: channel 1, but dataset.json names 1",
+        "imagesTr/c.nii.gz: expected CASE_0000.nii.gz: the case, then the channel in four digits",
+        "labelsTr/b.nii.gz: the file is empty",
+    ]
 
 
 def test_command_without_data(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from medtrain.data.case import Dataset
 from medtrain.data.check import check_dataset
-from medtrain.data.io.folders import MissingFilesError
+from medtrain.data.io.folders import FilesError
 from medtrain.data.io.nifti import SourceGrid, read_image, read_label, write_image
 from medtrain.data.msd import MsdData
 from medtrain.data.nnunet import NnunetData
@@ -255,7 +255,7 @@ def test_nnunet_missing_channels_and_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         NnunetData(root=str(root)).discover()
     assert [Path(problem.where).name for problem in error.value.problems] == ["a_0001.nii.gz", "b.nii.gz"]
-    assert isinstance(error.value, MissingFilesError)
+    assert isinstance(error.value, FilesError)
     assert ids_of(error.value.dataset) == ["a", "b"]
 
 

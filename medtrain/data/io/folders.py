@@ -65,12 +65,12 @@ def list_scans(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
 
 
-class MissingFilesError(DataError):
-    """Files of a data set are missing, which is otherwise as described.
+class FilesError(DataError):
+    """Files of a data set are missing, misnamed or listed twice; everything else can be looked at.
 
     Args:
-        problems: One per file.
-        dataset: Its cases, those with missing files too: for a check that goes on to everything else.
+        problems: One per file, case or entry of the list.
+        dataset: The cases that could be told, those with missing files too: for a check that goes on to what they hold.
         heading: See `ProblemsError`.
     """
 
@@ -79,18 +79,24 @@ class MissingFilesError(DataError):
         self.dataset = dataset
 
 
-def require_files(dataset: Dataset) -> Dataset:
+def require_files(dataset: Dataset, problems: Sequence[Problem] = ()) -> Dataset:
     """The data set, if all files of its labelled cases are there; training does without the others.
 
+    Args:
+        dataset: What was found.
+        problems: What was wrong with the files' names and list, which is said together with what is missing.
+
     Raises:
-        MissingFilesError: Names every file that is not.
+        FilesError: Names every file.
     """
     paths: list[Path] = []
     for case in dataset.cases:
         paths += case.images if case.label is None else (*case.images, case.label)
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        problems = [Problem(where=str(path), message="no such file") for path in missing]
+    missing = [Problem(where=str(path), message="no such file") for path in paths if not path.is_file()]
+    if missing and not problems:
         heading = f"{len(missing)} of {len(paths)} files of {dataset.root} are missing:"
-        raise MissingFilesError(problems, dataset=dataset, heading=heading)
+    else:
+        heading = f"{dataset.root} does not fit its {DESCRIPTION}:"
+    if missing or problems:
+        raise FilesError([*problems, *missing], dataset=dataset, heading=heading)
     return dataset
