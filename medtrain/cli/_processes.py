@@ -1,12 +1,14 @@
-"""Start a command again as several processes."""
+"""Start a command again as several processes, which end when the one that started them does."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +17,14 @@ from types import FrameType
 from medtrain.cli._run import EXIT_STOPPED
 from medtrain.errors import UsageError
 
+log = logging.getLogger(__name__)
+
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 _IN_ORDER = (0, EXIT_STOPPED)
 _POLL_S = 0.1
 _SETTLE_S = 3.0  # what fails in one process usually fails in all, and each says so in its own files
 _GRACE_S = 10.0
+_LAUNCHED = "MEDTRAIN_LAUNCHED"  # set where stdin is a pipe that the launcher holds open
 
 
 def relaunch(processes: int) -> int:
@@ -38,7 +43,9 @@ def run_processes(
 ) -> int:
     """Run a command as the ranks of a distributed job and wait for all of them.
 
-    Signals that stop a run are passed on to every process, each time they come. Only process 0 writes to stdout.
+    Signals that stop a run are passed on to every process, each time they come. Only process 0 writes to stdout. Their
+    stdin is the end of a pipe that nothing is written to: it closes when this process ends, however that happens, and
+    `stop_with_launcher` waits for that.
 
     Args:
         command: Program and arguments; the place of each process is in its environment, as under torchrun.
@@ -51,16 +58,35 @@ def run_processes(
         75 if the processes were stopped, 0 if all are done.
     """
     ranks: list[subprocess.Popen[bytes]] = []
+    theirs, ours = os.pipe()  # ours is not inherited
     with _collect_signals() as received:
         try:
             port = _free_port()
             for rank in range(processes):
-                ranks.append(_start(command, rank, processes, port))
+                ranks.append(_start(command, rank, processes, port, theirs))
             return _wait(ranks, received, settle_s, grace_s)
         finally:
             for process in ranks:
                 process.kill()  # does nothing to one that has ended
                 process.wait()
+            os.close(theirs)
+            os.close(ours)
+
+
+def stop_with_launcher() -> None:
+    """Stop this process as SIGTERM does once the launcher that started it has been killed.
+
+    Does nothing in a process that was not started by `run_processes`.
+    """
+    if os.environ.pop(_LAUNCHED, None):  # what this process starts has another stdin
+        threading.Thread(target=_wait_for_launcher, name="launcher", daemon=True).start()
+
+
+def _wait_for_launcher() -> None:
+    while os.read(0, 1):  # returns when the launcher's end of the pipe is closed
+        pass
+    log.warning("the process that started this one has ended: stopping")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int], settle_s: float, grace_s: float) -> int:
@@ -97,8 +123,9 @@ def _explain(rank: int, code: int, processes: int) -> int:
     return 128 - code
 
 
-def _start(command: Sequence[str], rank: int, processes: int, port: int) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], rank: int, processes: int, port: int, stdin: int) -> subprocess.Popen[bytes]:
     place = {
+        _LAUNCHED: 1,
         "WORLD_SIZE": processes,
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -109,6 +136,7 @@ def _start(command: Sequence[str], rank: int, processes: int, port: int) -> subp
     return subprocess.Popen(
         command,
         env={**os.environ, **{name: str(value) for name, value in place.items()}},
+        stdin=stdin,
         stdout=None if rank == 0 else subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C of the terminal reaches them once, through us
     )

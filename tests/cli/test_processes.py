@@ -155,6 +155,33 @@ def test_nothing_stays_when_a_process_cannot_be_started(tmp_path: Path, monkeypa
     assert started[0].returncode == -signal.SIGKILL
 
 
+def test_processes_stop_as_on_a_signal_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    code = """
+from medtrain.cli._processes import stop_with_launcher
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+stop_with_launcher()
+meet()
+if rank == 0:
+    os.kill(os.getppid(), signal.SIGKILL)
+(folder / f"rank{rank}").write_text(received(signal.SIGTERM))
+"""
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-c", _COMMON + code, str(tmp_path)]
+    launcher = f"from medtrain.cli._processes import run_processes\nrun_processes({command!r}, 2)"
+    # the output ends when every process that could write to it has
+    done = subprocess.run([sys.executable, "-c", launcher], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["SIGTERM", "SIGTERM"]
+    assert done.stderr.count("the process that started this one has ended") == 2
+
+
+def test_who_was_not_started_by_the_launcher_watches_nobody(tmp_path: Path) -> None:
+    code = "from medtrain.cli._processes import stop_with_launcher\nstop_with_launcher()\nimport threading\n"
+    code += "print(threading.active_count())"
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    assert done.stdout == b"1\n"
+
+
 def test_relaunch_runs_the_same_command_without_nproc(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[list[str], int]] = []
 

@@ -320,6 +320,36 @@ def test_two_processes_train_and_resume(common: list[str], tmp_path: Path, medtr
     assert medtrain("resume", run, "trainer.max_steps=4") == 0
 
 
+def test_two_processes_stop_in_order_when_their_launcher_is_killed(
+    common: list[str], tmp_path: Path, medtrain: Command
+) -> None:
+    """As on a signal: a checkpoint of the step, and the run can be continued."""
+    (tmp_path / "killer.py").write_text(
+        "import os, signal\n"
+        "from medtrain.engine.loop import Engine\n"
+        "original = Engine.train_step\n"
+        "def train_step(self, batches):\n"
+        "    original(self, batches)\n"
+        "    if self.step == 2 and self.dist.is_main:\n"
+        "        os.kill(os.getppid(), signal.SIGKILL)\n"
+        "Engine.train_step = train_step\n"
+    )
+    run = tmp_path / "run"
+    words = [*common, "trainer.max_steps=500", "trainer.eval_every=500step", "trainer.sanity_check=false"]
+    command = [sys.executable, "-m", "medtrain", "train", "--nproc", "2", "--import", "killer", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    # the output ends when every process that could write to it has
+    done = subprocess.run(
+        [*command, f"run.dir={run}"], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    status = json.loads((run / "status.json").read_text())
+    assert (status["status"], status["message"]) == ("stopped", "received SIGTERM"), done.stderr
+    assert 2 <= status["step"] < 500
+    assert (run / "checkpoints" / f"step_{status['step']:08d}" / "model.safetensors").exists()
+    assert medtrain("resume", run, f"trainer.max_steps={status['step'] + 1}") == 0
+
+
 @pytest.mark.slow
 def test_compiles(common: list[str], tmp_path: Path, medtrain: Command) -> None:
     run = tmp_path / "compiled"
