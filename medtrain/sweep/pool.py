@@ -7,6 +7,7 @@ its own to itself, and takes nobody with it when it dies. This module imports no
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.run.atomic import atomic_write_json
+from medtrain.sweep.folder import RESULT
 
 _GRACE_S = 60.0  # to save a checkpoint once the sweep itself is gone
-_PRELOAD = "medtrain.sweep.trial"
+_PRELOAD = ("medtrain.sweep.trial", "torch._dynamo")  # torch imports the second, for seconds, when an optimizer is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class TrialTask:
         watch: Metric reported after each evaluation; None to report none.
         latency: Whether to measure the time of a forward pass at the end.
         split_hashes: The split that every trial must have, for each fold in turn.
+        facts: Kept with the result.
         started: `time.monotonic()` when the trial was handed out.
     """
 
@@ -51,6 +54,7 @@ class TrialTask:
     watch: str | None = None
     latency: bool = False
     split_hashes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
 
@@ -143,7 +147,7 @@ class TrialPool:
 
     def __init__(self, places: Sequence[Place], *, preload: Sequence[str] = ()) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([_PRELOAD, *preload])
+        self._context.set_forkserver_preload([*_PRELOAD, *preload])
         self._free = list(reversed(places))
         self._running: dict[int, tuple[BaseProcess, Connection, Place]] = {}
 
@@ -185,13 +189,13 @@ class TrialPool:
             there.close()
         self._running[key] = (process, here, place)
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, function: str, *arguments: Any) -> Any:
         """Run a function in a process of its own and return its result, which must be picklable.
 
         What it logs goes to this console. Errors for the user are raised here again.
 
         Args:
-            function: Of a module's top level.
+            function: `MODULE:NAME`, imported there and not here.
             arguments: Its positional arguments.
         """
         key = -1
@@ -313,7 +317,7 @@ def _train(task: TrialTask, connection: Connection) -> None:
 
     try:
         result = run_trial(task, TrialChannel(connection))
-        atomic_write_json(Path(task.run_dir) / "result.json", result.to_json())
+        atomic_write_json(Path(task.run_dir) / RESULT, {**task.facts, **result.to_json()})
     except BaseException:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -322,9 +326,10 @@ def _train(task: TrialTask, connection: Connection) -> None:
         sys.stderr.flush()
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection) -> None:
+def _call(function: str, arguments: tuple[Any, ...], connection: Connection) -> None:
+    module, _, name = function.partition(":")
     try:
-        outcome = function(*arguments)
+        outcome = getattr(importlib.import_module(module), name)(*arguments)
     except BaseException as error:
         outcome = error
     try:

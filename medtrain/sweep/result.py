@@ -43,14 +43,20 @@ class TrialResult:
     seconds: float = 0.0
     overhead_s: float = 0.0
 
+    @property
+    def is_final(self) -> bool:
+        """Whether trying once more would end the same way."""
+        return self.state in ("complete", "pruned") or self.failure in ("oom", "nonfinite", "error")
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialResult:
-        """The result that `to_json` wrote."""
-        return cls(**data)
+        """The result that `to_json` wrote; other keys are left out."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ class Definition:
         folder: The sweep's folder, absolute.
         split_hash: Of the split that all trials share.
         default: The point of the space that is the configuration as it is.
+        is_grid: Whether every dimension was typed as a plain list, so that every point is to be tried.
     """
 
     overrides: tuple[str, ...]
@@ -140,6 +147,7 @@ class Definition:
     folder: str
     split_hash: str
     default: Mapping[str, Any] | None
+    is_grid: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -23,6 +23,7 @@ from medtrain.config.saved import load_saved
 from medtrain.data.splits import split_hash
 from medtrain.engine.build import build_task
 from medtrain.engine.derive import derive
+from medtrain.engine.device import choose_device
 from medtrain.engine.distributed import Dist
 from medtrain.engine.launch import EXIT_STOPPED, Outcome, log_progress, open_data, resume_run, start_run
 from medtrain.errors import MedtrainError, NonFiniteError
@@ -30,12 +31,12 @@ from medtrain.registry import plain
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, read_status
 from medtrain.run.log import setup_logging
+from medtrain.sweep.folder import RESULT, read_result
 from medtrain.sweep.pool import TrialChannel, TrialTask
 from medtrain.sweep.result import Failure, TrialResult
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
 _PRUNED = "pruned by the sweep"
 
 
@@ -113,7 +114,7 @@ def run_trial(task: TrialTask, channel: TrialChannel) -> TrialResult:
     results: list[TrialResult] = []
     for index, fold in enumerate(task.folds or (None,)):
         place = folder if fold is None else folder / f"fold{fold}"
-        result = _read_result(place)
+        result = read_result(place)
         if result is None:
             result = _run_fold(task, channel, place, fold, (index, max(1, len(task.folds))))
             if fold is not None:
@@ -178,15 +179,6 @@ def _continue(task: TrialTask, place: Path, callbacks: Mapping[str, Callback]) -
     if status.status == "done":  # trained, but killed before the result was written: only that is left to do
         folder.restore(dataclasses.replace(status, status="stopped"), status.message)
     return resume_run(place, config, before=config, callbacks=callbacks)
-
-
-def _read_result(place: Path) -> TrialResult | None:
-    """The result of an earlier process, when there is nothing left to do."""
-    try:
-        result = TrialResult.from_json(json.loads((place / RESULT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return result if result.state == "complete" else None
 
 
 def _join(results: Sequence[TrialResult], seconds: float) -> TrialResult:
@@ -267,5 +259,10 @@ def probe(overrides: Sequence[str], imports: Sequence[str], config_dirs: Sequenc
         split_hashes=tuple(hashes),
         dataset=derivation.dataset.dataset_name,
         device=derivation.device.type,
-        gpus=torch.cuda.device_count() if derivation.device.type == "cuda" else 0,
+        gpus=count_gpus(config["trainer"]["device"]),
     )
+
+
+def count_gpus(device: str) -> int:
+    """GPUs that trials can use on this machine: none where they train on something else."""
+    return torch.cuda.device_count() if choose_device(device).type == "cuda" else 0
