@@ -135,6 +135,15 @@ def accepts_text(annotation: Any) -> bool:
     return base is str
 
 
+def number_kind(annotation: Any) -> Literal["int", "float"] | None:
+    """Whether an annotation takes numbers, and which; None when it takes none."""
+    base = _unwrap(annotation).base
+    if _is_union(base):
+        kinds = {number_kind(member) for member in typing.get_args(base)}
+        return "float" if "float" in kinds else "int" if "int" in kinds else None
+    return "int" if base is int else "float" if base is float else None
+
+
 def step_into(annotation: Any, key: str) -> Any | None:
     """The annotation of the item `key` of a container (a field, a dict key, a list index), or None."""
     base, arguments = _unwrap(annotation).base, typing.get_args(_unwrap(annotation).base)

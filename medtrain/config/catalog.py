@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medtrain import registry
-from medtrain.config.paths import ALL_GROUPS, conf_dir
+from medtrain.config.paths import ALL_GROUPS, COMPONENT_GROUPS, conf_dir
 from medtrain.errors import UsageError
 
 _SCHEMA_LINE = re.compile(r"schema/(\w+)@")
@@ -54,7 +54,7 @@ def require_group(group: str) -> str:
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """The options of a group: YAML files of every config folder, and components that have none."""
-    found = set(registry.names(group)) if group in registry.GROUPS else set()
+    found = set(registry.names(group)) if group in COMPONENT_GROUPS else set()
     for folder in (*config_dirs, conf_dir()):
         root = Path(folder) / group
         found |= {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")}

@@ -6,14 +6,17 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from medtrain.config.annotations import REQUIRED
 from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
-from medtrain.config.overrides import is_override
+from medtrain.config.overrides import Search, is_override, read_override
 from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS
 from medtrain.config.sources import Sources
+from medtrain.config.sweeps import NOTHING_VARIES, load_sweep
 from medtrain.errors import ConfigError, Problem, UsageError
-from medtrain.registry import load_plugins
+from medtrain.registry import SWEEP_GROUPS, load_plugins
 
 
 def check_all(
@@ -22,8 +25,8 @@ def check_all(
     """Compose and check configs; yield the name of each with its problems.
 
     Args:
-        targets: Overrides, checked together; files or patterns of experiment files, each checked with the overrides.
-            Nothing checks every option of every group.
+        targets: Overrides, checked together; files or patterns of files, experiments or spaces of sweeps, each checked
+            with the overrides. Nothing checks every option of every group.
         config_dirs: Folders searched before the built-in configs.
         imports: Modules that register components.
 
@@ -35,16 +38,26 @@ def check_all(
     import_modules(imports)
     load_plugins()
     if files:
-        cases = [(file, [f"experiment={file}", *overrides]) for file in files]
+        cases = [(file, [_as_override(file), *overrides]) for file in files]
     elif overrides:
         cases = [(" ".join(overrides), overrides)]
     else:
         cases = [("train", []), *_everything(config_dirs)]
     for name, words in cases:
         problems = _check(words, config_dirs)
-        if not targets:  # a component may well require a value that only its user knows
-            problems = tuple(problem for problem in problems if not problem.message.startswith(REQUIRED))
+        if not targets:  # a component may well require a value that only its user knows, and a sweep what it varies
+            problems = tuple(p for p in problems if not p.message.startswith(REQUIRED) and p != NOTHING_VARIES)
         yield name, problems
+
+
+def _as_override(file: str) -> str:
+    """How a file is chosen: one with a space, or with settings of a sweep, is for `medtrain sweep`."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        content = None  # composing it says what is wrong
+    is_sweep = isinstance(content, dict) and not {"space", *SWEEP_GROUPS}.isdisjoint(content)
+    return f"{'sweep' if is_sweep else 'experiment'}={file}"
 
 
 def _expand(pattern: str) -> list[str]:
@@ -64,7 +77,15 @@ def _everything(config_dirs: Sequence[Path | str]) -> Iterator[tuple[str, list[s
 
 def _check(overrides: Sequence[str], config_dirs: Sequence[Path | str]) -> tuple[Problem, ...]:
     try:
-        load_config(overrides, config_dirs=config_dirs)
+        if any(_is_for_sweep(word) for word in overrides):
+            load_sweep(overrides, config_dirs=config_dirs)
+        else:
+            load_config(overrides, config_dirs=config_dirs)
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _is_for_sweep(word: str) -> bool:
+    read = read_override(word)
+    return isinstance(read, Search) or (not isinstance(read, Problem) and read.key.split(".", 1)[0] in SWEEP_GROUPS)

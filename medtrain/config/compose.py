@@ -17,8 +17,8 @@ from medtrain import registry
 from medtrain.config.annotations import accepts_text
 from medtrain.config.imports import import_modules
 from medtrain.config.interpolate import resolve
-from medtrain.config.overrides import Override, parse, plus_problem
-from medtrain.config.paths import MULTI_GROUPS
+from medtrain.config.overrides import Override, Request, parse, plus_problem
+from medtrain.config.paths import COMPONENT_GROUPS, MULTI_GROUPS, groups_of
 from medtrain.config.schema import annotation_at, component_defaults, section_defaults
 from medtrain.config.sources import COMMAND_LINE, Selection, Sources
 from medtrain.config.tree import OriginTree
@@ -59,7 +59,7 @@ class Composed:
             untouched.merge(layer.content, layer.origin, layer.package)
         defaults = section_defaults(self.tree)
         for group, section in resolve(untouched.values, untouched.origins)[0].items():
-            if group not in registry.GROUPS:
+            if group not in groups_of(self.config_name):
                 defaults[group] = section
             elif group in MULTI_GROUPS:
                 defaults[group] = {key: {**component_defaults(group, s["name"]), **s} for key, s in section.items()}
@@ -91,31 +91,87 @@ def load_config(
     """
     import_modules(imports)
     registry.load_plugins()
-    sources = Sources(config_dirs)
-    request = parse(overrides, sources)
+    composed, problems = draft(overrides, Sources(config_dirs), config_name).check()
+    if problems:
+        raise ConfigError(problems)
+    assert composed is not None
+    return composed
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A config that is put together but not checked.
+
+    Args:
+        tree: Its values.
+        request: What was typed.
+        selection: The files it is made of.
+        problems: Met so far.
+        overrides: As typed.
+        sources: Where it was composed from.
+        config_name: The primary config.
+    """
+
+    tree: OriginTree
+    request: Request
+    selection: Selection
+    problems: tuple[Problem, ...]
+    overrides: tuple[str, ...]
+    sources: Sources
+    config_name: str
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """Groups whose option is unknown; their values cannot be checked."""
+        return self.request.broken | self.selection.broken
+
+    def check(self) -> tuple[Composed | None, list[Problem]]:
+        """Resolve and check it; return the config, None when something is wrong with it, and every problem."""
+        tree = self.tree
+        resolved, unresolvable = resolve(tree.values, tree.origins)
+        skip = self.broken | {problem.where for problem in unresolvable}
+        groups = groups_of(self.config_name)
+        checked, invalid = validate(resolved, tree.origins, skip=skip, groups=groups)
+        problems = [*self.problems, *unresolvable, *invalid]
+        if problems:
+            return None, problems
+        composed = Composed(
+            tree=checked,
+            unresolved={key: tree.values.get(key, {}) for key in checked},
+            origins={**tree.origins, **_name_origins(checked, self.selection)},
+            overrides=self.overrides,
+            choices=_choices(checked, self.selection),
+            sources=self.sources,
+            config_name=self.config_name,
+        )
+        return composed, []
+
+
+def draft(
+    overrides: Sequence[str], sources: Sources, config_name: str, *, extra: Mapping[str, str | list[str]] | None = None
+) -> Draft:
+    """Put a config together: files, choices and values.
+
+    Args:
+        overrides: As typed.
+        sources: Where to compose from; components must be registered.
+        config_name: Primary config.
+        extra: Options of groups that a user cannot choose.
+
+    Raises:
+        ConfigError: The files cannot be put together at all.
+    """
+    request = parse(overrides, sources, config_name)
     try:
-        selection = sources.select(config_name, request.chosen)
+        selection = sources.select(config_name, {**request.chosen, **(extra or {})})
     except ConfigError as error:
         raise ConfigError([*request.problems, *error.problems]) from error
     tree = OriginTree()
     for layer in selection.layers:
         tree.merge(layer.content, layer.origin, layer.package)
     broken = request.broken | selection.broken
-    problems = [*request.problems, *selection.problems, *apply_values(request.values, tree, broken)]
-    resolved, unresolvable = resolve(tree.values, tree.origins)
-    checked, invalid = validate(resolved, tree.origins, skip=broken | {p.where for p in unresolvable})
-    problems += [*unresolvable, *invalid]
-    if problems:
-        raise ConfigError(problems)
-    return Composed(
-        tree=checked,
-        unresolved={key: tree.values.get(key, {}) for key in checked},
-        origins={**tree.origins, **_name_origins(checked, selection)},
-        overrides=tuple(overrides),
-        choices=_choices(checked, selection),
-        sources=sources,
-        config_name=config_name,
-    )
+    problems = (*request.problems, *selection.problems, *apply_values(request.values, tree, broken))
+    return Draft(tree, request, selection, problems, tuple(overrides), sources, config_name)
 
 
 def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset[str]) -> list[Problem]:
@@ -146,7 +202,7 @@ def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset
 def _name_origins(tree: Mapping[str, Any], selection: Selection) -> dict[str, str]:
     """Where each component was chosen, which says more than that its name comes from its schema."""
     found = {}
-    for group in registry.GROUPS:
+    for group in (group for group in COMPONENT_GROUPS if group in tree):
         for key in [f"{group}.{name}" for name in tree[group]] if group in MULTI_GROUPS else [group]:
             found[f"{key}.name"] = selection.chosen_by[group]
     return found

@@ -11,8 +11,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, PRESET_GROUPS
+from medtrain.config.paths import ALL_GROUPS, FILE_GROUPS, MULTI_GROUPS, PRESET_GROUPS, groups_of
 from medtrain.config.sources import COMMAND_LINE, Sources, unknown_option
+from medtrain.config.validate import BELONGS_TO_SWEEP
 from medtrain.errors import Problem
 from medtrain.registry import closest
 
@@ -42,6 +43,23 @@ class Override:
 
 
 @dataclass(frozen=True)
+class Search:
+    """One `KEY=VALUES` that says how a key varies.
+
+    Args:
+        key: Dotted path, or a group.
+        values: Hydra's sweep: a choice, a range, an interval or a glob.
+        text: As typed.
+        plus: Whether it was written with a `+`.
+    """
+
+    key: str
+    values: Any
+    text: str
+    plus: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything the user typed.
 
@@ -64,19 +82,22 @@ def is_override(text: str) -> bool:
     return match is not None and match["equal"] is not None and not Path(text).exists()
 
 
-def parse(overrides: Sequence[str], sources: Sources) -> Request:
+def parse(overrides: Sequence[str], sources: Sources, config_name: str = "train") -> Request:
     """Sort overrides into choices of groups and values of keys, collecting every problem.
 
     Args:
         overrides: As typed.
         sources: Knows the options of each group.
+        config_name: The primary config, which has these groups or not.
     """
     chosen: dict[str, str | list[str]] = {}
     values: list[Override] = []
     problems: list[Problem] = []
     broken: set[str] = set()
     for text in overrides:
-        parsed = _parse_one(text)
+        parsed = read_override(text)
+        if isinstance(parsed, Search):
+            parsed = _several(parsed)
         if isinstance(parsed, Problem):
             problems.append(parsed)
             broken |= {group for group in ALL_GROUPS if text.lstrip("+~").startswith(f"{group}=")}
@@ -84,6 +105,9 @@ def parse(overrides: Sequence[str], sources: Sources) -> Request:
         group = parsed.key
         if group not in ALL_GROUPS:
             values.append(parsed)
+            continue
+        if group not in (*groups_of(config_name), *PRESET_GROUPS):
+            problems.append(Problem(f"{group}={parsed.text}", BELONGS_TO_SWEEP, None, COMMAND_LINE))
             continue
         option = _parse_choice(parsed, sources)
         if isinstance(option, Problem):
@@ -96,7 +120,8 @@ def parse(overrides: Sequence[str], sources: Sources) -> Request:
     return Request(chosen, tuple(values), tuple(problems), frozenset(broken))
 
 
-def _parse_one(text: str) -> Override | Problem:
+def read_override(text: str) -> Override | Search | Problem:
+    """Read one override, whatever it says of its key: a value, several values, or nothing that can be used."""
     match = _OVERRIDE.match(text)
     if match is None or match["equal"] is None:
         return _malformed(text, match)
@@ -111,7 +136,7 @@ def _parse_one(text: str) -> Override | Problem:
     except HydraException:
         return Override(key, match["text"], match["text"], readable=False, plus=bool(match["sign"]))
     if parsed.is_sweep_override():
-        return _sweep(match["key"], match["text"])
+        return Search(key, parsed.value(), match["text"], plus=bool(match["sign"]))
     return Override(key, parsed.value(), match["text"], plus=bool(match["sign"]))
 
 
@@ -131,7 +156,9 @@ def _malformed(text: str, match: re.Match[str] | None) -> Problem:
     return Problem(text, message, f"did you mean `{near}=...`?" if near else None, COMMAND_LINE)
 
 
-def _sweep(key: str, text: str) -> Problem:
+def _several(search: Search) -> Problem:
+    """What is said of several values where one is taken."""
+    key, text = search.key, search.text
     hint = f"try them all with `medtrain sweep '{key}={text}'`"
     if "(" not in text and key not in ALL_GROUPS:
         hint += f", or write a list as `{key}=[{text}]`"
@@ -145,9 +172,9 @@ def _parse_choice(override: Override, sources: Sources) -> str | list[str] | Pro
     group, value = override.key, override.value
     if override.plus:
         return plus_problem(override)
-    if group in PRESET_GROUPS:
-        if value is None:
-            return None
+    if group in PRESET_GROUPS and value is None:
+        return None
+    if group in FILE_GROUPS:
         path = Path(override.text).expanduser()
         if path.suffix in (".yaml", ".yml"):
             if not path.is_file():

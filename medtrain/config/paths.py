@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from medtrain.errors import MedtrainError
-from medtrain.registry import GROUPS
+from medtrain.registry import GROUPS, SWEEP_GROUPS
 
 MULTI_GROUPS = ("callbacks", "logger")
 """Groups of which any number can be chosen (`logger=[csv,jsonl]`); each option lies under its own key."""
@@ -14,8 +14,14 @@ MULTI_GROUPS = ("callbacks", "logger")
 PRESET_GROUPS = ("experiment", "debug")
 """Groups that are no component: their files change values of the whole config."""
 
-ALL_GROUPS = (*GROUPS, *PRESET_GROUPS)
-"""Everything that can be chosen."""
+FILE_GROUPS = (*PRESET_GROUPS, "sweep")
+"""Groups of which a file of the user can be chosen by its path."""
+
+COMPONENT_GROUPS = (*GROUPS, *SWEEP_GROUPS)
+"""The groups of components, of every command."""
+
+ALL_GROUPS = (*COMPONENT_GROUPS, *PRESET_GROUPS)
+"""Everything that can be chosen, in some command."""
 
 ROOT_KEYS = ("seed",)
 """Keys that belong to no group; `medtrain.config.schema` has their types."""
@@ -33,6 +39,14 @@ def conf_dir() -> Path:
     raise MedtrainError(f"the shipped configs are missing: no train.yaml in {where}", hint="reinstall medtrain")
 
 
-def default_choices() -> dict[str, str]:
-    """What the shipped train.yaml chooses in each group, as written."""
-    return dict(_DEFAULT_LINE.findall((conf_dir() / "train.yaml").read_text(encoding="utf-8")))
+def groups_of(config_name: str) -> tuple[str, ...]:
+    """The groups of components in a primary config: a sweep has some more than a run."""
+    return COMPONENT_GROUPS if config_name == "sweep" else GROUPS
+
+
+def default_choices(config_name: str = "train") -> dict[str, str]:
+    """What the shipped train.yaml, and sweep.yaml on top of it, chooses in each group, as written."""
+    found: dict[str, str] = {}
+    for name in ("train",) if config_name == "train" else ("train", config_name):
+        found |= _DEFAULT_LINE.findall((conf_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {group: option for group, option in found.items() if group in ALL_GROUPS}

@@ -11,8 +11,10 @@ import yaml
 from hydra._internal.grammar.utils import escape_special_characters
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from medtrain.config.compose import Composed
-from medtrain.config.paths import MULTI_GROUPS
+from medtrain.config.compose import Composed, draft
+from medtrain.config.interpolate import resolve
+from medtrain.config.paths import COMPONENT_GROUPS, MULTI_GROUPS
+from medtrain.config.sources import Sources
 from medtrain.config.tree import leaves, lookup
 from medtrain.registry import GROUPS, plain
 
@@ -25,11 +27,18 @@ _STYLE: dict[str, Any] = {"width": 10**9, "sort_keys": False, "allow_unicode": T
 
 
 class _FlowDumper(yaml.SafeDumper):
-    """Lists of lists and mappings on one line, never with anchors."""
+    """Lists of lists and mappings on one line, never with anchors; texts that OmegaConf takes for numbers in quotes."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Never write `&id001`."""
         return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _NUMBER_LIKE.match(text) else None)
+
+
+_FlowDumper.add_representer(str, _represent_text)
 
 
 def to_yaml(tree: Mapping[str, Any], comment: Comment = lambda key: None) -> str:
@@ -55,7 +64,8 @@ def _yaml_lines(tree: Mapping[str, Any], indent: str, path: str, comment: Commen
 
 def _flow(value: Any) -> str:
     if not isinstance(value, list | Mapping):
-        return yaml.safe_dump(value, width=10**9, allow_unicode=True).removesuffix("...\n").strip()
+        text = yaml.dump(value, Dumper=_FlowDumper, width=10**9, allow_unicode=True)
+        return text.removesuffix("...\n").strip()
     text = yaml.dump(
         [value], Dumper=_FlowDumper, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True
     )
@@ -74,14 +84,14 @@ def to_flat(tree: Mapping[str, Any], comment: Comment = lambda key: None) -> str
     """Write a tree as overrides, one per line: typed after `medtrain train` they give the same config."""
     lines = []
     data = plain(dict(tree))
-    for group in (group for group in GROUPS if group in data):
+    for group in (group for group in COMPONENT_GROUPS if group in data):
         if group in MULTI_GROUPS:
             lines.append(_with_comment(f"{group}=[{','.join(data[group])}]", None))
         elif "name" in data[group]:
             lines.append(_with_comment(f"{group}={data[group]['name']}", comment(f"{group}.name")))
     for key, value in leaves(data):
         group = key.split(".", 1)[0]
-        if (group in GROUPS and key.endswith(".name")) or (value == {} and group in MULTI_GROUPS):
+        if (group in COMPONENT_GROUPS and key.endswith(".name")) or (value == {} and group in MULTI_GROUPS):
             continue
         lines.append(_with_comment(f"{key}={write_override(value)}", comment(key)))
     return "".join(f"{line}\n" for line in lines)
@@ -133,3 +143,56 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     for part in parents:
         tree = tree.setdefault(part, {})
     tree[last] = value
+
+
+def experiment_yaml(composed: Composed, *, comment: str) -> str:
+    """Write the config of a run as an experiment file that gives it again by itself.
+
+    The file names the components that `medtrain train` would not choose, and every value that it would not set. It
+    needs none of the files the config was composed from, and means the same beside them.
+
+    Args:
+        composed: As `medtrain train` composes it.
+        comment: What the file is, for its head.
+    """
+    sources = (Sources(), composed.sources)
+    plain_choices = [draft([], source, "train").selection for source in sources]
+    chosen: dict[str, str | list[str]] = {}
+    for group in GROUPS:
+        option = _portable_option(group, composed, sources[0])
+        usual = [c.listed[group] if group in MULTI_GROUPS else c.choices[group] for c in plain_choices]
+        if any(option != other for other in usual):
+            chosen[group] = option
+    words = [f"{group}={write_override(option)}" for group, option in chosen.items()]
+    values: dict[str, Any] = {}
+    for source in sources:
+        there = draft(words, source, "train").tree
+        given = resolve(there.values, there.origins)[0]
+        for key, value in leaves(plain(composed.tree)):
+            if key != "run.dir" and not _is_at(given, key, value) and not (value == {} and key in MULTI_GROUPS):
+                values[key] = value
+    lines = ["# @package _global_", *(f"# {line}".rstrip() for line in comment.splitlines())]
+    if chosen:
+        lines += ["defaults:", *(f"  - override /{group}: {_flow(option)}" for group, option in chosen.items()), ""]
+    tree: dict[str, Any] = {}
+    for key in [key for key, _ in leaves(plain(composed.tree)) if key in values]:
+        _put(tree, key, values[key])
+    return "".join(f"{line}\n" for line in lines) + to_yaml(tree)
+
+
+def _portable_option(group: str, composed: Composed, shipped: Sources) -> str | list[str]:
+    """The option of a group that anybody has: a shipped one, or the component by its name."""
+    if group in MULTI_GROUPS:
+        return [key for key, section in composed.tree[group].items() if section["name"] == key]
+    option, name = str(composed.choices[group]), str(composed.tree[group]["name"])
+    if option not in shipped.options(group):
+        return name
+    made = draft([f"{group}={option}"], shipped, "train").tree.values[group]
+    return option if made["name"] == name else name
+
+
+def _is_at(tree: Mapping[str, Any], key: str, value: Any) -> bool:
+    try:
+        return bool(plain(lookup(tree, key)) == value)
+    except KeyError:
+        return False

@@ -37,7 +37,7 @@ def load_saved(run: Path, overrides: Sequence[str] = (), *, imports: Sequence[st
     registry.load_plugins()
     file = Path(run) / CONFIG_FILE
     tree = OriginTree()
-    tree.merge(_read(file), str(file))
+    tree.merge(read_config(file), str(file))
     request = parse(overrides, Sources())
     exchanged = [
         Problem(f"{group}={option}", "the components of a run cannot be exchanged", None, COMMAND_LINE)
@@ -51,7 +51,12 @@ def load_saved(run: Path, overrides: Sequence[str] = (), *, imports: Sequence[st
     return checked
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config.yaml as it is.
+
+    Raises:
+        MedtrainError: It is missing, or no config.
+    """
     hint = "give the folder of a run; `medtrain runs` lists them"
     if not file.parent.is_dir():
         raise MedtrainError(f"there is no folder {file.parent}", hint=hint)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from medtrain import registry
 from medtrain.config.annotations import step_into
-from medtrain.config.paths import MULTI_GROUPS
+from medtrain.config.paths import COMPONENT_GROUPS, MULTI_GROUPS
 from medtrain.errors import MedtrainError
 from medtrain.registry import Param, Range
 
@@ -43,7 +43,7 @@ def annotation_at(tree: Mapping[str, Any], key: str) -> Any | None:
     head, *rest = key.split(".")
     if head in ROOT:
         return ROOT[head].type if not rest else None
-    if head not in registry.GROUPS:
+    if head not in COMPONENT_GROUPS:
         return None
     section = tree.get(head)
     if head in MULTI_GROUPS and rest:
@@ -66,7 +66,7 @@ def section_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
         tree: A checked config.
     """
     result: dict[str, Any] = {key: param.default for key, param in ROOT.items()}
-    for group in registry.GROUPS:
+    for group in (group for group in COMPONENT_GROUPS if group in tree):
         section = tree[group]
         if group in MULTI_GROUPS:
             result[group] = {key: component_defaults(group, value["name"]) for key, value in section.items()}

@@ -22,7 +22,7 @@ from hydra._internal.core_plugins.structured_config_source import StructuredConf
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medtrain import registry
-from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, conf_dir
+from medtrain.config.paths import COMPONENT_GROUPS, MULTI_GROUPS, PRESET_GROUPS, conf_dir, groups_of
 from medtrain.config.schema import component_defaults
 from medtrain.errors import ConfigError, Problem, UsageError
 
@@ -66,6 +66,7 @@ class Selection:
         layers: In merge order; later layers win.
         choices: Option of each group; None where nothing is chosen.
         chosen_by: Where each choice was made.
+        listed: Options of each group of which any number can be chosen.
         problems: Options and files that do not exist or cannot be read.
         broken: Groups whose option could not be loaded; their values cannot be checked.
     """
@@ -73,6 +74,7 @@ class Selection:
     layers: tuple[Layer, ...]
     choices: Mapping[str, str | None]
     chosen_by: Mapping[str, str]
+    listed: Mapping[str, list[str]]
     problems: tuple[Problem, ...]
     broken: frozenset[str]
 
@@ -154,17 +156,20 @@ class Sources(ConfigRepository):
         ]
         self._publish_schemas(path for path, _ in selected)
         layers = [layer for path, package in selected if (layer := self._layer(path, package))]
-        choices = {group: _choice(found.overrides.known_choices.get(group)) for group in ALL_GROUPS}
+        groups = (*groups_of(config_name), *PRESET_GROUPS)
+        choices = {group: _choice(found.overrides.known_choices.get(group)) for group in groups}
         chosen_by = {}
-        for group in ALL_GROUPS:
+        for group in groups:
             by = found.overrides.override_metadata.get(group)
             typed = by is not None and by.external_override
-            file = (by.containing_config_path if by else None) or config_name
+            primary = config_name if group not in registry.GROUPS or config_name != "sweep" else "train"
+            file = (by.containing_config_path if by else None) or primary
             chosen_by[group] = COMMAND_LINE if typed else self.origin(file)
         problems = [
             replace(problem, origin=chosen_by.get(problem.where.partition("=")[0])) for problem in self._problems
         ]
-        return Selection(tuple(layers), choices, chosen_by, tuple(problems), frozenset(self._broken))
+        listed = {group: _listed(group, found.defaults) for group in MULTI_GROUPS}
+        return Selection(tuple(layers), choices, chosen_by, listed, tuple(problems), frozenset(self._broken))
 
     def _layer(self, config_path: str, package: str) -> Layer | None:
         loaded = self.load_config(config_path)
@@ -217,7 +222,7 @@ class Sources(ConfigRepository):
         """Put the real schema of every selected component in the ConfigStore: only these modules are imported."""
         for config_path in config_paths:
             match = _SCHEMA_PATH.match(config_path)
-            if match and config_path not in self._broken:
+            if match and match[1] not in self._broken:
                 component = registry.get(match[1], match[2])
                 node = component_defaults(component.group, component.name)
                 ConfigStore.instance().store(
@@ -256,7 +261,7 @@ def _store_names() -> None:
     selectable that has no YAML file; a file of the same name is found first.
     """
     store = ConfigStore.instance()
-    for group in registry.GROUPS:
+    for group in COMPONENT_GROUPS:
         for name in registry.names(group):
             if store.get_type(f"{group}/{SCHEMA}/{name}.yaml") == ObjectType.NOT_FOUND:
                 package = name if group in MULTI_GROUPS else "_here_"
@@ -266,6 +271,15 @@ def _store_names() -> None:
 
 def _write(option: str | list[str]) -> str:
     return f"[{','.join(option)}]" if isinstance(option, list) else option
+
+
+def _listed(group: str, defaults: Iterable[ResultDefault]) -> list[str]:
+    """The options of a group that were chosen, without the files that they are made of."""
+    return [
+        (default.config_path or "").removeprefix(f"{group}/")
+        for default in defaults
+        if (default.config_path or "").startswith(f"{group}/") and not (default.parent or "").startswith(f"{group}/")
+    ]
 
 
 def _choice(option: Any) -> str | None:
@@ -293,10 +307,20 @@ def _explain(error: Exception, config_name: str) -> Problem:
     where, message = (match[1] or config_name, match[2]) if match else (config_name, text)
     unused = re.match(r"Could not override '([^']+)'\.", message)
     if unused:
-        near = registry.closest(unused[1], ALL_GROUPS)
+        return _unknown_override(where, unused[1], (*groups_of(config_name), *PRESET_GROUPS))
+    return Problem(where, message)
+
+
+def _unknown_override(where: str, group: str, known: Sequence[str]) -> Problem:
+    if group in registry.SWEEP_GROUPS:
         return Problem(
             where,
-            f"the defaults list overrides the unknown group `{unused[1]}`",
-            hint=f"did you mean `override /{near}: ...`?" if near else f"groups are: {', '.join(ALL_GROUPS)}",
+            f"the defaults list overrides the group `{group}`, which comes after it",
+            hint=f"choose it on the command line, `medtrain sweep {group}=...`, or in a file of the group sweep",
         )
-    return Problem(where, message)
+    near = registry.closest(group, known)
+    return Problem(
+        where,
+        f"the defaults list overrides the unknown group `{group}`",
+        hint=f"did you mean `override /{near}: ...`?" if near else f"groups are: {', '.join(known)}",
+    )

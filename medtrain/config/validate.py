@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from medtrain import registry
@@ -12,9 +12,16 @@ from medtrain.config.schema import ROOT, component_of
 from medtrain.config.tree import origin_of
 from medtrain.errors import Problem
 
+BELONGS_TO_SWEEP = "belongs to `medtrain sweep`"
+"""What is said of a sweep's group in the config of a run."""
+
 
 def validate(
-    tree: Mapping[str, Any], origins: Mapping[str, str], *, skip: Collection[str] = ()
+    tree: Mapping[str, Any],
+    origins: Mapping[str, str],
+    *,
+    skip: Collection[str] = (),
+    groups: Sequence[str] = registry.GROUPS,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Check every value; return the coerced tree and all problems.
 
@@ -22,13 +29,14 @@ def validate(
         tree: Plain data without interpolations.
         origins: Where each value came from.
         skip: Groups and keys whose problems are known already.
+        groups: The groups that the config has.
     """
     result: dict[str, Any] = {}
-    issues: list[Issue] = list(_unknown_sections(tree))
+    issues: list[Issue] = list(_unknown_sections(tree, groups))
     values, found = check_params(ROOT, {key: tree[key] for key in ROOT if key in tree}, "")
     result.update(values)
     issues += found
-    for group in registry.GROUPS:
+    for group in groups:
         if group in skip:
             continue
         check_section = _check_many if group in MULTI_GROUPS else _check_one
@@ -47,10 +55,13 @@ def validate(
     return result, problems
 
 
-def _unknown_sections(tree: Mapping[str, Any]) -> Iterator[Issue]:
-    known = [*ROOT, *registry.GROUPS]
+def _unknown_sections(tree: Mapping[str, Any], groups: Sequence[str]) -> Iterator[Issue]:
+    known = [*ROOT, *groups]
     for key, value in tree.items():
         if key in known:
+            continue
+        if key in registry.SWEEP_GROUPS:
+            yield Issue(_deepest(str(key), value), BELONGS_TO_SWEEP)
             continue
         hint = f"known keys: {', '.join(known)}"
         near = registry.closest(str(key), [*known, *PRESET_GROUPS])

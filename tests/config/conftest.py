@@ -13,7 +13,9 @@ from hydra.core.config_store import ConfigStore
 
 from medtrain import registry
 from medtrain.config import sources
+from medtrain.config.paths import COMPONENT_GROUPS
 from medtrain.registry import Format, Range, register
+from medtrain.sweep.settings import SweepSettings
 
 
 def _parse_duration(text: str) -> str:
@@ -124,6 +126,14 @@ def plain(*, level: Literal["low", "high"] = "low") -> None:
     """
 
 
+def sampler(*, startup: Annotated[int, Range(ge=1)] = 10) -> None:
+    """Ask.
+
+    Args:
+        startup: Random trials.
+    """
+
+
 TOYS: dict[str, dict[str, Callable[..., Any]]] = {
     "task": {"segmentation": plain, "classification": plain},
     "model": {"unet": unet, "swin": swin},
@@ -137,6 +147,9 @@ TOYS: dict[str, dict[str, Callable[..., Any]]] = {
     "callbacks": {"early_stopping": early_stopping, "curves": plain},
     "logger": {"csv": plain, "jsonl": plain},
     "run": {"default": plain},
+    "sweep": {"default": SweepSettings},
+    "sampler": {"auto": plain, "tpe": sampler},
+    "pruner": {"auto": plain, "median": plain},
 }
 
 TRAIN = """\
@@ -154,10 +167,30 @@ defaults:
   - logger: [csv, jsonl]
   - run: default
   - data: folder
+  - optional trial: null
   - optional local: default
   - experiment: null
   - debug: null
 seed: 0
+"""
+
+SWEEP = """\
+defaults:
+  - train
+  - sampler: auto
+  - pruner: auto
+  - sweep: default
+  - override /trial: quiet
+  - _self_
+"""
+
+QUIET = """\
+# @package _global_
+defaults:
+  - override /callbacks: []
+  - override /logger: [csv]
+trainer:
+  compile: true
 """
 
 
@@ -181,12 +214,14 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conf]:
     monkeypatch.setattr(registry, "_STATE", registry._State(plugins_loaded=True))
     monkeypatch.setattr(registry, "builtin_modules", dict)
     stored = copy.copy(ConfigStore.instance().repo)
-    ConfigStore.instance().repo = {key: node for key, node in stored.items() if key not in registry.GROUPS}
+    ConfigStore.instance().repo = {key: node for key, node in stored.items() if key not in COMPONENT_GROUPS}
     for group, components in TOYS.items():
         for name, target in components.items():
             register(group, name)(target)
     toy = Conf(tmp_path / "conf")
     toy.write("train.yaml", TRAIN)
+    toy.write("sweep.yaml", SWEEP)
+    toy.write("trial/quiet.yaml", QUIET)
     toy.write("model/unet.yaml", "defaults: [schema/unet@_here_, _self_]\ndropout: 0.1\n")
     monkeypatch.setattr(sources, "conf_dir", lambda: toy.root)
     yield toy

@@ -10,7 +10,7 @@ import pytest
 from medtrain import registry
 from medtrain.config import catalog
 from medtrain.config.annotations import choices
-from medtrain.config.paths import ALL_GROUPS, ROOT_KEYS, conf_dir, default_choices
+from medtrain.config.paths import ALL_GROUPS, PRESET_GROUPS, ROOT_KEYS, conf_dir, default_choices
 from medtrain.config.render import write_override
 from medtrain.config.schema import ROOT
 from medtrain.errors import UsageError
@@ -53,7 +53,8 @@ def test_groups() -> None:
 
 def test_what_paths_repeats_is_true() -> None:
     assert tuple(ROOT) == ROOT_KEYS
-    assert set(default_choices()) == set(ALL_GROUPS)
+    assert set(default_choices()) == {*registry.GROUPS, *PRESET_GROUPS}
+    assert set(default_choices("sweep")) == set(ALL_GROUPS)
     assert (conf_dir() / "train.yaml").is_file()
 
 

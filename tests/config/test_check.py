@@ -15,7 +15,7 @@ def test_everything_that_ships(conf: Any) -> None:
     conf.write("experiment/good.yaml", "# @package _global_\nseed: 1\n")
     conf.write("experiment/bad.yaml", "# @package _global_\nseed: -1\n")
     found = dict(check_all([]))
-    assert len(found) == 1 + 19 + 2  # train, the toy components, the experiments
+    assert len(found) == 1 + 24 + 2  # train, the toy components, the experiments
     assert [name for name, problems in found.items() if problems] == ["experiment=bad"]
     assert str(found["experiment=bad"][0]) == "seed: must be >= 0, got -1 (conf/experiment/bad.yaml)"
 

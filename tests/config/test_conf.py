@@ -16,7 +16,9 @@ from medtrain.config.paths import PRESET_GROUPS, conf_dir
 from medtrain.registry import plain
 
 FILES = sorted(path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().rglob("*.yaml"))
-OPTIONS = [(group, option) for file in FILES if "/" in file for group, option in [file.split("/", 1)]]
+OPTIONS = [
+    (group, option) for file in FILES if "/" in file for group, option in [file.split("/", 1)] if group != "trial"
+]
 BUILTIN = sorted(registry.builtin_modules())
 
 

@@ -1,0 +1,315 @@
+"""From the command line of `medtrain sweep` to a checked configuration and its search space.
+
+Everything that a sweep would find wrong in its trials is found here, before the first one, and all at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medtrain import registry
+from medtrain.config.annotations import show
+from medtrain.config.compose import Composed, Draft, apply_values, draft
+from medtrain.config.dimensions import NOTHING_VARIES, SpaceBuilder
+from medtrain.config.imports import import_modules
+from medtrain.config.overrides import Override, Search, plus_problem, read_override
+from medtrain.config.paths import ALL_GROUPS, FILE_GROUPS, MULTI_GROUPS
+from medtrain.config.render import write_override
+from medtrain.config.saved import CONFIG_FILE, read_config
+from medtrain.config.search import Entry, read_search, read_yaml, why_unreadable
+from medtrain.config.sources import COMMAND_LINE, Sources
+from medtrain.config.space import Space
+from medtrain.config.tree import OriginTree, leaves, lookup, origin_of
+from medtrain.config.validate import validate
+from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.registry import plain
+
+SPACE = "sweep.space"
+MAY_CHANGE = (
+    "n_trials",
+    "timeout",
+    "workers",
+    "retries",
+    "max_failures",
+    "keep_checkpoints",
+    "rerun_best",
+    "rerun_seeds",
+    "rerun_folds",
+)
+"""Settings that `medtrain resume` may change in a sweep; the others would make its trials incomparable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A checked sweep.
+
+    Args:
+        composed: The whole configuration, that of the sweep included, with nothing varied.
+        train: What a trial starts from: the same as `medtrain train` composes it from `overrides`.
+        overrides: Of a trial, without what varies; what sweep.yaml and its presets change is written out.
+        full_overrides: The same for a run by itself: with the callbacks, loggers and the final evaluation that
+            `medtrain train` would have.
+        space: What varies.
+        is_grid: Whether everything that varies was written as a plain comma list.
+        notes: Remarks for the user: entries of a preset that do not apply.
+        imports: Modules that register the user's components.
+        config_dirs: Folders of the user's configurations, absolute.
+    """
+
+    composed: Composed
+    train: Composed
+    overrides: tuple[str, ...]
+    full_overrides: tuple[str, ...]
+    space: Space
+    is_grid: bool
+    notes: tuple[str, ...]
+    imports: tuple[str, ...]
+    config_dirs: tuple[str, ...]
+
+
+@dataclass
+class _Words:
+    """The command line, sorted: what sets a value, what makes one vary, and what is wrong."""
+
+    plain: dict[str, str]
+    entries: dict[str, Entry | None]
+    problems: list[Problem]
+
+
+def load_sweep(
+    overrides: Sequence[str] = (), *, config_dirs: Sequence[Path | str] = (), imports: Sequence[str] = ()
+) -> SweepConfig:
+    """Compose and check a sweep.
+
+    Args:
+        overrides: `KEY=VALUE`, `GROUP=OPTION`, and values that vary in Hydra's grammar, as typed.
+        config_dirs: Folders laid out as conf/, searched before the built-in one.
+        imports: Modules to import first, because they register components.
+
+    Raises:
+        ConfigError: Lists every problem.
+        UsageError: A folder or module does not exist.
+    """
+    import_modules(imports)
+    registry.load_plugins()
+    folders = tuple(str(Path(folder).absolute()) for folder in config_dirs)
+    sources = Sources(folders)
+    words = _sort(overrides, sources)
+    try:
+        first = draft(list(words.plain.values()), sources, "sweep")
+        entries = _join(first, words, sources)
+        builder = SpaceBuilder(sources, words.plain, entries, objectives=_objectives(first))
+    except ConfigError as error:  # the files cannot be put together at all
+        raise ConfigError([*words.problems, *error.problems]) from error
+    composed = builder.build()
+    problems = [*words.problems, *_misplaced(first), *builder.problems]
+    if not entries and not problems:
+        problems = [NOTHING_VARIES]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    assert composed is not None
+    composed.tree["sweep"]["space"] = {entry.key: entry.written for entry in entries.values()}
+    base = builder.base
+    train = [word for key, word in base.items() if not _is_of_sweep(key) and key != "run.dir"]
+    quiet = _spell_out(train, draft(list(base.values()), sources, "sweep"))
+    loud = _spell_out(train, draft(list(base.values()), sources, "sweep", extra={"trial": []}))
+    run, _ = draft(quiet, sources, "train").check()
+    assert run is not None, "the trials' configuration is part of the sweep's, which is checked"
+    return SweepConfig(
+        composed=composed,
+        train=run,
+        overrides=tuple(quiet),
+        full_overrides=tuple(loud),
+        space=builder.space,
+        is_grid=builder.is_grid,
+        notes=tuple(builder.notes),
+        imports=tuple(imports),
+        config_dirs=folders,
+    )
+
+
+def _is_of_sweep(key: str) -> bool:
+    return key.split(".", 1)[0] in registry.SWEEP_GROUPS
+
+
+def _misplaced(first: Draft) -> list[Problem]:
+    """Settings of the sweep in files that are read before those of the sweep, which would have no effect."""
+    problems: list[Problem] = []
+    for layer in first.selection.layers:
+        if layer.package.split(".", 1)[0] in registry.SWEEP_GROUPS:
+            return problems
+        groups = [group for group in registry.SWEEP_GROUPS if not layer.package and group in layer.content]
+        hint = "write it in a file of the group sweep: `medtrain sweep sweep=FILE.yaml`"
+        problems += [Problem(group, f"is not set in {layer.origin}", hint, layer.origin) for group in groups]
+    return problems
+
+
+def _objectives(first: Draft) -> tuple[str, ...]:
+    section = first.tree.values.get("sweep")
+    found = section.get("objectives") if isinstance(section, Mapping) else None
+    return tuple(str(name) for name in found) if isinstance(found, list) else ()
+
+
+def _sort(overrides: Sequence[str], sources: Sources) -> _Words:
+    """Sort what was typed; the last word on a key counts."""
+    words = _Words({}, {}, [])
+    for text in overrides:
+        parsed = read_override(text)
+        if isinstance(parsed, Problem):
+            words.problems.append(parsed)
+            continue
+        key = parsed.key.removeprefix(f"{SPACE}.")
+        if key != parsed.key:
+            _take(words, key, _from_space_word(key, parsed, sources), text)
+        elif isinstance(parsed, Search):
+            _take(words, key, _from_search(parsed, sources), text)
+        else:
+            reason = None if parsed.readable else why_unreadable(parsed.text)
+            unreadable = Problem(text, f"cannot be read: {reason}", None, COMMAND_LINE) if reason else None
+            _take(words, key, unreadable, _absolute(parsed, text))
+    return words
+
+
+def _take(words: _Words, key: str, found: Entry | Problem | None, text: str) -> None:
+    """Note a word: an entry varies the key, nothing sets it."""
+    words.plain.pop(key, None)
+    words.entries.pop(key, None)
+    if isinstance(found, Problem):
+        words.problems.append(found)
+        words.entries[key] = None
+    elif found is not None:
+        words.entries[key] = found
+    else:
+        words.plain[key] = text
+        words.entries[key] = None
+
+
+def _from_search(search: Search, sources: Sources) -> Entry | Problem:
+    if search.plus:
+        return plus_problem(Override(search.key, None, search.text))
+    if search.key in MULTI_GROUPS:
+        hint = f"write a list: `{search.key}=[{search.text}]`" if "(" not in search.text else None
+        return Problem(f"{search.key}={search.text}", "is chosen for all trials", hint, COMMAND_LINE)
+    return read_search(search, _options(search.key, sources))
+
+
+def _from_space_word(key: str, parsed: Override | Search, sources: Sources) -> Entry | Problem | None:
+    """`sweep.space.KEY=...` on the command line says the same as `KEY=...`, and may be null or a mapping."""
+    if isinstance(parsed, Search):
+        return _from_search(Search(key, parsed.values, parsed.text, parsed.plus), sources)
+    return read_yaml(key, parsed.value, COMMAND_LINE, _options(key, sources))
+
+
+def _options(key: str, sources: Sources) -> Sequence[str]:
+    return sources.options(key) if key in ALL_GROUPS else ()
+
+
+def _absolute(parsed: Override, text: str) -> str:
+    """A file is named so that a trial finds it from any folder."""
+    path = Path(parsed.text).expanduser()
+    if parsed.key in FILE_GROUPS and path.suffix in (".yaml", ".yml") and path.is_file():
+        return f"{parsed.key}={write_override(str(path.absolute()))}"
+    return text
+
+
+def _join(first: Draft, words: _Words, sources: Sources) -> dict[str, Entry]:
+    """The entries of the files with those of the command line on top."""
+    section = first.tree.values.get("sweep")
+    space = section.get("space") if isinstance(section, Mapping) else None
+    entries: dict[str, Entry] = {}
+    for key, written in (space if isinstance(space, Mapping) else {}).items():
+        if key in words.entries or written is None:
+            continue
+        origin = origin_of(first.tree.origins, f"{SPACE}.{key}") or SPACE
+        found = read_yaml(str(key), written, origin, _options(str(key), sources))
+        if isinstance(found, Problem):
+            words.problems.append(found)
+        else:
+            entries[str(key)] = found
+    return entries | {key: entry for key, entry in words.entries.items() if entry is not None}
+
+
+def _spell_out(words: Sequence[str], target: Draft) -> list[str]:
+    """Add to a run's overrides what makes it the sweep's configuration: choices first, then values."""
+    sources = target.sources
+    result = list(words)
+    reached = draft(result, sources, "train").selection
+    for group in registry.GROUPS:
+        wanted = target.selection.listed[group] if group in MULTI_GROUPS else target.selection.choices[group]
+        there = reached.listed[group] if group in MULTI_GROUPS else reached.choices[group]
+        if wanted != there:
+            result.append(f"{group}={write_override(wanted)}")
+    tree = draft(result, sources, "train").tree.values
+    for key, value in leaves({key: value for key, value in target.tree.values.items() if not _is_of_sweep(key)}):
+        try:
+            same = lookup(tree, key) == value
+        except KeyError:
+            same = False
+        if not same:
+            result.append(f"{key}={write_override(value)}")
+    return result
+
+
+def load_saved_sweep(folder: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Read and check how a sweep searches, from its folder, with the changes that are allowed.
+
+    Args:
+        folder: The sweep's folder.
+        overrides: `sweep.KEY=VALUE`; only those of `MAY_CHANGE` can change something.
+
+    Returns:
+        The checked sections `sweep`, `sampler` and `pruner`.
+
+    Raises:
+        MedtrainError: The folder is not a sweep.
+        ConfigError: Lists every problem.
+    """
+    file = Path(folder) / CONFIG_FILE
+    content = read_config(file)
+    missing = [group for group in registry.SWEEP_GROUPS if group not in content]
+    if missing:
+        raise MedtrainError(f"{folder} is not a sweep: {file} has no `{missing[0]}`", hint="`medtrain runs` lists runs")
+    tree = OriginTree()
+    tree.merge({group: content[group] for group in registry.SWEEP_GROUPS}, str(file))
+    before = copy.deepcopy(tree)
+    problems: list[Problem] = []
+    for text in overrides:
+        read = read_override(text)
+        if isinstance(read, Search):
+            problems.append(Problem(read.key, "the space of a sweep cannot be changed", _BEGIN_ANEW, COMMAND_LINE))
+        elif isinstance(read, Problem):
+            problems.append(read)
+        else:
+            problems += _change(read, tree)
+    checked, invalid = validate(tree.values, tree.origins, groups=registry.SWEEP_GROUPS)
+    problems += invalid
+    problems += _refused(tree, before) if not invalid else []
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return {group: checked[group] for group in registry.SWEEP_GROUPS}
+
+
+_BEGIN_ANEW = "begin a new sweep; `sweep.warm_start=[FOLDER]` takes over what this one has learned"
+
+
+def _change(word: Override, tree: OriginTree) -> list[Problem]:
+    """Set a value of a continued sweep; what it may be is checked later."""
+    group, _, key = word.key.partition(".")
+    if group not in registry.SWEEP_GROUPS or not key:
+        message = "cannot be changed: the trials of a sweep share their configuration"
+        return [Problem(word.key, message, _BEGIN_ANEW, COMMAND_LINE)]
+    return apply_values([word], tree, frozenset())
+
+
+def _refused(tree: OriginTree, before: OriginTree) -> Iterator[Problem]:
+    """What was changed and must not be."""
+    old, new = (validate(t.values, t.origins, groups=registry.SWEEP_GROUPS)[0] for t in (before, tree))
+    for group in registry.SWEEP_GROUPS:
+        for key, value in new[group].items():
+            if value != old[group].get(key) and not (group == "sweep" and key in MAY_CHANGE):
+                message = f"cannot be changed: it is {show(plain(old[group].get(key)))}, not {show(plain(value))}"
+                yield Problem(f"{group}.{key}", message, _BEGIN_ANEW, COMMAND_LINE)
