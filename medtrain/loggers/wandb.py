@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import netrc
 import os
@@ -20,6 +21,8 @@ from medtrain.run.atomic import atomic_write
 
 _LOG = logging.getLogger(__name__)
 
+_PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
+
 
 @register("logger", "wandb", runtime=("run_dir", "run_info"))
 class WandbLogger(Logger):
@@ -33,7 +36,9 @@ class WandbLogger(Logger):
         run_info: The run's name, experiment and configuration.
         project: W&B project.
         entity: W&B user or team; null is the key's own.
-        group: Runs to be shown together; null is the experiment.
+        group: Runs to be shown together; null is the experiment. A run inside a folder of this name is called by its
+            place in there, so that the trials of a sweep can be told apart.
+        job: File that `medtrain sweep --wandb-agent` writes for a trial: the run of a W&B sweep that this run is.
         mode: `auto` is online when WANDB_API_KEY or a netrc entry is found and offline otherwise; WANDB_MODE decides
             before that.
     """
@@ -46,27 +51,31 @@ class WandbLogger(Logger):
         project: str = "medtrain",
         entity: str | None = None,
         group: str | None = None,
+        job: str | None = None,
         mode: Literal["auto", "online", "offline"] = "auto",
     ) -> None:
         import wandb
 
-        if mode == "online" and not _has_key():
+        if mode == "online" and not has_key():
             raise MedtrainError(
                 "logger.wandb.mode=online needs a W&B key, and there is none",
                 hint="set WANDB_API_KEY or run `wandb login`; or use logger.wandb.mode=offline",
             )
         chosen = _choose_mode() if mode == "auto" else mode
+        if job is None:
+            name = _run_name(run_dir, group) or run_info.run_name
+            place: dict[str, Any] = {"project": project, "entity": entity, "id": _run_id(run_dir), "name": name}
+        else:  # W&B has chosen all of these
+            _join(job)
+            place = {}
         try:
             self._run = wandb.init(
-                project=project,
-                entity=entity,
+                **place,
                 group=group or run_info.experiment,
-                name=run_info.run_name,
                 notes=run_info.note or None,
                 tags=list(run_info.tags),
                 config=dict(run_info.config),
                 dir=str(run_dir),
-                id=_run_id(run_dir),
                 resume="allow",
                 mode=chosen,
                 settings=wandb.Settings(console="off", silent=True),
@@ -99,29 +108,61 @@ class WandbLogger(Logger):
         self._run.finish()
 
 
-def _choose_mode() -> Literal["online", "offline", "disabled"]:
-    wish = os.environ.get("WANDB_MODE", "")
-    if wish == "disabled":
-        return "disabled"
-    return "offline" if wish in ("offline", "dryrun") or not _has_key() else "online"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+def has_key() -> bool:
+    """Whether W&B's client would find a key for its server, without asking for one."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    wanted = _hosts(os.environ.get("WANDB_BASE_URL"))
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         file = Path(path).expanduser() if path else None
         if file is None or not file.is_file():
             continue
         try:
-            entry = netrc.netrc(file).authenticators(host)
+            content = netrc.netrc(file)
         except (netrc.NetrcParseError, OSError) as error:
             _LOG.warning("%s cannot be read (%s): taken as holding no W&B key", file, error)
             continue
-        if entry is not None and entry[2]:
+        entries = [content.authenticators(host) for host in wanted]
+        if any(entry is not None and entry[2] for entry in entries):
             return True
     return False
+
+
+def _hosts(url: str | None) -> list[str]:
+    """The names under which a netrc file may keep the key of a server; those of the public one have changed."""
+    address = urlsplit(url or f"https://{_PUBLIC_HOSTS[0]}")
+    names = {address.netloc, address.hostname or ""}
+    return [*_PUBLIC_HOSTS] if names & set(_PUBLIC_HOSTS) else sorted(names)
+
+
+def _join(job: str) -> None:
+    """Become the run of a W&B sweep that `medtrain sweep --wandb-agent` was given, as W&B's own agent would say it."""
+    import wandb
+
+    try:
+        settings = json.loads(Path(job).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MedtrainError(
+            f"logger.wandb.job={job} cannot be read: {error}",
+            hint="`medtrain sweep --wandb-agent` writes it; use logger.wandb.job=null for a run of its own",
+        ) from error
+    wandb.setup(wandb.Settings(**settings))
+
+
+def _run_name(run_dir: Path, group: str | None) -> str | None:
+    """The run's place below the folder of its group: `0007/fold0` of SWEEP/trials/0007/fold0."""
+    *above, own = run_dir.absolute().parts
+    if group not in above:
+        return None
+    below = [*above[len(above) - above[::-1].index(group) :], own]
+    return "/".join(below[1:] if below[0] == "trials" else below)
+
+
+def _choose_mode() -> Literal["online", "offline", "disabled"]:
+    wish = os.environ.get("WANDB_MODE", "")
+    if wish == "disabled":
+        return "disabled"
+    return "offline" if wish in ("offline", "dryrun") or not has_key() else "online"
 
 
 def _run_id(run_dir: Path) -> str:

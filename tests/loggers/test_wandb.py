@@ -44,7 +44,11 @@ class _FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.run = _FakeRun()
         self.calls: list[dict[str, Any]] = []
+        self.setups: list[dict[str, Any]] = []
         self.failure: Exception | None = None
+
+    def setup(self, settings: dict[str, Any]) -> None:
+        self.setups.append(settings)
 
     def init(self, **options: Any) -> _FakeRun:
         if self.failure is not None:
@@ -66,7 +70,7 @@ class _FakeWandb(types.ModuleType):
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _FakeWandb:
     module = _FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", module)
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     home.mkdir()
@@ -92,6 +96,12 @@ def test_offline_without_a_key(fake: _FakeWandb, tmp_path: Path) -> None:
         ({}, "machine api.wandb.ai\n  login user\n  password k\n", "online"),
         ({}, "machine github.com\n  login user\n  password k\n", "offline"),
         ({"WANDB_BASE_URL": "https://w.lab.example:8080"}, "machine w.lab.example login user password k", "online"),
+        ({"WANDB_BASE_URL": "https://w.lab.example:8080"}, "machine w.lab.example:8080 login u password k", "online"),
+        ({"WANDB_BASE_URL": "https://w.lab.example"}, "machine api.wandb.ai login user password k", "offline"),
+        ({"WANDB_BASE_URL": "https://api.wandb.ai"}, "machine api.forge.coreweave.com login u password k", "online"),
+        # the host that `wandb login` writes since the public server moved
+        ({}, "machine api.forge.coreweave.com\n  login user\n  password k\n", "online"),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "/run/token"}, "", "online"),
         ({}, "machine", "offline"),
     ],
 )
@@ -106,6 +116,48 @@ def test_mode_follows_the_key(
         file.chmod(0o600)
     WandbLogger(run_dir=tmp_path, run_info=_INFO)
     assert fake.calls[0]["mode"] == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "group", "name"),
+    [
+        ("outputs/liver/20261120-09-abcd", None, "20261120-09-abcd"),
+        ("outputs/sweeps/s1/trials/0007", "s1", "0007"),
+        ("outputs/sweeps/s1/trials/0007/fold0", "s1", "0007/fold0"),
+        ("outputs/s1/s1/rerun/0003-seed1", "s1", "rerun/0003-seed1"),
+        ("outputs/sweeps/s1/trials/0007", "another", "20261120-09-abcd"),
+        ("outputs/liver/s1", "s1", "20261120-09-abcd"),
+        ("outputs/s1/s1", "s1", "s1"),
+    ],
+)
+def test_the_runs_of_a_group_can_be_told_apart(
+    fake: _FakeWandb, tmp_path: Path, place: str, group: str | None, name: str
+) -> None:
+    run_dir = tmp_path / place
+    run_dir.mkdir(parents=True)
+    WandbLogger(run_dir=run_dir, run_info=_INFO, group=group)
+    assert (fake.calls[0]["name"], fake.calls[0]["group"]) == (name, group or "liver")
+
+
+def test_a_trial_of_a_wandb_sweep_is_the_run_that_wandb_made(fake: _FakeWandb, tmp_path: Path) -> None:
+    settings = {"sweep_id": "swp1", "run_id": "run1", "project": "p", "sweep_param_path": "/params.yaml"}
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(settings))
+    WandbLogger(run_dir=tmp_path, run_info=_INFO, project="other", group="g", job=str(job))
+    assert fake.setups == [settings]
+    assert not {"id", "project", "entity", "name"} & fake.calls[0].keys()
+    assert (fake.calls[0]["group"], fake.calls[0]["resume"]) == ("g", "allow")
+    assert not (tmp_path / "wandb_id.txt").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_job_that_cannot_be_read(fake: _FakeWandb, tmp_path: Path, content: str | None) -> None:
+    job = tmp_path / "job.json"
+    if content is not None:
+        job.write_text(content)
+    with pytest.raises(MedtrainError, match=r"logger\.wandb\.job=.*job\.json cannot be read"):
+        WandbLogger(run_dir=tmp_path, run_info=_INFO, job=str(job))
+    assert fake.calls == []
 
 
 def test_online_without_a_key_is_an_error_and_does_not_ask(fake: _FakeWandb, tmp_path: Path) -> None:
