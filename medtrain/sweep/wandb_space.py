@@ -16,6 +16,7 @@ from medtrain import registry
 from medtrain.config.space import Dimension, Space
 from medtrain.engine.cadence import parse_duration
 from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.sweep.plan import DEFAULT_TRIALS
 from medtrain.sweep.result import EXTRA_OBJECTIVES, Definition
 from medtrain.sweep.settings import SweepSettings
 
@@ -25,7 +26,6 @@ DEFINITION = "MEDTRAIN_WANDB_SWEEP"
 _METHODS = {"gp": "bayes", "random": "random", "grid": "grid", "brute_force": "grid"}
 _GOALS = {"min": "minimize", "max": "maximize"}
 _HALVING = ("hyperband", "successive_halving")
-_DEFAULT_TRIALS = 20  # as without W&B
 _ETA = 3
 _FIRST_BAND = 0.2  # of the evaluations: before that, values say little
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -70,7 +70,7 @@ def sweep_config(
     objective = definition.objectives[0]
     trials = definition.sweep["n_trials"]
     if trials is None and method != "grid":
-        trials = _DEFAULT_TRIALS
+        trials = DEFAULT_TRIALS
     parameters = {
         parameter_name(dimension.key): _parameter(dimension, grid=method == "grid")
         for dimension in definition.space.dimensions
@@ -221,8 +221,8 @@ def _early_terminate(definition: Definition, evaluations: int | None, problems: 
         blind = "W&B cannot look into trials of several folds"
     if name == "auto":
         first = 2 if evaluations is None else math.ceil(_FIRST_BAND * evaluations)
-        if blind or (evaluations is not None and first >= evaluations):
-            return None
+        if blind or definition.is_grid or (evaluations is not None and first >= evaluations):
+            return None  # a grid, as without W&B: whoever lists the values wants to see all of them
         return _hyperband(first, _ETA)
     if name not in _HALVING:
         hint = "choose pruner=auto, hyperband or none"
@@ -232,13 +232,12 @@ def _early_terminate(definition: Definition, evaluations: int | None, problems: 
         problems.append(Problem("pruner", blind, "choose pruner=none"))
         return None
     problems.extend(_changed("pruner", section, ("min_resource", "reduction_factor")))
-    percent = section.get("min_resource")
-    if isinstance(percent, int | float) and evaluations is None:
+    if evaluations is None:
         hint = "give trainer.eval_every in percent, or in the unit of the limit"
         problems.append(Problem("pruner", "W&B prunes by evaluations, whose number is not known beforehand", hint))
         return None
-    share = percent / 100 if isinstance(percent, int | float) else _FIRST_BAND
-    return _hyperband(math.ceil(share * (evaluations or 10)), section.get("reduction_factor", _ETA))
+    first = math.ceil(section["min_resource"] / 100 * evaluations - 1e-9)
+    return _hyperband(first, section["reduction_factor"])
 
 
 def _hyperband(first: int, eta: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from medtrain import registry
 from medtrain.config.space import Dimension, Space
 from medtrain.errors import ConfigError, MedtrainError
 from medtrain.sweep import wandb_space
@@ -174,7 +175,6 @@ def test_a_conditional_grid_is_not_a_grid_in_wandb() -> None:
         ("auto", 1, None),  # nothing to stop before the end
         ({"name": "hyperband", "min_resource": 25, "reduction_factor": 2}, 10, (3, 2)),
         ({"name": "successive_halving", "min_resource": 1, "reduction_factor": 4}, 10, (1, 4)),
-        ({"name": "hyperband", "min_resource": "auto", "reduction_factor": 3}, 20, (4, 3)),
     ],
 )
 def test_pruning(pruner: Any, evaluations: int | None, expected: tuple[int, int] | None) -> None:
@@ -186,8 +186,9 @@ def test_pruning(pruner: Any, evaluations: int | None, expected: tuple[int, int]
 @pytest.mark.parametrize("changes", [{"folds": [0, 1]}, {"objectives": (Objective("train_s", "min"),)}])
 def test_what_wandb_cannot_watch_is_not_pruned(changes: dict[str, Any]) -> None:
     assert "early_terminate" not in sweep_config(_definition(**changes), project="p", evaluations=10)
+    pruner = {"name": "hyperband", "min_resource": 10}
     with pytest.raises(ConfigError, match="pruner: "):
-        sweep_config(_definition(pruner="hyperband", **changes), project="p", evaluations=10)
+        sweep_config(_definition(pruner=pruner, **changes), project="p", evaluations=10)
 
 
 def test_everything_that_wandb_cannot_do_is_said_at_once() -> None:
@@ -212,6 +213,28 @@ def test_everything_that_wandb_cannot_do_is_said_at_once() -> None:
     }
     assert all(problem.hint for problem in found.values())
     assert found["sweep.objectives"].message == "W&B optimizes one metric, not val/dice, latency_ms"
+
+
+def test_a_grid_is_pruned_only_when_asked() -> None:
+    assert "early_terminate" not in sweep_config(_definition(_LOSS, is_grid=True), project="p", evaluations=10)
+    pruner = {"name": "hyperband", "min_resource": 10, "reduction_factor": 3}
+    config = sweep_config(_definition(_LOSS, is_grid=True, pruner=pruner), project="p", evaluations=10)
+    assert config["early_terminate"]["min_iter"] == 1
+
+
+def test_settings_that_wandb_does_not_have_are_refused_when_changed() -> None:
+    usual = {group: {"name": name, **registry.get(group, name).defaults()} for group, name in _SECTIONS.items()}
+    assert sweep_config(_definition(**usual), project="p", evaluations=10)["early_terminate"]["min_iter"] == 1
+    changed = {
+        "sampler": {**usual["sampler"], "n_startup_trials": 7},
+        "pruner": {**usual["pruner"], "bootstrap": 2, "min_resource": 30},
+    }
+    with pytest.raises(ConfigError) as caught:
+        sweep_config(_definition(**changed), project="p", evaluations=10)
+    assert [problem.where for problem in caught.value.problems] == ["sampler.n_startup_trials", "pruner.bootstrap"]
+
+
+_SECTIONS = {"sampler": "gp", "pruner": "hyperband"}
 
 
 def test_an_endless_grid_is_refused() -> None:
