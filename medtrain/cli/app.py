@@ -25,6 +25,7 @@ from medtrain.cli.predict import predict
 from medtrain.cli.resume import resume
 from medtrain.cli.runs import runs
 from medtrain.cli.show import show
+from medtrain.cli.sweep import sweep
 from medtrain.cli.train import train
 from medtrain.cli.validate import validate
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(sweep)
 app.command()(resume)
 app.command()(evaluate)
 app.command()(predict)

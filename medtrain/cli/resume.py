@@ -10,25 +10,39 @@ import typer
 
 from medtrain.cli._options import Debug, Imports, Overrides, Processes
 from medtrain.cli._run import handle_errors
+from medtrain.errors import UsageError
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run or sweep.", show_default=False)],
     overrides: Overrides = None,
     imports: Imports = None,
     nproc: Processes = 1,
     debug: Debug = False,
 ) -> None:
-    """Continue a run after Ctrl-C, a kill, a crash, or with a longer limit.
+    """Continue a run or a sweep after Ctrl-C, a kill, a crash, or with a longer limit.
 
     On a CPU a run bounded by steps continues bit for bit as if it had never stopped. What decides what is learned
     (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers and paths can, and stay changed. A
     new limit replaces the old ones:
 
         medtrain resume outputs/liver/20261120-09-3fa2 trainer.max_steps=20000
+
+    A sweep continues its unfinished trials from their checkpoints, and can be given more:
+
+        medtrain resume outputs/liver_unet_sweep/20261120-09-41c7 sweep.n_trials=100
     """
     started = time.monotonic()
     with handle_errors(debug):
+        from medtrain.sweep.folder import SweepFolder
+
+        if SweepFolder.is_sweep(run):
+            from medtrain.config.sweeps import load_saved_sweep
+            from medtrain.sweep.launch import resume_sweep
+
+            if nproc > 1:
+                raise UsageError("--nproc is for runs: a sweep has sweep.workers", hint="resume it without --nproc")
+            raise typer.Exit(resume_sweep(run, load_saved_sweep(run, overrides or ())))
         from medtrain.config.saved import load_saved
         from medtrain.engine.build import continuation
         from medtrain.engine.launch import resume_run

@@ -248,20 +248,20 @@ class TrialPool:
 
     def stop(self) -> None:
         """Ask every trial to save a checkpoint and end."""
-        self._signal(signal.SIGTERM)
+        for process, _, _ in self._running.values():
+            process.terminate()
+
+    def drop(self, key: int) -> None:
+        """End a trial at once, without an event."""
+        process, _, _ = self._running[key]
+        process.kill()
+        process.join()
+        self._forget(key)
 
     def kill(self) -> None:
-        """End every trial at once."""
-        self._signal(signal.SIGKILL)
-        for key, (process, _, _) in list(self._running.items()):
-            process.join()
-            self._forget(key)
-
-    def _signal(self, number: int) -> None:
-        for process, _, _ in self._running.values():
-            if process.pid is not None and process.is_alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+        """End every trial at once, without events."""
+        for key in self.running:
+            self.drop(key)
 
     def _read(self, key: int, connection: Connection) -> Iterator[Event]:
         with contextlib.suppress(EOFError, OSError):

@@ -131,6 +131,8 @@ class Definition:
         folder: The sweep's folder, absolute.
         split_hash: Of the split that all trials share.
         default: The point of the space that is the configuration as it is.
+        full_overrides: The same as `overrides` for a run by itself, with the callbacks, loggers and the final
+            evaluation that trials do without.
         is_grid: Whether every dimension was typed as a plain list, so that every point is to be tried.
     """
 
@@ -147,6 +149,7 @@ class Definition:
     folder: str
     split_hash: str
     default: Mapping[str, Any] | None
+    full_overrides: tuple[str, ...] = ()
     is_grid: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +162,7 @@ class Definition:
         return cls(
             **{
                 **data,
-                **{key: tuple(data[key]) for key in ("overrides", "imports", "config_dirs")},
+                **{key: tuple(data[key]) for key in ("overrides", "full_overrides", "imports", "config_dirs")},
                 "space": Space.from_json(data["space"]),
                 "objectives": tuple(Objective(**item) for item in data["objectives"]),
                 "constraints": tuple(Constraint(**item) for item in data["constraints"]),

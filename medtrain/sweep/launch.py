@@ -1,0 +1,309 @@
+"""Start a sweep, continue it, join it from elsewhere, and bring it to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medtrain.config.compose import load_config
+from medtrain.config.render import experiment_yaml
+from medtrain.config.sweeps import SweepConfig
+from medtrain.engine.cadence import parse_time
+from medtrain.engine.signals import StopSignals
+from medtrain.errors import MedtrainError, UsageError
+from medtrain.registry import builtin_modules
+from medtrain.run.atomic import atomic_write
+from medtrain.run.log import setup_logging
+from medtrain.sweep.folder import SweepFolder
+from medtrain.sweep.objectives import choose_objectives, default_point, digest
+from medtrain.sweep.pool import Place, TrialPool, divide
+from medtrain.sweep.report import write_report
+from medtrain.sweep.rerun import best_configuration, run_reruns
+from medtrain.sweep.result import Definition
+from medtrain.sweep.run import LocalFolders, Search
+from medtrain.sweep.storage import open_storage, serve
+from medtrain.sweep.study import SweepStudy
+from medtrain.sweep.table import SweepTable
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE = 0
+EXIT_STOPPED = 75
+
+
+def start_sweep(config: SweepConfig) -> int:
+    """Search from scratch in a new sweep folder; return the exit code.
+
+    Args:
+        config: A checked configuration of a sweep.
+    """
+    setup_logging()
+    for note in config.notes:
+        log.info(note)
+    tree = config.composed.tree
+    section = tree["sweep"]
+    facts = _probe(config, section)
+    objectives, constraints = choose_objectives(section, facts)
+    run = tree["run"]
+    experiment = run["experiment"] or f"{facts.dataset}_{tree['model']['name']}_sweep".lower()
+    folder = SweepFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
+    folder = SweepFolder(folder.path.absolute())
+    overrides = (*config.overrides, *_group(config.train.tree, folder.name))
+    definition = Definition(
+        overrides=overrides,
+        imports=config.imports,
+        config_dirs=config.config_dirs,
+        digest=digest(config.train.tree),
+        space=config.space,
+        objectives=objectives,
+        constraints=constraints,
+        sweep=section,
+        sampler=tree["sampler"],
+        pruner=tree["pruner"],
+        folder=str(folder.path),
+        split_hash=",".join(facts.split_hashes),
+        default=default_point(config.space, facts.config),
+        full_overrides=config.full_overrides,
+        is_grid=config.is_grid,
+    )
+    try:
+        folder.write_inputs(tree, config.composed.overrides, sys.argv)
+        storage = open_storage(section["storage"] or str(folder.journal))
+        study = SweepStudy.create(storage, section["study"] or folder.name, definition)
+    except BaseException as error:
+        folder.finish("failed", step=0, message=f"{type(error).__name__}: {error}")
+        raise
+    return _search(folder, study, gpus=facts.gpus, tree=tree)
+
+
+def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
+    """Continue a sweep, with more trials or time where that was asked for; return the exit code.
+
+    Args:
+        path: The sweep's folder.
+        sections: Its checked sections, with the changes that are allowed.
+    """
+    folder = SweepFolder.open(path)
+    setup_logging(run_dir=folder.path)
+    section = sections["sweep"]
+    study = SweepStudy.load(open_storage(section["storage"] or str(folder.journal)), section["study"] or folder.name)
+    definition = study.definition
+    tree = _check_same(definition)
+    folder.write_config({**tree, **sections})
+    study.update_sweep(section)
+    pool = TrialPool([Place(0)])
+    gpus = pool.call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"])
+    folder.add_command(sys.argv)
+    return _search(folder, study, gpus=gpus, tree=tree)
+
+
+def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
+    """Run trials of a study that another process has created, until enough are finished; return the exit code.
+
+    Args:
+        storage: Where the study is kept, as in `sweep.storage`.
+        name: Its name.
+        workers: Trials at the same time; None is one per GPU, and one on a CPU.
+    """
+    setup_logging()
+    study = SweepStudy.load(open_storage(storage), name)
+    definition = study.definition
+    tree = _check_same(definition)
+    folder = Path(definition.folder)
+    shared = folder.is_dir() and os.access(folder, os.W_OK)
+    folders = SweepFolder(folder) if shared else LocalFolders(Path("outputs", name).absolute())
+    pool = TrialPool([Place(0)])
+    gpus = pool.call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"])
+    log.info("joined %s; trials are kept in %s", name, folders.path)
+    section = {**definition.sweep, "workers": workers}
+    table = SweepTable(definition.objectives, study.limit, folders.path)
+    with StopSignals() as signals:
+        search = Search(study, folders, _pool(section, gpus, tree), table, signals, is_owner=False)
+        try:
+            reason = search.run()
+        finally:
+            table.close()
+    return EXIT_STOPPED if reason not in ("done", "timeout") else EXIT_DONE
+
+
+def serve_storage(storage: str, address: str) -> None:
+    """Offer a storage to workers that can reach this machine, until Ctrl-C.
+
+    Args:
+        storage: As in `sweep.storage`.
+        address: `HOST:PORT` to listen at.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--serve needs HOST:PORT, not {address}", hint="such as --serve journal.log 0.0.0.0:13000")
+    setup_logging()
+    log.info("offering %s; workers join with: medtrain sweep --worker grpc://%s STUDY", storage, address)
+    serve(storage, host, int(port))
+
+
+def report_sweep(path: Path) -> list[Path]:
+    """Write the report of a sweep as it stands, running or not.
+
+    Args:
+        path: The sweep's folder.
+    """
+    folder, study = open_sweep(path)
+    _write_best(folder, study)
+    return write_report(folder.path, study)
+
+
+def open_sweep(path: Path) -> tuple[SweepFolder, SweepStudy]:
+    """A sweep's folder and its study."""
+    from medtrain.config.sweeps import load_saved_sweep
+
+    folder = SweepFolder.open(path)
+    section = load_saved_sweep(folder.path)["sweep"]
+    storage = open_storage(section["storage"] or str(folder.journal))
+    return folder, SweepStudy.load(storage, section["study"] or folder.name)
+
+
+def _search(folder: SweepFolder, study: SweepStudy, *, gpus: int, tree: Mapping[str, Any]) -> int:
+    """Search, train the best again, report; the status file says how it ended."""
+    folder.start(step=study.counts().finished)
+    setup_logging(run_dir=folder.path)
+    section = study.definition.sweep
+    log.info("sweep %s", folder.path)
+    log.info("%s", _describe(study))
+    table = SweepTable(study.definition.objectives, study.limit, folder.path)
+
+    def on_result(state: str, is_best: bool) -> None:
+        if is_best:
+            _write_best(folder, study)
+        folder.heartbeat(study.counts().finished, best=_best_so_far(study) if is_best else None)
+
+    reason, pool = "failed", _pool(section, gpus, tree)
+    message = ""
+    try:
+        with StopSignals() as signals:
+            timeout = parse_time(section["timeout"]) if section["timeout"] is not None else None
+            search = Search(study, folder, pool, table, signals, timeout_s=timeout, on_result=on_result)
+            try:
+                reason = search.run()
+                if reason == "done" and section["rerun_best"]:
+                    reason = run_reruns(folder, study, pool, signals, seed=tree["seed"])
+            finally:
+                table.close()
+                _report(folder, study)
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        state: Any = "done" if reason == "done" else "failed" if reason == "failed" else "stopped"
+        folder.finish(state, step=study.counts().finished, message=message or ("" if state == "done" else reason))
+    return _conclude(folder, study, reason)
+
+
+def _conclude(folder: SweepFolder, study: SweepStudy, reason: str) -> int:
+    counts = study.counts()
+    if reason != "done":
+        log.info(
+            "stopped (%s) after %d trials; continue with: medtrain resume %s", reason, counts.finished, folder.path
+        )
+        return EXIT_DONE if reason == "timeout" else EXIT_STOPPED
+    if not folder.best.is_file():
+        failed = [trial.user_attrs.get("message", "") for trial in study.trials()]
+        last = next((text for text in reversed(failed) if text), "every trial was pruned or broke a constraint")
+        raise MedtrainError(
+            f"none of the {counts.finished} trials can be used; the last one: {last}",
+            hint=f"the reasons are in {folder.path / 'trials.csv'}",
+        )
+    log.info("done: %s", folder.path)
+    log.info("train the winner with: medtrain train experiment=%s", folder.best)
+    return EXIT_DONE
+
+
+def _report(folder: SweepFolder, study: SweepStudy) -> None:
+    """Write the winner and the report; a picture that fails must not cost the sweep."""
+    _write_best(folder, study)
+    try:
+        write_report(folder.path, study)
+    except Exception as error:
+        log.warning("the report could not be written: %s: %s", type(error).__name__, error)
+        log.warning("try it again with: medtrain sweep --report %s", folder.path)
+
+
+def _write_best(folder: SweepFolder, study: SweepStudy) -> None:
+    found = best_configuration(folder, study)
+    if found is None:
+        return
+    definition = study.definition
+    params, comment = found
+    overrides = [*definition.full_overrides, *definition.space.overrides(params)]
+    composed = load_config(overrides, config_dirs=definition.config_dirs, imports=definition.imports)
+    atomic_write(folder.best, experiment_yaml(composed, comment=comment))
+
+
+def _best_so_far(study: SweepStudy) -> Any:
+    trial = study.best(1)[0]
+    objective = study.definition.objectives[0]
+    return {"metric": objective.metric, "value": trial.values[0], "step": trial.number}
+
+
+def _check_same(definition: Definition) -> dict[str, Any]:
+    """Compose the configuration of a study again and see that it is what it was; return its tree.
+
+    Raises:
+        MedtrainError: Files of the configuration, or medtrain's defaults, changed since the sweep began.
+    """
+    tree = load_config(definition.overrides, config_dirs=definition.config_dirs, imports=definition.imports).tree
+    if digest(tree) != definition.digest:
+        raise MedtrainError(
+            "the configuration is not what it was when the sweep began: a file in conf/ or a default has changed, and "
+            "new trials could not be compared with the old ones",
+            hint="restore it (and the version of medtrain), or start a new sweep with sweep.warm_start=[FOLDER]",
+        )
+    return tree
+
+
+def _probe(config: SweepConfig, section: Mapping[str, Any]) -> Any:
+    """Look at the data in a process of its own, so that this one needs no torch."""
+    log.info("checking the configuration and the data")
+    pool = TrialPool([Place(0)], preload=_modules(config.train.tree))
+    folds = section["folds"]
+    return pool.call("medtrain.sweep.trial:probe", config.overrides, config.imports, config.config_dirs, folds)
+
+
+def _pool(section: Mapping[str, Any], gpus: int, tree: Mapping[str, Any]) -> TrialPool:
+    return TrialPool(divide(_workers(section, gpus), [*_visible(gpus)]), preload=_modules(tree))
+
+
+def _workers(section: Mapping[str, Any], gpus: int) -> int:
+    return section["workers"] or max(1, gpus)
+
+
+def _visible(gpus: int) -> list[str]:
+    """The GPUs by the names that CUDA_VISIBLE_DEVICES gives them."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:gpus] if named else [str(index) for index in range(gpus)]
+
+
+def _modules(tree: Mapping[str, Any]) -> list[str]:
+    """Modules of the components that every trial needs."""
+    known = builtin_modules()
+    chosen = {(group, part["name"]) for group, part in tree.items() if isinstance(part, Mapping) and "name" in part}
+    return sorted({known[key] for key in chosen if key in known})
+
+
+def _group(tree: Mapping[str, Any], name: str) -> Sequence[str]:
+    """Trials are shown together in W&B."""
+    wandb = tree["logger"].get("wandb")
+    return [f"logger.wandb.group={name}"] if wandb is not None and wandb["group"] is None else []
+
+
+def _describe(study: SweepStudy) -> str:
+    definition = study.definition
+    goals = ", ".join(
+        f"{'largest' if goal.mode == 'max' else 'smallest'} {goal.metric}" for goal in definition.objectives
+    )
+    size = definition.space.size
+    points = "" if size is None else f" of {size} points"
+    return f"{study.limit} trials{points}, {definition.sampler['name']} sampler, for the {goals}"
