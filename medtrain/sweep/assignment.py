@@ -1,12 +1,15 @@
-"""What a worker is given to train, and how trials are marked."""
+"""What a worker is given to train, and how trials and studies are marked."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
+
+from medtrain.sweep.result import Definition
 
 Origin = Literal["default", "warm_start", "sampler", "again"]
 Outcome = Literal["complete", "pruned", "failed", "again", "lost"]
@@ -22,6 +25,13 @@ DUPLICATE = "duplicate_of"
 """User attribute of a trial that is not trained: the earlier trial that has the same point."""
 SURPLUS = "surplus"
 """User attribute of a trial that is not trained: another worker began the last one at the same time."""
+
+DEFINITION = "definition"
+"""User attribute of a study: what it is about."""
+SWEEP = "sweep"
+"""User attribute of a study: its section `sweep`, where that was changed."""
+READY = "ready"
+"""User attribute of a study whose first points are all there."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +80,9 @@ class Counts:
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of those that the sweep was asked for."""
     return not {IMPORTED, DUPLICATE, SURPLUS} & trial.user_attrs.keys()
+
+
+def definition_of(attrs: Mapping[str, Any]) -> Definition:
+    """What a study is about, from its user attributes."""
+    definition = Definition.from_json(attrs[DEFINITION])
+    return dataclasses.replace(definition, sweep=attrs.get(SWEEP, definition.sweep))

@@ -62,8 +62,9 @@ class JournalFile(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._ends = [0]  # offset of the byte after each record that was read
-        with disk_errors(path):
-            path.touch()
+        if not path.exists():  # one that is only read may be on a disk that is not writable
+            with disk_errors(path):
+                path.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The records from a number on; a last one that is not complete is left out.

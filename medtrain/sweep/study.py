@@ -27,13 +27,17 @@ from medtrain.errors import MedtrainError
 from medtrain.registry import closest
 from medtrain.sweep.assignment import (
     ATTEMPT,
+    DEFINITION,
     DUPLICATE,
     ORIGIN,
+    READY,
     SURPLUS,
+    SWEEP,
     Assignment,
     Counts,
     Outcome,
     counts,
+    definition_of,
 )
 from medtrain.sweep.draw import Drawer
 from medtrain.sweep.plan import SearchPlan
@@ -45,7 +49,7 @@ from medtrain.sweep.workers import OWNER, Crew, is_lock
 
 log = logging.getLogger(__name__)
 
-_DEFINITION, _SWEEP, _READY, _METRIC_NAMES = "definition", "sweep", "ready", "study:metric_names"
+_METRIC_NAMES = "study:metric_names"
 _FAR_OUT = 1e9  # the violation of a constraint that has no value: finite, as samplers reckon with it
 _SET_UP_S = 20.0
 __all__ = ["Assignment", "Counts", "StudyNotFoundError", "SweepStudy"]
@@ -112,21 +116,21 @@ class SweepStudy:
             study_id = storage.create_new_study(directions, name)
         except DuplicatedStudyError:
             study_id = storage.get_study_id_from_name(name)
-            if storage.get_study_user_attrs(study_id).get(_READY):
+            if storage.get_study_user_attrs(study_id).get(READY):
                 raise MedtrainError(
                     f"there is a study {name} in this storage already",
                     hint="continue it with `medtrain resume`, join it with `medtrain sweep --worker`, or choose "
                     "another name with sweep.study",
                 ) from None
-        storage.set_study_user_attr(study_id, _DEFINITION, definition.to_json())
+        storage.set_study_user_attr(study_id, DEFINITION, definition.to_json())
         storage.set_study_system_attr(study_id, _METRIC_NAMES, [goal.metric for goal in definition.objectives])
         made = cls(_open(storage, name), definition)
         with made._crew.turn():
-            if not storage.get_study_user_attrs(study_id).get(_READY):
+            if not storage.get_study_user_attrs(study_id).get(READY):
                 there = len(made._all())
                 for trial in first[there:]:
                     storage.create_new_trial(study_id, trial)
-                storage.set_study_user_attr(study_id, _READY, True)
+                storage.set_study_user_attr(study_id, READY, True)
         return made
 
     @classmethod
@@ -142,8 +146,8 @@ class SweepStudy:
                 attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
             except KeyError:
                 raise _not_found(storage, name) from None
-            if attrs.get(_READY):
-                return cls(_open(storage, name), _definition(attrs))
+            if attrs.get(READY):
+                return cls(_open(storage, name), definition_of(attrs))
             if time.monotonic() > deadline:
                 raise StudyNotFoundError(
                     f"the study {name} was never set up: its creator has ended before",
@@ -165,7 +169,7 @@ class SweepStudy:
         Args:
             section: The checked section.
         """
-        self._storage.set_study_user_attr(self._id, _SWEEP, dict(section))
+        self._storage.set_study_user_attr(self._id, SWEEP, dict(section))
         self._refresh()
 
     def next(self) -> Assignment | None:
@@ -205,7 +209,8 @@ class SweepStudy:
         elif step != trial.last_step:
             return False
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it will not prune by NaN
+            for category in (UserWarning, RuntimeWarning):  # what Optuna and NumPy say when all values are NaN
+                warnings.simplefilter("ignore", category)
             return bool(self._pruner.prune(copy.copy(self.study), trial))
 
     def finish(self, assignment: Assignment, result: TrialResult) -> Outcome:
@@ -386,7 +391,7 @@ class SweepStudy:
 
     def _refresh(self) -> None:
         """Take note of changes that other workers made to the section `sweep`."""
-        section = self._storage.get_study_user_attrs(self._id).get(_SWEEP)
+        section = self._storage.get_study_user_attrs(self._id).get(SWEEP)
         if section is not None and section != self.definition.sweep:
             self.definition = dataclasses.replace(self.definition, sweep=section)
             self._plan = self._drawer.plan = SearchPlan.of(self.definition)
@@ -403,11 +408,6 @@ class SweepStudy:
 
 def _open(storage: BaseStorage, name: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
-
-
-def _definition(attrs: Mapping[str, Any]) -> Definition:
-    definition = Definition.from_json(attrs[_DEFINITION])
-    return dataclasses.replace(definition, sweep=attrs.get(_SWEEP, definition.sweep))
 
 
 def _not_found(storage: BaseStorage, name: str) -> StudyNotFoundError:
