@@ -1,0 +1,250 @@
+"""The look that all pictures of a sweep share: colours, axes, limits, labels. No global state, no display.
+
+Darker is better wherever a value is told by colour; the best is a red star; pruned is grey and failed is violet.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from PIL import Image
+
+from medtrain.callbacks.colors import WRONG_CLASS, class_color
+from medtrain.config.space import Dimension
+from medtrain.run.atomic import atomic_write
+from medtrain.sweep.names import elide, elide_all, format_number, format_value
+from medtrain.sweep.values import is_wide, robust_limits
+
+MAIN = "#1f4e79"
+BEST = "#c0504d"
+GREY = "#666666"
+PRUNED = "#a3acb5"
+FAILED = tuple(channel / 255 * 0.85 for channel in WRONG_CLASS)
+RUNNING = tuple(channel / 255 for channel in class_color(3))
+GRID = "#dddddd"
+BETTER = LinearSegmentedColormap.from_list("better", ["#dde6ee", "#a9c5dd", "#5f93bf", MAIN, "#0a1d33"])
+"""From bad to good."""
+
+ROUND = (1, 2, 2.5, 5, 10)
+"""Steps between ticks."""
+
+_DPI = 110
+_MOST_SLOTS = 10  # numbers of a range that are drawn like choices
+_MOST_LABELS = 20
+_ROOM = 26  # characters below an axis before they touch
+
+
+def new_figure(width: float, height: float, title: str, note: str = "") -> Figure:
+    """A figure with a heading, and a line below it in grey that says how to read it.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        title: What it shows.
+        note: How to read it.
+    """
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure.text(0.16 / width, 1 - 0.12 / height, plain(title), ha="left", va="top", fontsize=11, fontweight="bold")
+    if note:
+        figure.text(0.16 / width, 1 - 0.36 / height, plain(note), ha="left", va="top", fontsize=8.5, color=GREY)
+    return figure
+
+
+def place(figure: Figure, *, left: float, right: float, top: float, bottom: float, **spaces: float) -> None:
+    """Set the margins in inches; finding them by drawing, as Matplotlib's layouts do, would double the time."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height, **spaces
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG in one step."""
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # a name in a script that the font does not have is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    buffer = io.BytesIO()
+    # few hues: a palette is not seen, and the report is a third as large
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    atomic_write(path, buffer.getvalue(), sync=False)
+
+
+def plain(text: str) -> str:
+    """A text that Matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
+
+
+def style(axes: Any, *, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Quiet axes: a pale grid, no frame at the top and right, grey numbers."""
+    axes.set_axisbelow(True)
+    axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(labelsize=8.5, labelcolor=GREY, color="#999999")
+
+
+def legend(axes: Any, **options: Any) -> None:
+    """A frameless legend, if there is anything to explain."""
+    if "handles" in options or axes.get_legend_handles_labels()[0]:
+        made = axes.legend(**{"fontsize": 8.5, "frameon": False, "loc": "best", **options})
+        for handle in made.legend_handles:
+            handle.set_alpha(1.0)
+
+
+def integer_axis(axis: Any) -> None:
+    """Ticks at whole numbers."""
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def value_limits(axis: Any, values: Sequence[float], mode: Literal["min", "max"]) -> tuple[float, float]:
+    """Set the scale of an axis of objective values, logarithmic when they span decades; return its limits.
+
+    Args:
+        axis: `axes.xaxis` or `axes.yaxis`.
+        values: Finite; may be empty.
+        mode: Which way is better.
+    """
+    axes, letter = axis.axes, axis.axis_name
+    if not values:
+        return (0.0, 1.0)
+    if is_wide(values):
+        getattr(axes, f"set_{letter}scale")("log")
+        low, high = min(values) / 1.3, max(values) * 1.3
+        number_ticks(axis, low, high, log=True)
+    else:
+        low, high = robust_limits(values, mode)
+        axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+    getattr(axes, f"set_{letter}lim")(low, high)
+    return low, high
+
+
+def number_ticks(axis: Any, low: float, high: float, *, log: bool, most: int = 5, integer: bool = False) -> None:
+    """A few ticks with short labels; on a logarithmic axis at 1, 2 and 5 or at powers of ten.
+
+    Args:
+        axis: `axes.xaxis` or `axes.yaxis`.
+        low: Lower limit.
+        high: Upper limit.
+        log: Whether the axis is logarithmic.
+        most: Ticks at most.
+        integer: Whether they must be whole numbers.
+    """
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+    if not log:
+        axis.set_major_locator(MaxNLocator(nbins=most, steps=(1, 2, 5, 10) if integer else ROUND, integer=integer))
+        return
+    axis.set_major_locator(FixedLocator(log_ticks(low, high, most)))
+    axis.set_minor_locator(NullLocator())
+
+
+def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between two positive ones: powers of ten, or also 2 and 5 times them where there is room."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+        ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(ticks) <= most:
+            return ticks or [low, high]
+    return ticks[:: math.ceil(len(ticks) / most)]
+
+
+class Scale:
+    """Where the values of a parameter lie on an axis; few values get slots of equal width.
+
+    Args:
+        dimension: The parameter.
+        width: Most characters of a slot's label.
+    """
+
+    def __init__(self, dimension: Dimension, width: int = 14) -> None:
+        values = dimension.values() or []
+        self.dimension = dimension
+        self.slots = values if dimension.kind == "choice" or len(values) <= _MOST_SLOTS else []
+        self.labels = [plain(text) for text in elide_all([format_value(slot) or "''" for slot in self.slots], width)]
+        self.log = dimension.log and not self.slots
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the labels of its slots would touch below an axis."""
+        return sum(map(len, self.labels)) > _ROOM
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Of the axis, in its own units."""
+        low, high = self._ends
+        if self.slots:
+            return low, high
+        if self.log:
+            margin = (high / low) ** 0.03
+            return low / margin, high * margin
+        margin = 0.03 * (high - low)
+        return low - margin, high + margin
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        if self.slots:
+            return -0.5, len(self.slots) - 0.5
+        assert self.dimension.low is not None
+        assert self.dimension.high is not None
+        return float(self.dimension.low), float(self.dimension.high)
+
+    def position(self, value: Any) -> float:
+        """Of one value: the number itself, or the index of its slot; NaN for a choice that there is not."""
+        if not self.slots:
+            return float(value)
+        nearest = self.dimension.nearest(value)
+        return math.nan if nearest is None else float(self.slots.index(nearest))
+
+    def unit(self, value: Any) -> float:
+        """Of one value, with the axis from 0 to 1; a slot is in the middle of its part."""
+        low, high = self._ends
+        position = self.position(value)
+        if self.log:
+            return (math.log(position) - math.log(low)) / (math.log(high) - math.log(low))
+        return (position - low) / (high - low)
+
+    def apply(self, axis: Any, *, most: int = 4, rotate: bool = False) -> None:
+        """Set up an axis for it.
+
+        Args:
+            axis: `axes.xaxis` or `axes.yaxis`.
+            most: Ticks at most, of a range.
+            rotate: Turn the labels of slots when they would touch.
+        """
+        axes, letter = axis.axes, axis.axis_name
+        if self.log:
+            getattr(axes, f"set_{letter}scale")("log")
+        low, high = self.limits
+        getattr(axes, f"set_{letter}lim")(low, high)
+        if not self.slots:
+            number_ticks(axis, low, high, log=self.log, most=most, integer=self.dimension.kind == "int")
+            return
+        step = math.ceil(len(self.slots) / _MOST_LABELS)
+        axis.set_ticks(range(0, len(self.slots), step), self.labels[::step])
+        axis.set_minor_locator(NullLocator())
+        if rotate and self.is_crowded:
+            for text in axis.get_ticklabels():
+                text.set(rotation=25, ha="right", rotation_mode="anchor")
+
+
+def jitter(count: int, seed: int, width: float = 0.22) -> np.ndarray:
+    """Small offsets that keep points of one choice apart, the same at every drawing."""
+    return np.random.default_rng(seed).uniform(-width, width, count)
+
+
+def axis_name(key: str, short: Mapping[str, str], width: int = 24) -> str:
+    """A parameter's name for an axis."""
+    return plain(elide(short.get(key, key), width))

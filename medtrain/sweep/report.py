@@ -1,0 +1,231 @@
+"""report.html: what a sweep found and what to type next, in one file; with trials.csv, rerun.csv and the pictures."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medtrain.run.atomic import atomic_write
+from medtrain.run.folder import read_status
+from medtrain.sweep.analysis import Savings, advice, savings
+from medtrain.sweep.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
+from medtrain.sweep.importance import LEAST_COMPLETE, Attribution, attribute
+from medtrain.sweep.names import format_duration, format_number, format_value
+from medtrain.sweep.plots import Picture, draw_pictures
+from medtrain.sweep.records import Record, StudyLike, SweepState, read_sweep
+from medtrain.sweep.report_parts import (
+    all_trials,
+    best_trials,
+    command_lines,
+    fates,
+    path_to_type,
+    searched_space,
+    settings,
+)
+from medtrain.sweep.rerun_summary import RerunRow, lead, summarize_reruns, winner
+from medtrain.sweep.trials_csv import write_trials
+
+NAME = "report.html"
+BEST = "best.yaml"
+
+
+def write_report(folder: Path, study: StudyLike) -> list[Path]:
+    """Write everything there is to see of a sweep as it stands; what there is too little for is left out.
+
+    Args:
+        folder: The sweep's folder.
+        study: Its study, at any time: empty, running or finished.
+
+    Returns:
+        The files: report.html first, then trials.csv, rerun.csv if there is one, and the pictures.
+    """
+    sweep = read_sweep(folder, study)
+    reruns = summarize_reruns(sweep.folder, sweep.definition.objectives)
+    trials = write_trials(sweep)
+    found = attribute(sweep)
+    pictures = draw_pictures(sweep, found, reruns)
+    path = sweep.folder / NAME
+    atomic_write(path, page(f"Sweep {sweep.name}", _parts(sweep, found, reruns, pictures)))
+    tables = [trials, sweep.folder / "rerun.csv"] if reruns else [trials]
+    return [path, *tables, *(item.path for item in pictures)]
+
+
+def _parts(sweep: SweepState, found: Attribution, reruns: Sequence[RerunRow], pictures: Sequence[Picture]) -> list[str]:
+    saved = savings(sweep)
+    return [
+        heading(sweep.name, 1),
+        paragraph(_standing(sweep), "faint"),
+        tiles(_facts(sweep, saved)),
+        _best(sweep, reruns),
+        _reruns(sweep, reruns),
+        best_trials(sweep),
+        _advice(sweep, found),
+        _fates(sweep, saved),
+        heading("Pictures") if pictures else "",
+        *(picture(item.path, item.title, item.caption) for item in pictures),
+        _on_importance(sweep, found),
+        heading("What was searched"),
+        searched_space(sweep, found),
+        settings(sweep),
+        details(f"All {len(sweep.records)} trials (the same as trials.csv)", all_trials(sweep)),
+        heading("What to do with it"),
+        commands(command_lines(sweep)),
+    ]
+
+
+def _standing(sweep: SweepState) -> str:
+    status = read_status(sweep.folder)
+    now = datetime.datetime.now().astimezone()
+    parts = [f"Report of {now:%Y-%m-%d %H:%M}"]
+    if status.status != "unknown":
+        parts.append(f"the sweep is {status.state}{f' ({status.message})' if status.message else ''}")
+    parts += [f"{sweep.counts[state]} trials {state}" for state in ("running", "waiting") if sweep.counts[state]]
+    return "; ".join(parts) + "."
+
+
+def _facts(sweep: SweepState, saved: Savings | None) -> list[tuple[str, str]]:
+    facts = []
+    if sweep.best and not sweep.is_multi:
+        objective = sweep.definition.objectives[0]
+        value = sweep.best[0].values[0]
+        facts.append((format_number(value), f"best {objective.metric}"))
+        if sweep.default is not None:
+            facts.append((f"{value - sweep.default.values[0]:+.4g}", "against the configuration as it is"))
+    elif sweep.best:
+        facts.append((str(len(sweep.best)), "trials on the Pareto front"))
+    total = sweep.definition.sweep.get("n_trials")
+    facts.append((f"{sweep.num_finished}{f' of {total}' if total else ''}", "trials finished"))
+    seconds = sum(record.seconds for record in sweep.records if math.isfinite(record.seconds))
+    if seconds:
+        facts.append((format_duration(seconds), "of training"))
+    if saved is not None:
+        facts.append((f"{100 * saved.fraction:.0f} %", "saved by pruning"))
+    return facts
+
+
+def _best(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
+    if not sweep.best:
+        text = "No trial is complete yet." if sweep.counts["complete"] == 0 else "No trial meets the constraints."
+        return heading("The best") + paragraph(text)
+    first = winner(reruns, sweep.definition.objectives)
+    chosen = next((record for record in sweep.records if first and record.number == first.trial), sweep.best[0])
+    parts = [heading("The best"), paragraph(_why(sweep, chosen, first)), _point(sweep, chosen)]
+    lines = [f"medtrain train experiment={path_to_type(sweep.folder / BEST)}"] if (sweep.folder / BEST).exists() else []
+    if lines:
+        parts.append(commands(lines))
+    overrides = [*sweep.definition.overrides, *sweep.definition.space.overrides(chosen.params)]
+    exact = commands([shlex.join(["medtrain", "train", *overrides])])
+    parts.append(details("The same, typed out", exact) if lines else exact)
+    return "\n".join(parts)
+
+
+def _why(sweep: SweepState, chosen: Record, first: RerunRow | None) -> str:
+    objectives = sweep.definition.objectives
+    scores = ", ".join(f"{goal.metric} {format_number(value)}" for goal, value in zip(objectives, chosen.values))
+    if first is not None:
+        return (
+            f"Trial {chosen.number}: {objectives[0].metric} {format_number(first.mean())} on average over "
+            f"{len(first.runs)} runs with other seeds or folds ({scores} in the search)."
+        )
+    if sweep.is_multi:
+        others = f"; {len(sweep.best) - 1} more trials are on the front" if len(sweep.best) > 1 else ""
+        return f"Trial {chosen.number}, the best of the Pareto front in {objectives[0].metric}: {scores}{others}."
+    return f"Trial {chosen.number}: {scores}. A single run: sweep.rerun_best=3 tells how much of it is luck."
+
+
+def _point(sweep: SweepState, chosen: Record) -> str:
+    default = sweep.definition.default or {}
+    rows = [
+        (
+            Cell(dimension.key, is_code=True),
+            Cell(format_value(chosen.params[dimension.key]), is_code=True),
+            Cell(format_value(default[dimension.key]) if dimension.key in default else "", is_code=True, tone="faint"),
+        )
+        for dimension in sweep.definition.space.active(chosen.params)
+        if dimension.key in chosen.params
+    ]
+    return table(("Parameter", "Best", "As it is"), rows)
+
+
+def _reruns(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
+    if not reruns:
+        return ""
+    objectives = sweep.definition.objectives
+    searched = {record.number: record for record in sweep.records}
+    rows: list[Sequence[Any]] = []
+    for row in reruns:
+        cells = [Cell(str(row.trial), is_number=True), Cell(str(len(row.runs)), is_number=True)]
+        for index in range(len(objectives)):
+            values = row.values(index)
+            span = f"{format_number(min(values))} .. {format_number(max(values))}" if values else "-"
+            mean = f"{format_number(row.mean(index))} +- {format_number(row.std(index), 2)}" if values else "-"
+            before = searched[row.trial].values[index] if row.trial in searched else math.nan
+            cells += [Cell(text, is_number=True) for text in (mean, span, format_number(before))]
+        rows.append([*cells, Cell(str(row.failed) if row.failed else "", is_number=True)])
+    names = [f"{goal.metric}{part}" for goal in objectives for part in ("", " span", " in the search")]
+    first = winner(reruns, objectives)
+    text = table(("Trial", "Runs", *names, "Failed"), rows, best=0 if first is not None else None)
+    return heading("The best, trained again") + paragraph(_verdict(sweep, reruns)) + text
+
+
+def _verdict(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
+    """Whether the winner is more than luck."""
+    objectives = sweep.definition.objectives
+    first, ahead = winner(reruns, objectives), lead(reruns, objectives)
+    if first is None:
+        return "Mean and standard deviation of each configuration over its runs."
+    text = f"Trial {first.trial} has the best mean."
+    if sweep.best and sweep.best[0].number != first.trial:
+        text = f"Trial {first.trial} has the best mean, although trial {sweep.best[0].number} won the search."
+    if ahead is None or math.isnan(ahead.error):
+        return text
+    gap = (
+        f"It leads trial {ahead.other.trial} by {format_number(ahead.difference, 2)} (standard error "
+        f"{format_number(ahead.error, 2)} over {ahead.pairs} pairs of runs)"
+    )
+    return f"{text} {gap}: {'more than luck' if ahead.is_clear else 'luck cannot be ruled out'}."
+
+
+def _advice(sweep: SweepState, found: Attribution) -> str:
+    lines = advice(sweep, found)
+    return heading("For a next sweep") + "".join(map(paragraph, lines)) if lines else ""
+
+
+def _fates(sweep: SweepState, saved: Savings | None) -> str:
+    if not sweep.records:
+        return ""
+    parts = [heading("What became of the trials"), fates(sweep)]
+    if saved is not None:
+        parts.append(
+            paragraph(
+                f"Pruning ended {saved.num_pruned} trials after {100 * saved.mean_spent:.0f} % of their budget on "
+                f"average. That saved the work of {saved.trials:.1f} whole trials, about "
+                f"{format_duration(saved.seconds)}: {100 * saved.fraction:.0f} % of what the sweep would have cost."
+            )
+        )
+    overheads = sorted(record.overhead_s for record in sweep.records if math.isfinite(record.overhead_s))
+    if overheads:
+        middle = format_duration(overheads[len(overheads) // 2])
+        parts.append(paragraph(f"From a trial's start to its first optimizer step: {middle} (median)."))
+    return "\n".join(parts)
+
+
+def _on_importance(sweep: SweepState, found: Attribution) -> str:
+    """How far the importances can be trusted."""
+    if not found.items:
+        if not sweep.counts["complete"]:
+            return ""
+        return paragraph(f"Importances need {LEAST_COMPLETE} complete trials.", "faint")
+    known = [
+        f"{100 * part:.0f} % of the differences in {goal.metric}"
+        for goal, part in zip(sweep.definition.objectives, found.explained)
+        if math.isfinite(part)
+    ]
+    if not known:
+        return ""
+    text = f"Taken one by one, the parameters explain {' and '.join(known)}"
+    return paragraph(f"{text}; the rest is noise, or several acting together.", "faint")

@@ -1,0 +1,201 @@
+"""The tables of a report, and the commands it ends with."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from medtrain.config.space import Dimension
+from medtrain.run.provenance import mask_command, mask_secrets
+from medtrain.sweep.analysis import failure_groups
+from medtrain.sweep.html import Cell, heading, table
+from medtrain.sweep.importance import Attribution
+from medtrain.sweep.names import elide, format_duration, format_number, format_value, short_names
+from medtrain.sweep.records import Record, SweepState
+
+_ADVICE = {
+    "oom": "Allow smaller batches or patches only, or a smaller network.",
+    "nonfinite": "Lower the largest learning rate that is searched.",
+    "killed": "Killed from outside: often the system, for lack of memory, or the time limit of a job.",
+    "crash": "The console of the trial says more.",
+    "error": "The settings contradict the data or each other: take such combinations out of the space.",
+}
+_STATE_TEXTS = {
+    "complete": "trained to the end",
+    "pruned": "ended early, as it was worse than others",
+    "failed": "without a result",
+    "running": "being trained",
+    "waiting": "to be trained next",
+}
+_TONES = {"complete": "", "pruned": "faint", "failed": "bad", "running": "good", "waiting": "faint"}
+
+
+def best_trials(sweep: SweepState) -> str:
+    """The best ten, or the Pareto front."""
+    if len(sweep.best) < 2:
+        return ""
+    title = "The Pareto front" if sweep.is_multi else f"The best {len(sweep.best)}"
+    return heading(title) + _trials(sweep, sweep.best, best=None if sweep.is_multi else 0)
+
+
+def all_trials(sweep: SweepState) -> str:
+    """Every trial on a line."""
+    return _trials(sweep, sweep.records, full=True)
+
+
+def _trials(sweep: SweepState, records: Sequence[Record], *, best: int | None = None, full: bool = False) -> str:
+    keys = [dimension.key for dimension in sweep.definition.space.dimensions]
+    keys = [key for key in keys if any(key in record.params for record in records)]
+    short = short_names(keys)
+    rows = []
+    for record in records:
+        row = [Cell(str(record.number), is_number=True)]
+        if full:
+            row.append(Cell(record.state, tone=_TONES[record.state]))
+        row += [Cell(format_number(value), is_number=True) for value in record.values]
+        row += [_value(sweep, record, key) for key in keys]
+        row.append(Cell(format_duration(record.seconds) if math.isfinite(record.seconds) else "", is_number=True))
+        if full:
+            reason = record.message or ", ".join(f"misses {limit}" for limit in record.violated)
+            row.append(Cell(elide(reason, 90), tone="faint"))
+        rows.append(row)
+    names = [objective.metric for objective in sweep.definition.objectives]
+    last = ["Time", "Reason"] if full else ["Time"]
+    return table(["Trial", *(["State"] if full else []), *names, *(short[key] for key in keys), *last], rows, best=best)
+
+
+def _value(sweep: SweepState, record: Record, key: str) -> Cell:
+    text = elide(format_value(record.params.get(key, "")), 32)
+    return Cell(text, is_number=sweep.dimension(key).kind != "choice")
+
+
+def fates(sweep: SweepState) -> str:
+    """How many trials ended how, and why those that failed did."""
+    counts = [
+        [Cell(str(count), is_number=True), Cell(state, tone=_TONES[state]), Cell(_STATE_TEXTS[state], tone="faint")]
+        for state, count in sweep.counts.items()
+        if count
+    ]
+    violated = sum(bool(record.violated) for record in sweep.records)
+    if violated:
+        limits = ", ".join(map(str, sweep.definition.constraints))
+        counts.append([Cell(str(violated), is_number=True), Cell("cannot win"), Cell(f"miss {limits}", tone="faint")])
+    groups = []
+    for group in failure_groups(sweep):
+        first = f"trials/{group.numbers[0]:04d}.log"
+        numbers = ", ".join(map(str, group.numbers[:8])) + (", ..." if len(group.numbers) > 8 else "")
+        groups.append(
+            [
+                Cell(str(len(group.numbers)), is_number=True),
+                Cell(group.failure, tone="bad"),
+                Cell(elide(group.message, 160) or "no reason was given"),
+                Cell(numbers, tone="faint"),
+                Cell(_ADVICE.get(group.failure, ""), tone="faint"),
+                Cell(first, is_code=True),
+            ]
+        )
+    header = ("Trials", "Why", "Message of the first", "Which", "What helps", "Console of the first")
+    return table(("Trials", "State", ""), counts) + table(header, groups)
+
+
+def searched_space(sweep: SweepState, found: Attribution) -> str:
+    """What varied, and how much it mattered."""
+    shares = {item.key: item for item in found.items}
+    rows = []
+    for dimension in sweep.definition.space.dimensions:
+        item = shares.get(dimension.key)
+        known = [share for share in item.shares if share >= 0] if item is not None else []
+        clear = item is not None and any(item.is_clear(index) for index in range(len(item.shares)))
+        rows.append(
+            [
+                Cell(dimension.key, is_code=True),
+                Cell(_values(dimension)),
+                Cell(_condition(dimension), tone="faint"),
+                Cell(
+                    ", ".join(f"{100 * share:.0f} %" for share in known), is_number=True, tone="" if clear else "faint"
+                ),
+            ]
+        )
+    return table(("Parameter", "Values", "Only with", "Importance"), rows)
+
+
+def _values(dimension: Dimension) -> str:
+    if dimension.kind == "choice":
+        return elide(", ".join(choice or "''" for choice in dimension.choices), 200)
+    assert dimension.low is not None
+    assert dimension.high is not None
+    text = f"{format_number(dimension.low)} .. {format_number(dimension.high)}"
+    text += f" in steps of {format_number(dimension.step)}" if dimension.step is not None else ""
+    text += ", whole numbers" if dimension.kind == "int" and dimension.step is None else ""
+    return text + (", logarithmic" if dimension.log else "")
+
+
+def _condition(dimension: Dimension) -> str:
+    return "; ".join(f"{key}={' or '.join(allowed)}" for key, allowed in dimension.when.items())
+
+
+def settings(sweep: SweepState) -> str:
+    """What was fixed: the configuration, the objectives and how the search was done."""
+    definition = sweep.definition
+    section = definition.sweep
+    better = {"max": "higher is better", "min": "lower is better"}
+    goals = [f"{goal.metric} ({better[goal.mode]})" for goal in definition.objectives]
+    rows = [
+        ("Objectives" if len(goals) > 1 else "Objective", ", ".join(goals)),
+        ("Constraints", ", ".join(map(str, definition.constraints))),
+        ("Everything else", " ".join(mask_command(definition.overrides))),
+        ("Sampler", _component(definition.sampler)),
+        ("Pruner", _component(definition.pruner)),
+        ("Folds", ", ".join(map(str, section.get("folds") or ()))),
+        ("Warm start", ", ".join(section.get("warm_start") or ())),
+        ("Points in the space", f"{definition.space.size or 'infinitely many'}"),
+    ]
+    return table(("", ""), [[Cell(name, tone="faint"), Cell(text)] for name, text in rows if text])
+
+
+def _component(values: object) -> str:
+    """Name and settings of a sampler or pruner, as in the configuration."""
+    assert isinstance(values, dict)
+    given = ", ".join(f"{key}={value}" for key, value in values.items() if key != "name" and value is not None)
+    return f"{values.get('name', '?')}" + (f" ({given})" if given else "")
+
+
+def path_to_type(path: Path) -> str:
+    """A path as short as it can be typed from here, quoted for a shell."""
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
+
+
+def command_lines(sweep: SweepState) -> list[str]:
+    """What to type next, with a remark each."""
+    folder = path_to_type(sweep.folder)
+    total = sweep.definition.sweep.get("n_trials") or sweep.num_finished or 20
+    lines = [
+        ("medtrain resume " + folder, "go on"),
+        (f"medtrain resume {folder} sweep.n_trials={total * 2}", "more trials"),
+        (f"medtrain sweep --report {folder}", "this report again"),
+        (*_dashboard(sweep),),
+    ]
+    width = max(len(line) for line, _ in lines)
+    return [f"{line:<{width}}    # {remark}" for line, remark in lines]
+
+
+def _dashboard(sweep: SweepState) -> tuple[str, str]:
+    """How to see the study in optuna-dashboard, which reads journals by their path and data bases by their address."""
+    storage = str(sweep.definition.sweep.get("storage") or sweep.folder / "journal.log")
+    remark = "in the browser, live (pip install optuna-dashboard)"
+    scheme, separator, rest = storage.partition("://")
+    if scheme == "grpc" and separator:
+        return "optuna-dashboard STORAGE", f"on the machine that serves {storage}, with the storage it serves"
+    if scheme.startswith("postgres") and separator:
+        address = f"postgresql+psycopg://{rest}"
+        return f"optuna-dashboard {shlex.quote(mask_secrets(address))}", remark
+    if separator:
+        return f"optuna-dashboard {shlex.quote(storage)}", remark
+    path = Path(storage)
+    if path.suffix in (".db", ".sqlite", ".sqlite3"):
+        return f"optuna-dashboard {shlex.quote(f'sqlite:///{path}')}", remark
+    return f"optuna-dashboard {path_to_type(path)}", remark
