@@ -6,28 +6,41 @@ Runs at every press of TAB, so it imports nothing but the catalog.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medtrain import registry
 from medtrain.config import catalog
-from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, PRESET_GROUPS, ROOT_KEYS, default_choices
+from medtrain.config.paths import (
+    ALL_GROUPS,
+    COMPONENT_GROUPS,
+    MULTI_GROUPS,
+    PRESET_GROUPS,
+    ROOT_KEYS,
+    default_choices,
+    groups_of,
+)
+
+_SEARCH = re.compile(r"^['\"]?choice\((.*)\)['\"]?$")
 
 
-def complete_override(params: Mapping[str, Any], incomplete: str) -> list[str]:
+def complete_override(params: Mapping[str, Any], incomplete: str, *, config_name: str = "train") -> list[str]:
     """Complete one override.
 
     Args:
         params: Of the command line so far: `overrides` (those before) and `config_dirs`.
         incomplete: The word under the cursor as the shell splits it.
+        config_name: The primary config, which has these groups or not.
     """
     split, text = _join_split_word(incomplete)
     before = _join_split_words(params.get("overrides") or ())
     folders = [Path(folder) for folder in params.get("config_dirs") or () if Path(folder).is_dir()]
-    found = sorted(set(_candidates(text, _chosen(before), folders)))
+    groups = (*groups_of(config_name), *PRESET_GROUPS)
+    chosen = default_choices(config_name) | _chosen(before)
+    found = sorted(set(_candidates(text, chosen, folders, groups)))
     if len(found) == 1 and found[0].endswith("=") and found[0] != text:
-        found = sorted(set(_candidates(found[0], _chosen(before), folders))) or found
+        found = sorted(set(_candidates(found[0], chosen, folders, groups))) or found
     return [candidate.removeprefix(split) for candidate in found]
 
 
@@ -78,21 +91,19 @@ def _join_split_words(words: Sequence[str]) -> list[str]:
 
 
 def _chosen(before: Sequence[str]) -> dict[str, str]:
-    """The option of each group: from the words before, else from train.yaml."""
-    chosen = default_choices()
-    for word in before:
-        group, equal, option = word.partition("=")
-        if equal and group in chosen:
-            chosen[group] = option
-    return chosen
+    """The option of each group that the words before choose."""
+    words = (word.partition("=") for word in before)
+    return {group: option for group, equal, option in words if equal and group in ALL_GROUPS}
 
 
-def _candidates(text: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> Iterator[str]:
+def _candidates(text: str, chosen: Mapping[str, str], folders: Sequence[Path], groups: Sequence[str]) -> Iterator[str]:
     key, equal, value = text.partition("=")
+    if key.split(".", 1)[0] in ALL_GROUPS and key.split(".", 1)[0] not in groups:
+        return
     if equal:
         yield from (f"{key}={item}" for item in _values(key, value, chosen, folders))
     elif "." not in key:
-        for group in ALL_GROUPS:
+        for group in groups:
             if group.startswith(key):
                 yield f"{group}="
                 if group == key and group not in PRESET_GROUPS:
@@ -108,14 +119,15 @@ def _keys(group: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> Ite
 
 
 def _sections(group: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield (dotted path of a section, its component)."""
-    if group not in registry.GROUPS:
+    """Yield (dotted path of a section, its component); several where a sweep searches the group."""
+    if group not in COMPONENT_GROUPS:
         return
     if group in MULTI_GROUPS:
         names = chosen.get(group, "").strip("[]").split(",")
         yield from ((f"{group}.{name.strip()}", name.strip()) for name in names if name.strip())
     else:
-        yield group, catalog.component_of(group, chosen.get(group, ""), folders)
+        options = _SEARCH.sub(r"\1", chosen.get(group, "")).strip("'\"").split(",")
+        yield from ((group, catalog.component_of(group, option.strip(), folders)) for option in options)
 
 
 def _values(key: str, start: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> Iterator[str]:
@@ -123,6 +135,9 @@ def _values(key: str, start: str, chosen: Mapping[str, str], folders: Sequence[P
         known = catalog.options(key, folders)
         listed = start.startswith("[") and key in MULTI_GROUPS
         done = start[: max(start.rfind(","), start.rfind("[")) + 1] if listed else ""
+        if not listed and key not in MULTI_GROUPS and ("," in start or "(" in start):  # a sweep: `loss=dice_ce,fo`
+            done = start[: max(start.rfind(","), start.rfind("(")) + 1]
+            known = [option for option in known if option not in done.strip("'\"").replace("(", ",").split(",")]
         yield from (f"{done}{option}" for option in known if f"{done}{option}".startswith(start))
         return
     for prefix, component in _sections(key.split(".", 1)[0], chosen, folders):

@@ -13,7 +13,7 @@ from medtrain.cli._run import EXIT_USAGE, handle_errors
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     from medtrain.cli.complete import complete_override
 
-    return complete_override({**ctx.params, "overrides": ctx.params.get("targets")}, incomplete)
+    return complete_override({**ctx.params, "overrides": ctx.params.get("targets")}, incomplete, config_name="sweep")
 
 
 def validate(
@@ -21,7 +21,7 @@ def validate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE | FILE]...",
-            help="Overrides to check together, or experiment files (`my/*.yaml`) to check one by one.",
+            help="Overrides to check together, or files (`my/*.yaml`) of experiments or sweeps to check one by one.",
             autocompletion=_complete,
             show_default=False,
         ),
@@ -33,6 +33,7 @@ def validate(
     """Check configs and list everything that is wrong; exit code 2 when something is.
 
     With nothing given, every option of every group, every experiment and every debug preset is composed and checked.
+    Values that vary are checked as `medtrain sweep` takes them: every choice, and both ends of every range.
     """
     with handle_errors(debug):
         from medtrain.config.check import check_all

@@ -72,8 +72,11 @@ def component_of(group: str, option: str, config_dirs: Sequence[Path] = ()) -> s
             parent = next((name for name in parents if name not in ("_self_", option)), None)
             if schema:
                 return schema[1]
-            return component_of(group, parent, config_dirs) if parent else option
-    return option
+            if parent:
+                return component_of(group, parent, config_dirs)
+            break
+    components = registry.names(group) if group in COMPONENT_GROUPS else []
+    return "default" if option not in components and "default" in components else option
 
 
 def summary(group: str, option: str, config_dirs: Sequence[Path] = ()) -> str:

@@ -16,7 +16,12 @@ When = dict[str, tuple[str, ...]]
 
 
 def resolve_when(
-    entry: Entry, entries: Mapping[str, Entry], contexts: Contexts, plain: Collection[str], dropped: Collection[str]
+    entry: Entry,
+    entries: Mapping[str, Entry],
+    contexts: Contexts,
+    plain: Collection[str],
+    dropped: Collection[str],
+    lost: Collection[str],
 ) -> When | str | Problem:
     """The condition of an entry.
 
@@ -26,6 +31,7 @@ def resolve_when(
         contexts: The configurations that the searched groups make.
         plain: Keys that were set on the command line.
         dropped: Keys of entries that were left out.
+        lost: Keys of entries that are wrong.
 
     Returns:
         The condition; or why an entry of a file is left out, because the command line has set what it depends on; or
@@ -33,6 +39,8 @@ def resolve_when(
     """
     when: When = {}
     for key, allowed in entry.when.items():
+        if key in lost:
+            continue
         found = _resolve_one(entry, key, allowed, entries, contexts, plain, dropped)
         if isinstance(found, str | Problem):
             return found
@@ -42,8 +50,11 @@ def resolve_when(
         return when
     existence = contexts.find(entry.key)
     head = entry.key.split(".", 1)[0]
-    if not existence.contexts and not entry.is_typed and head in plain and head not in contexts.base.draft.broken:
-        return f"{head}={contexts.base.value(head)} has no such key"
+    if not existence.contexts and not entry.is_typed and head not in contexts.base.draft.broken:
+        if head in plain:
+            return f"{head}={contexts.base.value(head)} has no such key"
+        if head in entries and entries[head].is_typed:
+            return f"none of {head}={entries[head].text} has such a key"
     for group, options in existence.when.items():
         without = [option for option in when.get(group, ()) if option not in options]
         if without:

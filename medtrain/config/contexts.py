@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medtrain.config.annotations import describe
 from medtrain.config.compose import Draft, apply_values, draft
 from medtrain.config.overrides import Override, read_override
 from medtrain.config.paths import ALL_GROUPS
@@ -70,12 +69,12 @@ class Existence:
 
     Args:
         contexts: The configurations that have it.
-        annotations: What it may be there, each only once.
+        annotations: What it may be there, with the options beside which it is that.
         when: The options it needs; empty when it always exists.
     """
 
     contexts: tuple[Context, ...]
-    annotations: tuple[Any, ...]
+    annotations: Mapping[Any, tuple[str, ...]]
     when: Mapping[str, tuple[str, ...]]
 
 
@@ -144,8 +143,12 @@ class Contexts:
             contexts += there
             if there and len(there) < len(made):
                 when[group] = tuple(context.option for context in there)
-        annotations = {describe(found): found for context in contexts if (found := context.annotation(key)) is not None}
-        return Existence(tuple(contexts), tuple(annotations.values()), when)
+        annotations: dict[Any, tuple[str, ...]] = {}
+        for context in contexts:
+            annotation = context.annotation(key)
+            beside = (f"{context.group}={context.option}",) if context.group else ()
+            annotations[annotation] = annotations.get(annotation, ()) + beside
+        return Existence(tuple(contexts), annotations, when)
 
     def others(self) -> list[Context]:
         """The configurations that differ from the base."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from medtrain import registry
 from medtrain.config.annotations import describe, show
-from medtrain.config.catalog import require_group
+from medtrain.config.catalog import parameters, require_group
 from medtrain.config.overrides import parse
 from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS, PRESET_GROUPS
 from medtrain.config.schema import ROOT
 from medtrain.config.sources import Sources
-from medtrain.config.tree import OriginTree, leaves
+from medtrain.config.tree import OriginTree, leaves, origin_of
 from medtrain.errors import ConfigError, UsageError
 from medtrain.registry import Component, Param, closest, plain
 
@@ -74,13 +74,18 @@ def _find_option(name: str, sources: Sources) -> tuple[str, str]:
 
 def _compose(group: str, option: str, sources: Sources) -> OriginTree:
     """The section of a group as the option's files make it."""
-    request = parse([f"{group}={option}"] if option else [], sources)
+    config_name = _primary(group)
+    request = parse([f"{group}={option}"] if option else [], sources, config_name)
     if request.problems:
         raise ConfigError(request.problems)
     tree = OriginTree()
-    for layer in sources.select("train", request.chosen, only=group).layers:
+    for layer in sources.select(config_name, request.chosen, only=group).layers:
         tree.merge(layer.content, layer.origin, layer.package)
     return tree
+
+
+def _primary(group: str) -> str:
+    return "sweep" if group in registry.SWEEP_GROUPS else "train"
 
 
 def _describe_preset(group: str, option: str, sources: Sources) -> str:
@@ -112,7 +117,7 @@ def _describe_component(
         lines += [f"Supplied by the run: {', '.join(component.runtime)}", ""]
     for param in component.params.values():
         key = f"{_prefix(component)}.{param.name}"
-        lines += _describe_param(key, param, section.get(param.name, _MISSING), origins.get(key), width)
+        lines += _describe_param(key, param, section.get(param.name, _MISSING), origin_of(origins, key), width)
     if not component.params:
         lines.append("There is nothing to set.")
     return "\n".join(lines) + "\n"
@@ -136,10 +141,12 @@ def _describe_key(component: Component, key: str, section: Mapping[str, Any], wi
     prefix = _prefix(component)
     if name not in component.params:
         near = closest(name, component.params)
-        raise UsageError(
-            f"{component.group}={component.name} has no key `{name}`; its keys are: {', '.join(component.params)}",
-            hint=f"did you mean `{prefix}.{near}`?" if near else None,
-        )
+        owners = [o for o in registry.names(component.group) if name in parameters(component.group, o)]
+        hint = f"did you mean `{prefix}.{near}`?" if near else None
+        if owners:
+            hint = f"it belongs to `{component.group}={owners[0]}`: `medtrain describe {component.group}={owners[0]}`"
+        known = ", ".join(component.params) or "none"
+        raise UsageError(f"{component.group}={component.name} has no key `{name}`; its keys are: {known}", hint=hint)
     return (
         "\n".join(_describe_param(f"{prefix}.{key}", component.params[name], section.get(name, _MISSING), None, width))
         + "\n"
@@ -151,7 +158,11 @@ def _describe_param(key: str, param: Param, value: Any, origin: str | None, widt
     yield f"  {key}"
     yield f"      {describe(param.type)}; {default}"
     if value is not _MISSING and not param.required and plain(value) != plain(param.default):
-        yield f"      {show(value)} in {origin}" if origin else f"      here {show(value)}"
+        if isinstance(value, Mapping) and len(value) > 1:
+            yield f"      in {origin}:" if origin else "      here:"
+            yield from (f"          {name}: {show(item)}" for name, item in value.items())
+        else:
+            yield f"      {show(value)} in {origin}" if origin else f"      here {show(value)}"
     if param.doc:
         yield from textwrap.wrap(param.doc, width, initial_indent="      ", subsequent_indent="      ")
     yield ""

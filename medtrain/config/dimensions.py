@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from medtrain.config.annotations import accepts_text, check, describe, number_kind, show
 from medtrain.config.compose import Composed
 from medtrain.config.conditions import in_order, resolve_when
-from medtrain.config.contexts import Contexts
+from medtrain.config.contexts import Contexts, Existence
 from medtrain.config.corners import check_corners
 from medtrain.config.overrides import Override, read_override
-from medtrain.config.paths import ALL_GROUPS, FILE_GROUPS
+from medtrain.config.paths import ALL_GROUPS, FILE_GROUPS, PRESET_GROUPS
 from medtrain.config.search import Entry
 from medtrain.config.searchable import why_not
 from medtrain.config.sources import COMMAND_LINE, Sources, unknown_option
@@ -36,10 +36,17 @@ class SpaceBuilder:
         plain: What was set on the command line, `KEY=VALUE` by key.
         entries: What varies, by key.
         objectives: What the sweep optimizes.
+        lost: Keys of entries that cannot be read.
     """
 
     def __init__(
-        self, sources: Sources, plain: Mapping[str, str], entries: Mapping[str, Entry], *, objectives: Collection[str]
+        self,
+        sources: Sources,
+        plain: Mapping[str, str],
+        entries: Mapping[str, Entry],
+        *,
+        objectives: Collection[str],
+        lost: Collection[str] = (),
     ) -> None:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
@@ -47,6 +54,7 @@ class SpaceBuilder:
         self.space = Space(())
         self._plain = plain
         self._entries = dict(entries)
+        self._lost = set(lost)
         self._values: dict[str, tuple[Any, Any]] = {}  # first and last value of each dimension
         self._refuse(objectives)
         self._contexts = Contexts(sources, plain, self._read_groups(sources))
@@ -60,8 +68,9 @@ class SpaceBuilder:
         """Build the space and check it; return the base, or None when something is wrong."""
         dimensions: list[Dimension] = []
         dropped: set[str] = set()
+        unsaid = len(self.problems)
         for key, entry in self._entries.items():
-            when = resolve_when(entry, self._entries, self._contexts, self._plain, dropped)
+            when = resolve_when(entry, self._entries, self._contexts, self._plain, dropped, self._lost)
             if isinstance(when, Problem):
                 self.problems.append(when)
             elif isinstance(when, str):
@@ -80,6 +89,9 @@ class SpaceBuilder:
         composed, problems = check_corners(self._contexts, self.space, self._values, self._entries)
         known = {problem.where for problem in self.problems}
         self.problems += [problem for problem in problems if problem.where not in known]
+        # what belongs to a group whose options cannot be read is not blamed as well
+        later = [problem for problem in self.problems[unsaid:] if problem.where.split(".", 1)[0] not in self._lost]
+        self.problems[unsaid:] = later
         return composed if not self.problems else None
 
     def _refuse(self, objectives: Collection[str]) -> None:
@@ -93,29 +105,35 @@ class SpaceBuilder:
                 self.problems.append(entry.problem(f"lies in `{outer[0]}`, which varies as a whole"))
             else:
                 continue
-            del self._entries[key]
+            self._lose(key)
+
+    def _lose(self, key: str) -> None:
+        """Leave out an entry that is wrong, and remember it: what depends on it is not wrong by itself."""
+        del self._entries[key]
+        self._lost.add(key)
 
     def _read_groups(self, sources: Sources) -> dict[str, Entry]:
         """The searched groups, with the options that exist."""
         groups = {}
         for group, entry in [(key, entry) for key, entry in self._entries.items() if key in ALL_GROUPS]:
             known = sources.options(group)
-            options: list[str] = []
+            options: list[str | None] = []
             for value in entry.values:
                 path = Path(str(value)).expanduser()
-                if isinstance(value, str) and value in known:
+                if (isinstance(value, str) and value in known) or (value is None and group in PRESET_GROUPS):
                     options.append(value)
                 elif group in FILE_GROUPS and path.suffix in (".yaml", ".yml") and path.is_file():
                     options.append(str(path.absolute()))
                 else:
                     self.problems.append(replace(unknown_option(group, show(value), known), origin=entry.origin))
+                    self._lost.add(group)
             if entry.is_range:
                 hint = f"write `{group}={','.join(known[:2])}`"
                 self.problems.append(entry.problem("is a group: its options have no range", hint))
             if options:
                 groups[group] = self._entries[group] = replace(entry, values=tuple(options))
             else:
-                del self._entries[group]
+                self._lose(group)
         return groups
 
     def _build(self, entry: Entry, when: Mapping[str, tuple[str, ...]]) -> Dimension | None:
@@ -124,17 +142,17 @@ class SpaceBuilder:
         if not found.contexts:
             self.problems += self._unknown(entry)
             return None
-        annotations = found.annotations
         if not entry.is_range:
-            problems = list(dict.fromkeys(p for a in annotations for p in _check_choices(entry, a)))
+            problems = _beside(found, lambda annotation: _check_choices(entry, annotation))
             self.problems += problems
             self._values[entry.key] = (entry.values[0], entry.values[-1])
             return None if problems else Dimension(key=entry.key, kind="choice", choices=entry.choices, when=when)
-        problems = list(dict.fromkeys(p for a in annotations for p in _check_range(entry, a)))
+        problems = _beside(found, lambda annotation: _check_range(entry, annotation))
         self.problems += problems
         if problems:
             return None
-        dimension = _number(entry, whole=entry.whole or any(number_kind(a) == "int" for a in annotations), when=when)
+        whole = entry.whole or any(number_kind(annotation) == "int" for annotation in found.annotations)
+        dimension = _number(entry, whole=whole, when=when)
         self._values[entry.key] = (dimension.low, dimension.high)
         return dimension
 
@@ -164,8 +182,8 @@ class SpaceBuilder:
             assert isinstance(read, Override)
             found = self._contexts.find(key)
             entry = Entry(key=key, origin=COMMAND_LINE, written=read.text, values=(read.value,))
-            problems = [problem for a in found.annotations for problem in _check_choices(entry, a)]
-            self.problems += dict.fromkeys(problems)
+            problems = _beside(found, lambda annotation, entry=entry: _check_choices(entry, annotation))  # type: ignore[misc]
+            self.problems += problems
             if not problems:
                 self._values[key] = (read.value, read.value)
                 yield Dimension(key=key, kind="choice", choices=(read.text,), when=found.when)
@@ -174,6 +192,16 @@ class SpaceBuilder:
 def _covers(where: str, key: str) -> bool:
     """Whether a problem is about a key or about something in it."""
     return where == key or where.startswith((f"{key}.", f"{key}["))
+
+
+def _beside(found: Existence, check_one: Callable[[Any], Iterable[Problem]]) -> list[Problem]:
+    """The problems with each annotation that a key has, with the options beside which it has it if they differ."""
+    problems: list[Problem] = []
+    for annotation, options in found.annotations.items():
+        for problem in check_one(annotation):
+            message = f"{problem.message}, with {', '.join(options)}" if len(found.annotations) > 1 else problem.message
+            problems.append(replace(problem, message=message))
+    return list(dict.fromkeys(problems))
 
 
 def _check_choices(entry: Entry, annotation: Any) -> Iterator[Problem]:

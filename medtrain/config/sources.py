@@ -22,7 +22,7 @@ from hydra._internal.core_plugins.structured_config_source import StructuredConf
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medtrain import registry
-from medtrain.config.paths import COMPONENT_GROUPS, MULTI_GROUPS, PRESET_GROUPS, conf_dir, groups_of
+from medtrain.config.paths import ALL_GROUPS, COMPONENT_GROUPS, MULTI_GROUPS, PRESET_GROUPS, conf_dir, groups_of
 from medtrain.config.schema import component_defaults
 from medtrain.errors import ConfigError, Problem, UsageError
 
@@ -41,6 +41,7 @@ COMMAND_LINE = "command line"
 SCHEMA = "schema"
 _SCHEMA_PATH = re.compile(r"^(\w+)/schema/(\w+)$")
 _FILE_OPTION = "file__"
+_GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Sources(ConfigRepository):
         return sorted(name for name in found if not name.startswith(_FILE_OPTION))
 
     def add_file(self, group: str, path: Path) -> str:
-        """Make a file outside the search path an option of a preset group; return the option's name.
+        """Make a file outside the search path an option of a group; return the option's name.
 
         Raises:
             ConfigError: The file is not valid YAML or not a mapping.
@@ -129,7 +130,10 @@ class Sources(ConfigRepository):
             raise ConfigError([Problem(str(path), _describe_yaml_error(error))]) from error
         if not isinstance(content, DictConfig):
             raise ConfigError([Problem(str(path), "must be a mapping of keys to values")])
-        ConfigStore.instance().store(group=group, name=name, node=content, package="_global_")
+        is_global = group in PRESET_GROUPS or any(key in ALL_GROUPS for key in content)
+        is_global = is_global or bool(_GLOBAL.search(path.read_text(encoding="utf-8")))
+        store = ConfigStore.instance()
+        store.store(group=group, name=name, node=content, package="_global_" if is_global else None)
         self._files[f"{group}/{name}"] = str(path)
         self._cache.pop(f"{group}/{name}", None)
         return name
@@ -197,6 +201,8 @@ class Sources(ConfigRepository):
             if group in self._optional or name == "None":  # Hydra asks for `debug/None` when nothing is chosen
                 return None
             return self._note(config_path, unknown_option(group, name, self.options(group)))
+        if config_path.startswith("sweep/") and not _SCHEMA_PATH.match(config_path):
+            self._complete_preset(loaded)
         for default in loaded.defaults_list or []:
             if not isinstance(default, GroupDefault) or default.group is None:
                 continue
@@ -206,6 +212,20 @@ class Sources(ConfigRepository):
                 # Hydra would look for the group inside the section of this file; `/task` means the one at the root
                 default.package = f"_global_.{default.group[1:]}"
         return loaded
+
+    def _complete_preset(self, loaded: ConfigResult) -> None:
+        """Let a file of the group sweep say what it changes only, also one that changes the whole config."""
+        defaults = loaded.defaults_list = list(loaded.defaults_list or [])
+        children = [child for child in defaults if isinstance(child, ConfigDefault) and not child.is_self()]
+        if not children:
+            children = [ConfigDefault(path="default")]
+            defaults.insert(0, children[0])
+        if loaded.header["package"] != "_global_":
+            return
+        for child in children:
+            found = self.load_config(f"sweep/{child.path}")
+            if child.package is None and found is not None and found.header["package"] != "_global_":
+                child.package = "_global_.sweep"  # Hydra would put it where this file's own content goes
 
     def _note(self, config_path: str, problem: Problem) -> ConfigResult:
         self._problems.append(problem)

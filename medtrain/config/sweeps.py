@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medtrain import registry
-from medtrain.config.annotations import show
+from medtrain.config.annotations import describe, show
 from medtrain.config.compose import Composed, Draft, apply_values, draft
 from medtrain.config.dimensions import NOTHING_VARIES, SpaceBuilder
 from medtrain.config.imports import import_modules
@@ -73,11 +73,26 @@ class SweepConfig:
 
 @dataclass
 class _Words:
-    """The command line, sorted: what sets a value, what makes one vary, and what is wrong."""
+    """The command line, sorted: what sets a value, what makes one vary, and what is wrong, by key."""
 
-    plain: dict[str, str]
-    entries: dict[str, Entry | None]
-    problems: list[Problem]
+    plain: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+    def take(self, key: str, found: str | Entry | Problem | None) -> None:
+        """Note the last word on a key: a text sets it, an entry lets it vary, None removes it."""
+        self.plain.pop(key, None)
+        self.entries.pop(key, None)
+        self.named.add(key)
+        if isinstance(found, str):
+            self.plain[key] = found
+        elif isinstance(found, Entry):
+            self.entries[key] = found
+        elif found is not None:
+            self.problems.append(found)
+            self.lost.add(key)
 
 
 def load_sweep(
@@ -96,13 +111,12 @@ def load_sweep(
     """
     import_modules(imports)
     registry.load_plugins()
-    folders = tuple(str(Path(folder).absolute()) for folder in config_dirs)
-    sources = Sources(folders)
+    sources = Sources(config_dirs)
     words = _sort(overrides, sources)
     try:
         first = draft(list(words.plain.values()), sources, "sweep")
         entries = _join(first, words, sources)
-        builder = SpaceBuilder(sources, words.plain, entries, objectives=_objectives(first))
+        builder = SpaceBuilder(sources, words.plain, entries, objectives=_objectives(first), lost=words.lost)
     except ConfigError as error:  # the files cannot be put together at all
         raise ConfigError([*words.problems, *error.problems]) from error
     composed = builder.build()
@@ -112,7 +126,8 @@ def load_sweep(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     assert composed is not None
-    composed.tree["sweep"]["space"] = {entry.key: entry.written for entry in entries.values()}
+    varying = {dimension.key for dimension in builder.space.dimensions}
+    composed.tree["sweep"]["space"] = {key: entry.written for key, entry in entries.items() if key in varying}
     base = builder.base
     train = [word for key, word in base.items() if not _is_of_sweep(key) and key != "run.dir"]
     quiet = _spell_out(train, draft(list(base.values()), sources, "sweep"))
@@ -120,7 +135,7 @@ def load_sweep(
     run, _ = draft(quiet, sources, "train").check()
     assert run is not None, "the trials' configuration is part of the sweep's, which is checked"
     return SweepConfig(
-        composed=composed,
+        composed=replace(composed, overrides=tuple(overrides)),
         train=run,
         overrides=tuple(quiet),
         full_overrides=tuple(loud),
@@ -128,7 +143,7 @@ def load_sweep(
         is_grid=builder.is_grid,
         notes=tuple(builder.notes),
         imports=tuple(imports),
-        config_dirs=folders,
+        config_dirs=tuple(str(Path(folder).absolute()) for folder in config_dirs),
     )
 
 
@@ -144,7 +159,7 @@ def _misplaced(first: Draft) -> list[Problem]:
             return problems
         groups = [group for group in registry.SWEEP_GROUPS if not layer.package and group in layer.content]
         hint = "write it in a file of the group sweep: `medtrain sweep sweep=FILE.yaml`"
-        problems += [Problem(group, f"is not set in {layer.origin}", hint, layer.origin) for group in groups]
+        problems += [Problem(group, "has no effect in this file", hint, layer.origin) for group in groups]
     return problems
 
 
@@ -156,7 +171,7 @@ def _objectives(first: Draft) -> tuple[str, ...]:
 
 def _sort(overrides: Sequence[str], sources: Sources) -> _Words:
     """Sort what was typed; the last word on a key counts."""
-    words = _Words({}, {}, [])
+    words = _Words()
     for text in overrides:
         parsed = read_override(text)
         if isinstance(parsed, Problem):
@@ -164,36 +179,30 @@ def _sort(overrides: Sequence[str], sources: Sources) -> _Words:
             continue
         key = parsed.key.removeprefix(f"{SPACE}.")
         if key != parsed.key:
-            _take(words, key, _from_space_word(key, parsed, sources), text)
+            words.take(key, _from_space_word(key, parsed, sources))
         elif isinstance(parsed, Search):
-            _take(words, key, _from_search(parsed, sources), text)
+            words.take(key, _from_search(parsed, sources))
         else:
             reason = None if parsed.readable else why_unreadable(parsed.text)
             unreadable = Problem(text, f"cannot be read: {reason}", None, COMMAND_LINE) if reason else None
-            _take(words, key, unreadable, _absolute(parsed, text))
+            words.take(key, unreadable or _absolute(parsed, text))
     return words
-
-
-def _take(words: _Words, key: str, found: Entry | Problem | None, text: str) -> None:
-    """Note a word: an entry varies the key, nothing sets it."""
-    words.plain.pop(key, None)
-    words.entries.pop(key, None)
-    if isinstance(found, Problem):
-        words.problems.append(found)
-        words.entries[key] = None
-    elif found is not None:
-        words.entries[key] = found
-    else:
-        words.plain[key] = text
-        words.entries[key] = None
 
 
 def _from_search(search: Search, sources: Sources) -> Entry | Problem:
     if search.plus:
         return plus_problem(Override(search.key, None, search.text))
+    group, _, name = search.key.partition(".")
+    written = f"{search.key}={search.text}"
+    listed = f"write a list: `{search.key}=[{search.text}]`" if "(" not in search.text else None
     if search.key in MULTI_GROUPS:
-        hint = f"write a list: `{search.key}=[{search.text}]`" if "(" not in search.text else None
-        return Problem(f"{search.key}={search.text}", "is chosen for all trials", hint, COMMAND_LINE)
+        return Problem(written, "all trials have the same ones", listed, COMMAND_LINE)
+    if group in registry.SWEEP_GROUPS:
+        settings = registry.get("sweep", "default").params
+        takes_list = group == "sweep" and name in settings and describe(settings[name].type).startswith("list of")
+        return Problem(
+            written, "a sweep does not search its own settings", listed if takes_list else None, COMMAND_LINE
+        )
     return read_search(search, _options(search.key, sources))
 
 
@@ -201,7 +210,7 @@ def _from_space_word(key: str, parsed: Override | Search, sources: Sources) -> E
     """`sweep.space.KEY=...` on the command line says the same as `KEY=...`, and may be null or a mapping."""
     if isinstance(parsed, Search):
         return _from_search(Search(key, parsed.values, parsed.text, parsed.plus), sources)
-    return read_yaml(key, parsed.value, COMMAND_LINE, _options(key, sources))
+    return None if parsed.value is None else read_yaml(key, parsed.value, COMMAND_LINE, _options(key, sources))
 
 
 def _options(key: str, sources: Sources) -> Sequence[str]:
@@ -222,15 +231,16 @@ def _join(first: Draft, words: _Words, sources: Sources) -> dict[str, Entry]:
     space = section.get("space") if isinstance(section, Mapping) else None
     entries: dict[str, Entry] = {}
     for key, written in (space if isinstance(space, Mapping) else {}).items():
-        if key in words.entries or written is None:
+        if key in words.named or written is None:
             continue
         origin = origin_of(first.tree.origins, f"{SPACE}.{key}") or SPACE
         found = read_yaml(str(key), written, origin, _options(str(key), sources))
         if isinstance(found, Problem):
             words.problems.append(found)
+            words.lost.add(str(key))
         else:
             entries[str(key)] = found
-    return entries | {key: entry for key, entry in words.entries.items() if entry is not None}
+    return entries | words.entries
 
 
 def _spell_out(words: Sequence[str], target: Draft) -> list[str]:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from medtrain.engine.settings import TimeText
-from medtrain.registry import Range, register
+from medtrain.registry import Format, Range, register
+from medtrain.sweep.result import Constraint
+
+ConstraintText = Annotated[str, Format(Constraint.parse, '"parameters <= 5e6" or "val/dice/tumour >= 0.4"')]
 
 
 @register("sweep", "default")
@@ -49,7 +52,7 @@ class SweepSettings:
     timeout: TimeText | None = None
     workers: Annotated[int, Range(ge=1)] | None = None
     objectives: list[str] = field(default_factory=list)
-    constraints: list[str] = field(default_factory=list)
+    constraints: list[ConstraintText] = field(default_factory=list)
     folds: list[Annotated[int, Range(ge=0)]] = field(default_factory=list)
     try_default: bool = True
     warm_start: list[str] = field(default_factory=list)
