@@ -36,6 +36,12 @@ def sweep(
             help="Offer a storage to workers that can reach this machine, as grpc://HOST:PORT.",
         ),
     ] = None,
+    wandb_init: Annotated[
+        bool, typer.Option("--wandb-init", help="Register the sweep with W&B, which then hands out its points.")
+    ] = False,
+    wandb_agent: Annotated[
+        str | None, typer.Option("--wandb-agent", metavar="ID", help="Train the trials that W&B hands out.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Search for the settings that train best.
@@ -54,8 +60,9 @@ def sweep(
     with handle_errors(debug):
         from medtrain.sweep import launch
 
-        modes = {"--report": report, "--worker": worker, "--serve": serve}
+        modes = {"--report": report, "--worker": worker, "--serve": serve, "--wandb-agent": wandb_agent}
         chosen = [name for name, value in modes.items() if value is not None]
+        chosen += ["--wandb-init"] if wandb_init else []
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other", hint="give one of them")
         if report is not None:
@@ -69,10 +76,14 @@ def sweep(
             return
         if worker is not None:
             raise typer.Exit(launch.join_sweep(*worker, workers=_workers(overrides)))
+        from medtrain.sweep import agent
+
+        if wandb_agent is not None:
+            raise typer.Exit(agent.train_for_wandb(wandb_agent, overrides or ()))
         from medtrain.config.sweeps import load_sweep
 
         config = load_sweep(overrides or (), config_dirs=config_dirs or (), imports=imports or ())
-        raise typer.Exit(launch.start_sweep(config))
+        raise typer.Exit(agent.register_sweep(config) if wandb_init else launch.start_sweep(config))
 
 
 def _refuse(overrides: list[str] | None, option: str) -> None:

@@ -42,13 +42,25 @@ def start_sweep(config: SweepConfig) -> int:
         config: A checked configuration of a sweep.
     """
     setup_logging()
+    folder, definition, facts = begin(config)
+    section = definition.sweep
+    try:
+        storage = open_storage(section["storage"] or str(folder.journal))
+        study = SweepStudy.create(storage, section["study"] or folder.name, definition)
+    except BaseException as error:
+        folder.finish("failed", step=0, message=f"{type(error).__name__}: {error}")
+        raise
+    return _search(folder, study, gpus=facts.gpus, tree=config.composed.tree)
+
+
+def begin(config: SweepConfig) -> tuple[SweepFolder, Definition, Any]:
+    """Check a sweep against its data and make its folder; return it with the definition and the facts."""
     for note in config.notes:
         log.info(note)
     tree = config.composed.tree
-    section = tree["sweep"]
+    section, run = tree["sweep"], tree["run"]
     facts = _probe(config, section)
     objectives, constraints = choose_objectives(section, facts)
-    run = tree["run"]
     experiment = run["experiment"] or f"{facts.dataset}_{tree['model']['name']}_sweep".lower()
     folder = SweepFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
     folder = SweepFolder(folder.path.absolute())
@@ -70,14 +82,8 @@ def start_sweep(config: SweepConfig) -> int:
         full_overrides=config.full_overrides,
         is_grid=config.is_grid,
     )
-    try:
-        folder.write_inputs(tree, config.composed.overrides, sys.argv)
-        storage = open_storage(section["storage"] or str(folder.journal))
-        study = SweepStudy.create(storage, section["study"] or folder.name, definition)
-    except BaseException as error:
-        folder.finish("failed", step=0, message=f"{type(error).__name__}: {error}")
-        raise
-    return _search(folder, study, gpus=facts.gpus, tree=tree)
+    folder.write_inputs(tree, config.composed.overrides, sys.argv)
+    return folder, definition, facts
 
 
 def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
@@ -267,13 +273,13 @@ def _check_same(definition: Definition) -> dict[str, Any]:
 def _probe(config: SweepConfig, section: Mapping[str, Any]) -> Any:
     """Look at the data in a process of its own, so that this one needs no torch."""
     log.info("checking the configuration and the data")
-    pool = TrialPool([Place(0)], preload=_modules(config.train.tree))
+    pool = TrialPool([Place(0)], preload=component_modules(config.train.tree))
     folds = section["folds"]
     return pool.call("medtrain.sweep.trial:probe", config.overrides, config.imports, config.config_dirs, folds)
 
 
 def _pool(section: Mapping[str, Any], gpus: int, tree: Mapping[str, Any]) -> TrialPool:
-    return TrialPool(divide(_workers(section, gpus), [*_visible(gpus)]), preload=_modules(tree))
+    return TrialPool(divide(_workers(section, gpus), [*_visible(gpus)]), preload=component_modules(tree))
 
 
 def _workers(section: Mapping[str, Any], gpus: int) -> int:
@@ -286,7 +292,7 @@ def _visible(gpus: int) -> list[str]:
     return named[:gpus] if named else [str(index) for index in range(gpus)]
 
 
-def _modules(tree: Mapping[str, Any]) -> list[str]:
+def component_modules(tree: Mapping[str, Any]) -> list[str]:
     """Modules of the components that every trial needs."""
     known = builtin_modules()
     chosen = {(group, part["name"]) for group, part in tree.items() if isinstance(part, Mapping) and "name" in part}

@@ -101,11 +101,10 @@ def _start(folder: SweepFolder, study: SweepStudy, pool: TrialPool, key: int, re
         return False
     place.mkdir(parents=True, exist_ok=True)
     (place / RESULT).unlink(missing_ok=True)
-    task = trial_task(study.definition, rerun.params, place)
-    changed = (f"seed={rerun.seed}",) if rerun.fold is None else (f"seed={rerun.seed}", f"data.fold={rerun.fold}")
+    definition = study.definition
+    changed = [f"seed={rerun.seed}"] if rerun.fold is None else [f"seed={rerun.seed}", f"data.fold={rerun.fold}"]
     task = dataclasses.replace(
-        task,
-        overrides=(*task.overrides, *changed),
+        trial_task(definition, [*definition.overrides, *definition.space.overrides(rerun.params), *changed], place),
         folds=(),
         watch=None,
         split_hashes=(),

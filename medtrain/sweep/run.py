@@ -6,10 +6,10 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from medtrain.engine.signals import StopSignals
 from medtrain.errors import MedtrainError
@@ -146,7 +146,9 @@ class Search:
             return
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).unlink(missing_ok=True)
-        task = trial_task(self.study.definition, assignment.params, place)
+        definition = self.study.definition
+        overrides = [*definition.overrides, *definition.space.overrides(assignment.params)]
+        task = trial_task(definition, overrides, place)
         self.pool.start(assignment.number, task, log=place.with_suffix(".log"))
         self.table.started(assignment.number, assignment.params, again=assignment.attempt > 0)
 
@@ -200,12 +202,12 @@ class Search:
                 del self._assignments[lost.number]
 
 
-def trial_task(definition: Definition, params: Mapping[str, Any], place: Path) -> TrialTask:
+def trial_task(definition: Definition, overrides: Sequence[str], place: Path) -> TrialTask:
     """What a trial process is asked to train.
 
     Args:
         definition: Of the study.
-        params: The point.
+        overrides: Of the trial's configuration, its point included.
         place: Folder of the trial.
     """
     wanted = {objective.metric for objective in definition.objectives}
@@ -214,7 +216,7 @@ def trial_task(definition: Definition, params: Mapping[str, Any], place: Path) -
     watched = len(definition.objectives) == 1 and first not in EXTRA_OBJECTIVES
     return TrialTask(
         run_dir=str(place),
-        overrides=(*definition.overrides, *definition.space.overrides(params)),
+        overrides=tuple(overrides),
         imports=definition.imports,
         config_dirs=definition.config_dirs,
         folds=tuple(definition.sweep["folds"]),

@@ -184,8 +184,9 @@ def process(common: list[str], tmp_path: Path) -> Iterator[Callable[..., subproc
 
     yield start
     for one in started:
-        one.kill()
-        one.communicate()
+        if one.poll() is None:
+            one.kill()
+            one.communicate()
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
