@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 import logging
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import blosc2
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from medtrain.data.case import Dataset as CaseSet
-from medtrain.data.patches import PatchDataset, Sample, collate
+from medtrain.data.case import Dataset
+from medtrain.data.loader import Batch, pin_batch, read_ahead
+from medtrain.data.patches import PatchDataset, collate
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
-from medtrain.data.sampler import EpochSampler, SampleKey
+from medtrain.data.sampler import EpochSampler
 from medtrain.data.splits import split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
 from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import cores
-from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.errors import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-
-Batch = dict[str, Any]
 Part = Literal["train", "val"]
 
 
@@ -59,7 +49,7 @@ class SegmentationData:
         self,
         *,
         settings: VolumeData,
-        dataset: CaseSet,
+        dataset: Dataset,
         store: Store,
         split: Mapping[str, Sequence[str]],
         plan: Plan,
@@ -207,147 +197,5 @@ class SegmentationData:
         if workers:
             if workers > cores():
                 log.warning("data.num_workers=%d, but this process may use %d core(s) only", workers, cores())
-            batches = _KeyBatches(self.sampler, start + 1, rank, world_size)
-            yield from _unpack(_worker_loader(self.patches, batches, workers, pin_memory=self.pin_memory))
-
-
-@dataclass(frozen=True)
-class _KeyBatches:
-    """The keys of batches, as DataLoader wants them."""
-
-    sampler: EpochSampler
-    start: int
-    rank: int
-    world_size: int
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self.sampler.batches(self.start, rank=self.rank, world_size=self.world_size)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A problem for the user met by a worker, which a traceback through two processes would bury."""
-
-    message: str
-    hint: str | None
-
-
-class _Guarded(Dataset[Sample | _Failure]):
-    def __init__(self, patches: PatchDataset) -> None:
-        self.patches = patches
-
-    def __getitem__(self, key: SampleKey) -> Sample | _Failure:
-        try:
-            return self.patches[key]
-        except MedtrainError as error:
-            return _Failure(error.message, error.hint)
-
-
-def _worker_loader(patches: PatchDataset, keys: _KeyBatches, workers: int, *, pin_memory: bool) -> DataLoader[Any]:
-    # not fork: the training process has threads (loggers, progress, CUDA), whose locks a forked child would inherit
-    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
-    if forkserver:
-        context.set_forkserver_preload(["medtrain.data.patches"])  # one import of torch for all workers
-        _start_forkserver()
-    with _many_workers_allowed():
-        return DataLoader(
-            _Guarded(patches),
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=_collate_guarded,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=context,
-            generator=torch.Generator(),  # else its seed is taken from the global one
-        )
-
-
-def _start_forkserver() -> None:
-    """Start the process that workers are forked from, and its helper, with the signals blocked that stop a run.
-
-    A scheduler sends them to every process of a job. Without its server a worker ends, and the training process would
-    miss the batch it needs to stop in order.
-    """
-    from multiprocessing import forkserver, resource_tracker  # not on every system
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # unblocks two of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _many_workers_allowed() -> Iterator[None]:
-    """Keep PyTorch from warning of more workers than cores, at length and repeatedly: we have said it in a line."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        yield
-
-
-def _unpack(batches: DataLoader[Any]) -> Iterator[Batch]:
-    with _many_workers_allowed():
-        iterator = iter(batches)
-    try:
-        for batch in iterator:
-            if isinstance(batch, _Failure):
-                raise MedtrainError(batch.message, hint=batch.hint)
-            yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if not _means_a_dead_worker(error):
-            raise
-        raise MedtrainError(
-            f"a process that reads training data was killed: {error or type(error).__name__}",
-            hint="the machine probably ran out of memory: choose a smaller data.num_workers, or 0",
-        ) from error
-    finally:
-        _end_workers(iterator)
-
-
-def _means_a_dead_worker(error: Exception) -> bool:
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
-    # it died while it handed over a batch, unless the error was raised by reading a case and passed on
-    return "in DataLoader worker process" not in str(error)
-
-
-def _end_workers(iterator: Any) -> None:
-    """Stop the workers of a DataLoader's iterator now; its destructor waits for an error's traceback to be forgotten.
-
-    PyTorch terminates workers that do not end in time. Ours do not listen to that.
-    """
-    iterator._shutdown_workers()
-    for worker in iterator._workers:
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
-
-
-def _collate_guarded(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
-    for sample in samples:
-        if isinstance(sample, _Failure):
-            return sample
-    return collate(samples)  # type: ignore[arg-type]
-
-
-def _start_worker(worker: int) -> None:
-    """Leave the signals that stop a run to the training process, and the cores to the other workers."""
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_training, daemon=True).start()
-    torch.set_num_threads(1)
-    blosc2.set_nthreads(1)
-
-
-def _end_with_training() -> None:
-    """End this worker when the training process does, however that ends.
-
-    PyTorch's workers watch the process they were forked from. That is the server here, which lives as long as they do.
-    """
-    training = multiprocessing.parent_process()
-    assert training is not None
-    training.join()
-    os._exit(1)
+            pin = functools.partial(pin_batch, device=torch.cuda.current_device()) if self.pin_memory else None
+            yield from read_ahead(self.patches, keys, workers=workers, finish=pin)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
@@ -18,7 +17,7 @@ from medtrain.data.transforms.base import Augmentation
 Sample = dict[str, Any]
 
 
-class PatchDataset(Dataset[Sample]):
+class PatchDataset:
     """Patches of prepared cases, each a pure function of the seed and its key.
 
     The last round(oversample_foreground * batch_size) patches of a batch are centred on a labelled voxel: of a class

@@ -4,8 +4,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 from medtrain.data.case import Dataset
-from medtrain.data.module import SegmentationData, _unpack
+from medtrain.data.module import SegmentationData
 from medtrain.data.prepare import prepare
 from medtrain.data.store import Store
 from medtrain.data.volume_data import VolumeData
@@ -115,7 +113,7 @@ def test_a_batch_that_ranks_cannot_share(prepared: tuple[Dataset, VolumeData, St
 def test_a_first_look_starts_no_process(
     prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtrain.data.module._worker_loader", pytest.fail)
+    monkeypatch.setattr("medtrain.data.module.read_ahead", pytest.fail)
     assert next(make(prepared, workers=2).train_batches())["weight"] == 4
 
 
@@ -137,7 +135,6 @@ def test_workers_leave_stopping_to_the_training_process(prepared: tuple[Dataset,
     again.close()
 
 
-@pytest.mark.slow  # a worker killed while it holds torch's semaphore blocks the loader for good: not for every run
 def test_a_killed_worker_is_one_sentence_and_ends_the_others(
     prepared: tuple[Dataset, VolumeData, Store],
 ) -> None:
@@ -145,56 +142,12 @@ def test_a_killed_worker_is_one_sentence_and_ends_the_others(
     take(batches, 2)
     one, _ = multiprocessing.active_children()
     one.kill()
-    with pytest.raises(MedtrainError, match="a process that reads training data was killed") as error:
+    with pytest.raises(
+        MedtrainError, match=r"a process that reads training data was killed by signal 9 \(Killed\)"
+    ) as error:
         take(batches, 99)
     assert "data.num_workers" in str(error.value.hint)
     assert multiprocessing.active_children() == []
-
-
-@pytest.mark.parametrize(
-    ("error", "killed"),
-    [
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
-        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
-        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nbad shape"), False),
-        (ConnectionResetError(104, "Connection reset by peer"), True),  # it was handing over a batch
-        (EOFError(), True),
-        (EOFError("Caught EOFError in DataLoader worker process 0.\nbad file"), False),
-    ],
-)
-def test_what_means_that_a_worker_was_killed(error: Exception, killed: bool) -> None:
-    ended = []
-
-    class Batches:
-        _workers = ()
-
-        def __iter__(self) -> "Batches":
-            return self
-
-        def __next__(self) -> None:
-            raise error
-
-        def _shutdown_workers(self) -> None:
-            ended.append(True)
-
-    with pytest.raises(MedtrainError if killed else type(error)) as caught:
-        next(_unpack(Batches()))  # type: ignore[arg-type]
-    assert (caught.value is error) is not killed
-    assert ended == [True]
-
-
-def test_workers_end_with_a_training_process_that_is_killed() -> None:
-    code = """
-import os, signal, torch
-from medtrain.data.module import _worker_loader
-sample = {"image": torch.zeros(1), "label": torch.zeros(1), "params": {}, "case_id": "a", "key": (0, 0)}
-batches = iter(_worker_loader([sample], [[0]] * 9, 1, pin_memory=False))
-next(batches)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    # the output ends when every process that could write to it has
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
-    assert done.returncode == -signal.SIGKILL
 
 
 def test_more_workers_than_cores_are_allowed_with_one_line(
@@ -202,10 +155,9 @@ def test_more_workers_than_cores_are_allowed_with_one_line(
 ) -> None:
     close_logging()  # of an earlier test
     monkeypatch.setattr("medtrain.data.module.cores", lambda: 1)
-    monkeypatch.setattr("torch._utils.cpu_count", lambda: 1)
     data = make(prepared, workers=2)
     with caplog.at_level(logging.WARNING):
-        take(data.train_batches(), 3)  # a warning of PyTorch's would be an error here
+        take(data.train_batches(), 3)
     data.close()
     assert caplog.messages == ["data.num_workers=2, but this process may use 1 core(s) only"]
 
