@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from PIL import Image
 
 from medtrain.callbacks.colors import WRONG_CLASS, class_color
 from medtrain.config.space import Dimension
 from medtrain.run.atomic import atomic_write
 from medtrain.sweep.names import elide, elide_all, format_number, format_value
-from medtrain.sweep.values import is_wide, robust_limits
+from medtrain.sweep.values import Mode, is_wide, robust_limits
 
 MAIN = "#1f4e79"
 BEST = "#c0504d"
@@ -40,7 +39,7 @@ ROUND = (1, 2, 2.5, 5, 10)
 
 _DPI = 110
 _MOST_SLOTS = 10  # numbers of a range that are drawn like choices
-_MOST_LABELS = 20
+_MOST_LABELS = 9
 _ROOM = 26  # characters below an axis before they touch
 
 
@@ -70,15 +69,11 @@ def place(figure: Figure, *, left: float, right: float, top: float, bottom: floa
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG in one step."""
-    canvas = FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         # a name in a script that the font does not have is drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    buffer = io.BytesIO()
-    # few hues: a palette is not seen, and the report is a third as large
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        FigureCanvasAgg(figure).print_png(buffer)
     atomic_write(path, buffer.getvalue(), sync=False)
 
 
@@ -104,18 +99,28 @@ def legend(axes: Any, **options: Any) -> None:
             handle.set_alpha(1.0)
 
 
+def corner_legend(figure: Figure, panels: Iterable[Any]) -> None:
+    """One legend for several axes, beside the heading, where it hides nothing."""
+    labels = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
+    width, height = figure.get_size_inches()
+    corner = (1 - 0.1 / width, 1 - 0.02 / height)
+    style = {"ncols": 3, "fontsize": 8.5, "frameon": False}
+    figure.legend(labels.values(), labels.keys(), loc="upper right", bbox_to_anchor=corner, **style)
+
+
 def integer_axis(axis: Any) -> None:
     """Ticks at whole numbers."""
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=(1, 2, 5, 10)))
 
 
-def value_limits(axis: Any, values: Sequence[float], mode: Literal["min", "max"]) -> tuple[float, float]:
+def value_limits(axis: Any, values: Sequence[float], mode: Mode, *, keep: Sequence[float] = ()) -> tuple[float, float]:
     """Set the scale of an axis of objective values, logarithmic when they span decades; return its limits.
 
     Args:
         axis: `axes.xaxis` or `axes.yaxis`.
         values: Finite; may be empty.
         mode: Which way is better.
+        keep: Some of them that must lie inside.
     """
     axes, letter = axis.axes, axis.axis_name
     if not values:
@@ -126,6 +131,8 @@ def value_limits(axis: Any, values: Sequence[float], mode: Literal["min", "max"]
         number_ticks(axis, low, high, log=True)
     else:
         low, high = robust_limits(values, mode)
+        margin = 0.04 * (high - low)
+        low, high = min([low, *(value - margin for value in keep)]), max([high, *(value + margin for value in keep)])
         axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     getattr(axes, f"set_{letter}lim")(low, high)
     return low, high

@@ -13,10 +13,10 @@ _STYLE = """
   --accent: #1f4e79; --good: #2e7d4f; --bad: #a8323e; }
 @media (prefers-color-scheme: dark) { :root { --text: #e3e8ed; --faint: #9aa7b3; --line: #36414c; --back: #14191f;
   --card: #1d242c; --accent: #86b8e6; --good: #7cc79a; --bad: #ec8f98; } }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1.25rem 4rem; background: var(--back); color: var(--text);
+body { margin: 0 auto; max-width: 78rem; padding: 1.5rem 1.25rem 4rem; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; } p { margin: .35rem 0; max-width: 52rem; }
+p { margin: .35rem 0; max-width: 52rem; }
 .faint { color: var(--faint); } .good { color: var(--good); } .bad { color: var(--bad); }
 .tiles { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border-radius: 8px; padding: .55rem .95rem; min-width: 7.5rem; }
@@ -28,7 +28,8 @@ th { font-weight: 600; color: var(--faint); white-space: nowrap; } td.number { t
 th.number { text-align: right; } td code { overflow-wrap: anywhere; } tr.best td { font-weight: 600; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92em; }
 pre { background: var(--card); border-radius: 8px; padding: .7rem .95rem; overflow-x: auto; font-size: .86rem;
-  font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
+  font-family: ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.dense td { white-space: nowrap; }
 figure { margin: 1.6rem 0; } img { max-width: 100%; height: auto; background: #ffffff; border-radius: 8px;
   border: 1px solid var(--line); box-sizing: border-box; } figcaption { color: var(--faint); max-width: 52rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
@@ -93,13 +94,16 @@ def commands(lines: Sequence[str]) -> str:
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, best: int | None = None) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, best: int | None = None, dense: bool = False
+) -> str:
     """A table; columns of numbers are aligned by their first row.
 
     Args:
         header: Names of the columns.
         rows: Cells.
         best: Index of a row to stress.
+        dense: One line per row, however wide.
     """
     if not rows:
         return ""
@@ -112,7 +116,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, best: 
         f"<tr{_class('best' if index == best else '')}>{''.join(map(_cell, row))}</tr>"
         for index, row in enumerate(filled)
     ]
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n' + "\n".join(lines) + "\n</table></div>"
+    return (
+        f'<div class="wide{" dense" if dense else ""}"><table>\n<tr>{head}</tr>\n'
+        + "\n".join(lines)
+        + "\n</table></div>"
+    )
 
 
 def details(summary: str, content: str) -> str:
@@ -124,7 +132,7 @@ def picture(path: Path, title: str, caption: str) -> str:
     """A PNG file inside the page, with its caption."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
-        f'<figure id="{escape(path.stem)}">{heading(title, 3)}\n<img alt="{escape(title)}" '
+        f'<figure id="{escape(path.stem)}">\n<img alt="{escape(title)}" '
         f'src="data:image/png;base64,{data}">\n<figcaption>{escape(caption)}</figcaption></figure>'
     )
 

@@ -44,6 +44,16 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}" if sign else text
 
 
+def format_score(value: float) -> str:
+    """A value of an objective, with decimals that stand below each other: `0.9350`, `25.66`, `4.1e6`."""
+    if math.isnan(value):
+        return "-"
+    size = abs(value)
+    if size == 0 or 0.01 <= size < 10:
+        return f"{value:.4f}"
+    return f"{value:.2f}" if 10 <= size < 10000 else format_number(float(value))
+
+
 def format_value(value: Any, digits: int = 4) -> str:
     """A value of a parameter: numbers in few digits, texts as they are, on one line."""
     if isinstance(value, int | float) and not isinstance(value, bool):

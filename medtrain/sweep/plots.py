@@ -20,6 +20,7 @@ from medtrain.sweep.canvas import (
     PRUNED,
     ROUND,
     RUNNING,
+    corner_legend,
     integer_axis,
     legend,
     new_figure,
@@ -94,7 +95,7 @@ def _figures(
     yield "history", "History", _CAPTIONS["history"], draw_history(sweep)
     yield "pareto", "Pareto front", _CAPTIONS["pareto"], draw_pareto(sweep)
     yield "rerun", "The best, trained again", _CAPTIONS["rerun"], draw_reruns(sweep, reruns)
-    yield "importance", "Importance", _CAPTIONS["importance"], draw_importance(sweep, found)
+    yield "importance", "Importance", _CAPTIONS["importance"] + _explained(sweep, found), draw_importance(sweep, found)
     for index, objective in enumerate(sweep.definition.objectives[:_MOST_OBJECTIVES]):
         suffix = "" if index == 0 else f"_{index + 1}"
         about = f" for {objective.metric}" if sweep.is_multi else ""
@@ -104,6 +105,18 @@ def _figures(
     yield "parallel", "All parameters", _CAPTIONS["parallel"], draw_parallel(sweep, keys)
     yield "curves", "Curves", _CAPTIONS["curves"], draw_curves(sweep)
     yield "timeline", "Timeline", _CAPTIONS["timeline"], draw_timeline(sweep)
+
+
+def _explained(sweep: SweepState, found: Attribution) -> str:
+    """How far the importances can be trusted."""
+    parts = [
+        f"{100 * part:.0f} % of the differences in {objective.metric}"
+        for objective, part in zip(sweep.definition.objectives, found.explained)
+        if math.isfinite(part)
+    ]
+    if not parts:
+        return ""
+    return f" Taken one by one, the parameters explain {' and '.join(parts)}; the rest is noise, or several together."
 
 
 _CAPTIONS = {
@@ -132,20 +145,19 @@ def draw_history(sweep: SweepState) -> Figure | None:
     if not sweep.select("complete"):
         return None
     rug = [state for state in _RUG if sweep.counts[state]]
-    heights = [2.9] * len(objectives) + [0.17 * len(rug) + 0.1]
+    heights = [2.9] * len(objectives) + ([0.17 * len(rug) + 0.1] if rug else [])
     figure = new_figure(9, 1.15 + sum(heights) + 0.32 * len(objectives), "History", _history_note(sweep))
-    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False).ravel()
     place(figure, left=0.75, right=0.15, top=1.1 - 0.15, bottom=0.5, hspace=0.32 * len(heights) / sum(heights))
     for index, (panel, objective) in enumerate(zip(axes, objectives)):
         _history_panel(panel, sweep, index, objective)
-    _rug(axes[-1], sweep, rug)
+    if rug:
+        _rug(axes[-1], sweep, rug)
+    last = max(record.number for record in sweep.records)
+    axes[-1].set_xlim(-0.5 - 0.01 * last, last + 0.5 + 0.01 * last)
+    integer_axis(axes[-1].xaxis)
     axes[-1].set_xlabel("trial", fontsize=9, color=GREY)
-    labels = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels())}
-    width, height = figure.get_size_inches()
-    corner = (1 - 0.1 / width, 1 - 0.02 / height)
-    figure.legend(
-        labels.values(), labels.keys(), loc="upper right", bbox_to_anchor=corner, ncols=3, fontsize=8.5, frameon=False
-    )
+    corner_legend(figure, axes)
     return figure
 
 
@@ -235,9 +247,6 @@ def _rug(axes: Any, sweep: SweepState, states: Sequence[RecordState]) -> None:
     axes.spines["bottom"].set_color("#999999")
     axes.tick_params(labelsize=8.5, labelcolor=GREY, color="#999999")
     axes.tick_params(axis="y", length=0)
-    last = max(record.number for record in sweep.records)
-    axes.set_xlim(-0.5 - 0.01 * last, last + 0.5 + 0.01 * last)
-    integer_axis(axes.xaxis)
 
 
 def draw_importance(sweep: SweepState, found: Attribution) -> Figure | None:

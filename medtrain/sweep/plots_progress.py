@@ -173,9 +173,9 @@ def draw_timeline(sweep: SweepState) -> Figure | None:
         return time - sum(cut for end, cut in shift if time >= end)
 
     name, unit = next(((name, unit) for name, unit in _UNITS if total >= 2 * unit), _UNITS[-1])
-    figure = new_figure(9, 1.55 + 0.36 * len(shown), "Timeline", _timeline_note(sweep, rows))
+    figure = new_figure(9, 1.65 + 0.36 * len(shown), "Timeline", _timeline_note(sweep, rows))
     axes = figure.add_subplot()
-    place(figure, left=1.25, right=0.15, top=0.7, bottom=0.85)
+    place(figure, left=1.25, right=0.15, top=0.8, bottom=0.85)
     style(axes, grid="x")
     span = at(max(bar.end for bar in bars)) or 1.0
     axes.set_xlim(-0.01 * span / unit, 1.01 * span / unit)
@@ -188,7 +188,7 @@ def draw_timeline(sweep: SweepState) -> Figure | None:
         axes.axvspan(at(begin) / unit, at(end) / unit, color="#f0f0f0", zorder=0)
         middle = (at(begin) + at(end)) / 2 / unit
         text = f"pause {format_duration(end - begin)}"
-        axes.text(middle, len(shown) / 2 - 0.5, text, rotation=90, fontsize=7.5, color=GREY, ha="center", va="center")
+        axes.text(middle, -0.62, text, fontsize=7.5, color=GREY, ha="center", va="bottom")
     axes.set_yticks(range(len(shown)), _lane_names(shown), fontsize=8.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{name} of work" if pauses else name, fontsize=9, color=GREY)

@@ -158,7 +158,7 @@ def draw_parallel(sweep: SweepState, keys: Sequence[str]) -> Figure | None:
         return None
     objectives = sweep.definition.objectives
     count = len(shown) + len(objectives)
-    width = max(9.0, 1.6 + 1.12 * count)
+    width = max(9.0, 1.6 + 0.98 * count)
     red = "front" if sweep.is_multi else "best"
     note = (
         f"Complete trials; the darker the better, the {red} in red. A line below an axis does not have that parameter"
@@ -176,10 +176,10 @@ def draw_parallel(sweep: SweepState, keys: Sequence[str]) -> Figure | None:
     for nth in np.argsort(good):
         is_top = records[nth].number in top
         strength = float(good[nth])
-        color = BEST if is_top else BETTER(strength)
+        color = BEST if is_top else BETTER(0.15 + 0.85 * strength)
         width_ = 2.0 if is_top else 0.7 + 0.7 * strength
         _draw_path(
-            axes, heights[nth], color, width_, 1.0 if is_top else 0.35 + 0.5 * strength, 3 + strength + 2 * is_top
+            axes, heights[nth], color, width_, 1.0 if is_top else 0.4 + 0.45 * strength, 3 + strength + 2 * is_top
         )
     short = short_names(dimension.key for dimension in sweep.definition.space.dimensions)
     names = [axis_name(dimension.key, short, 18) for dimension in shown]
@@ -279,11 +279,11 @@ def draw_contour(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> 
     aim = sweep.definition.objectives[objective]
     columns = len(pairs) if len(pairs) <= 3 else 2 if len(pairs) == 4 else 3
     rows = math.ceil(len(pairs) / columns)
-    width = 1.2 + 3.9 * columns
+    width = 1.2 + (3.9 if columns > 1 else 5.2) * columns
     note = "Smoothed over the complete trials (dots); the darker the better; white where no trial was"
     figure = new_figure(width, 0.9 + 3.5 * rows, f"{elide(aim.metric, 40)} over two parameters", note)
     grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    place(figure, left=1.0, right=1.0, top=0.8, bottom=0.75, wspace=0.42, hspace=0.42)
+    place(figure, left=1.0, right=1.0, top=0.8, bottom=0.75, wspace=0.46, hspace=0.42)
     values = [record.values[objective] for record in records]
     low, high = objective_limits(sweep, records, objective)
     inside = [min(max(value, low), high) for value in values]
@@ -293,7 +293,7 @@ def draw_contour(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> 
     for axes, (first, second) in zip(grid, pairs):
         _contour_panel(axes, sweep, records, (first, second), objective, norm, colors)
         axes.set_xlabel(axis_name(first, short), fontsize=9.5)
-        axes.set_ylabel(axis_name(second, short), fontsize=9.5)
+        axes.set_ylabel(axis_name(second, short, 20), fontsize=9.5)
     for axes in grid[len(pairs) :]:
         axes.remove()
     _color_bar(figure, norm, colors, aim.metric)
@@ -326,7 +326,7 @@ def _contour_panel(
     colors: Any,
 ) -> None:
     here = [record for record in records if pair[0] in record.params and pair[1] in record.params]
-    x, y = (Scale(sweep.dimension(key), 12) for key in pair)
+    x, y = (Scale(sweep.dimension(key), 11) for key in pair)
     values = np.clip([record.values[objective] for record in here], norm.vmin, norm.vmax)
     field: Field = smooth_field(x, y, [(r.params[pair[0]], r.params[pair[1]]) for r in here], values)
     axes.pcolormesh(field.x_edges, field.y_edges, field.values, cmap=colors, norm=norm, rasterized=True, zorder=1)

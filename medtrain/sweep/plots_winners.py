@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from medtrain.sweep.canvas import BEST, GREY, MAIN, ROUND, legend, new_figure, place, plain, style, value_limits
+from medtrain.sweep.canvas import BEST, GREY, MAIN, ROUND, corner_legend, new_figure, place, plain, style, value_limits
 from medtrain.sweep.names import elide, format_number
 from medtrain.sweep.records import Record, SweepState
 from medtrain.sweep.rerun_summary import RerunRow
@@ -39,6 +39,7 @@ def draw_pareto(sweep: SweepState) -> Figure | None:
         _pareto_panel(axes, sweep, records, b, a)
     for axes in grid[len(pairs) :]:
         axes.remove()
+    corner_legend(figure, grid[: len(pairs)])
     return figure
 
 
@@ -48,7 +49,8 @@ def _pareto_panel(axes: Any, sweep: SweepState, records: Sequence[Record], a: in
     right, up = sweep.definition.objectives[a], sweep.definition.objectives[b]
     limits = {}
     for axis, objective, index in ((axes.xaxis, right, a), (axes.yaxis, up, b)):
-        limits[index] = value_limits(axis, [record.values[index] for record in records], objective.mode)
+        values, kept = ([record.values[index] for record in group] for group in (records, sweep.best))
+        limits[index] = value_limits(axis, values, objective.mode, keep=kept)
         better = "higher is better" if objective.mode == "max" else "lower is better"
         axis.set_label_text(plain(f"{elide(objective.metric, 30)} ({better})"), fontsize=9, color=GREY)
     front = {record.number for record in sweep.best}
@@ -66,18 +68,19 @@ def _pareto_panel(axes: Any, sweep: SweepState, records: Sequence[Record], a: in
         axes.step(xs, ys, where="post" if right.mode == "min" else "pre", color=BEST, linewidth=1.2, zorder=4)
     axes.scatter(xs, ys, s=40, color=BEST, zorder=5, label=f"front ({len(best)})")
     _number_points(axes, best, a, b, (right, up))
-    legend(axes)
 
 
 def _number_points(axes: Any, best: Sequence[Record], a: int, b: int, objectives: tuple[Objective, Objective]) -> None:
     """Numbers beside the points of the front, on the better side, where no point lies; close ones are left out."""
     dx, dy = (5 if objective.mode == "max" else -5 for objective in objectives)
+    points = [axes.transData.transform((record.values[a], record.values[b])) for record in best]
     taken: list[np.ndarray] = []
-    for record in best:
-        spot = axes.transData.transform((record.values[a], record.values[b]))
-        if any(np.abs(spot - other).max() < 20 for other in taken):
+    for record, point in zip(best, points):
+        label = point + 3 * np.array([dx, dy])  # its middle
+        near = [np.abs(label - other) for other in (*points, *taken)]
+        if any(away[0] < 16 and away[1] < 11 for away in near):
             continue
-        taken.append(spot)
+        taken.append(label)
         axes.annotate(
             str(record.number),
             (record.values[a], record.values[b]),

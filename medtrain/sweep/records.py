@@ -238,6 +238,7 @@ def _machine(owner: Any) -> str:
 
 def _is_default(params: Mapping[str, Any], definition: Definition) -> bool:
     space, default = definition.space, definition.default
-    if default is None or any(dimension.key not in params for dimension in space.active(params)):
+    if default is None or not params:  # a trial that waits has no point yet
         return False
-    return bool(params) and space.identity(params) == space.identity(default)
+    keys = [dimension.key for dimension in space.active(params)]
+    return all(key in params and key in default and params[key] == default[key] for key in keys)

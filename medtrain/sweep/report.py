@@ -14,7 +14,7 @@ from medtrain.run.folder import read_status
 from medtrain.sweep.analysis import Savings, advice, savings
 from medtrain.sweep.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
 from medtrain.sweep.importance import LEAST_COMPLETE, Attribution, attribute
-from medtrain.sweep.names import format_duration, format_number, format_value
+from medtrain.sweep.names import format_duration, format_score, format_value
 from medtrain.sweep.plots import Picture, draw_pictures
 from medtrain.sweep.records import Record, StudyLike, SweepState, read_sweep
 from medtrain.sweep.report_parts import (
@@ -67,9 +67,9 @@ def _parts(sweep: SweepState, found: Attribution, reruns: Sequence[RerunRow], pi
         _fates(sweep, saved),
         heading("Pictures") if pictures else "",
         *(picture(item.path, item.title, item.caption) for item in pictures),
-        _on_importance(sweep, found),
         heading("What was searched"),
         searched_space(sweep, found),
+        paragraph(f"Importances need {LEAST_COMPLETE} complete trials.", "faint") if not found.items else "",
         settings(sweep),
         details(f"All {len(sweep.records)} trials (the same as trials.csv)", all_trials(sweep)),
         heading("What to do with it"),
@@ -92,9 +92,10 @@ def _facts(sweep: SweepState, saved: Savings | None) -> list[tuple[str, str]]:
     if sweep.best and not sweep.is_multi:
         objective = sweep.definition.objectives[0]
         value = sweep.best[0].values[0]
-        facts.append((format_number(value), f"best {objective.metric}"))
+        facts.append((format_score(value), f"best {objective.metric}"))
         if sweep.default is not None:
-            facts.append((f"{value - sweep.default.values[0]:+.4g}", "against the configuration as it is"))
+            gain = value - sweep.default.values[0]
+            facts.append((f"{'+' if gain > 0 else ''}{format_score(gain)}", "against the configuration as it is"))
     elif sweep.best:
         facts.append((str(len(sweep.best)), "trials on the Pareto front"))
     total = sweep.definition.sweep.get("n_trials")
@@ -125,10 +126,10 @@ def _best(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
 
 def _why(sweep: SweepState, chosen: Record, first: RerunRow | None) -> str:
     objectives = sweep.definition.objectives
-    scores = ", ".join(f"{goal.metric} {format_number(value)}" for goal, value in zip(objectives, chosen.values))
+    scores = ", ".join(f"{goal.metric} {format_score(value)}" for goal, value in zip(objectives, chosen.values))
     if first is not None:
         return (
-            f"Trial {chosen.number}: {objectives[0].metric} {format_number(first.mean())} on average over "
+            f"Trial {chosen.number}: {objectives[0].metric} {format_score(first.mean())} on average over "
             f"{len(first.runs)} runs with other seeds or folds ({scores} in the search)."
         )
     if sweep.is_multi:
@@ -156,19 +157,21 @@ def _reruns(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
         return ""
     objectives = sweep.definition.objectives
     searched = {record.number: record for record in sweep.records}
+    some_failed = any(row.failed for row in reruns)
     rows: list[Sequence[Any]] = []
     for row in reruns:
         cells = [Cell(str(row.trial), is_number=True), Cell(str(len(row.runs)), is_number=True)]
         for index in range(len(objectives)):
             values = row.values(index)
-            span = f"{format_number(min(values))} .. {format_number(max(values))}" if values else "-"
-            mean = f"{format_number(row.mean(index))} +- {format_number(row.std(index), 2)}" if values else "-"
+            span = f"{format_score(min(values))} .. {format_score(max(values))}" if values else "-"
+            mean = f"{format_score(row.mean(index))} +- {format_score(row.std(index))}" if values else "-"
             before = searched[row.trial].values[index] if row.trial in searched else math.nan
-            cells += [Cell(text, is_number=True) for text in (mean, span, format_number(before))]
-        rows.append([*cells, Cell(str(row.failed) if row.failed else "", is_number=True)])
+            cells += [Cell(text, is_number=True) for text in (mean, span, format_score(before))]
+        rows.append([*cells, Cell(str(row.failed), is_number=True)] if some_failed else cells)
     names = [f"{goal.metric}{part}" for goal in objectives for part in ("", " span", " in the search")]
     first = winner(reruns, objectives)
-    text = table(("Trial", "Runs", *names, "Failed"), rows, best=0 if first is not None else None)
+    last = ("Failed",) if some_failed else ()
+    text = table(("Trial", "Runs", *names, *last), rows, best=0 if first is not None else None)
     return heading("The best, trained again") + paragraph(_verdict(sweep, reruns)) + text
 
 
@@ -184,8 +187,8 @@ def _verdict(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
     if ahead is None or math.isnan(ahead.error):
         return text
     gap = (
-        f"It leads trial {ahead.other.trial} by {format_number(ahead.difference, 2)} (standard error "
-        f"{format_number(ahead.error, 2)} over {ahead.pairs} pairs of runs)"
+        f"It leads trial {ahead.other.trial} by {format_score(ahead.difference)} (standard error "
+        f"{format_score(ahead.error)} over {ahead.pairs} pairs of runs)"
     )
     return f"{text} {gap}: {'more than luck' if ahead.is_clear else 'luck cannot be ruled out'}."
 
@@ -212,20 +215,3 @@ def _fates(sweep: SweepState, saved: Savings | None) -> str:
         middle = format_duration(overheads[len(overheads) // 2])
         parts.append(paragraph(f"From a trial's start to its first optimizer step: {middle} (median)."))
     return "\n".join(parts)
-
-
-def _on_importance(sweep: SweepState, found: Attribution) -> str:
-    """How far the importances can be trusted."""
-    if not found.items:
-        if not sweep.counts["complete"]:
-            return ""
-        return paragraph(f"Importances need {LEAST_COMPLETE} complete trials.", "faint")
-    known = [
-        f"{100 * part:.0f} % of the differences in {goal.metric}"
-        for goal, part in zip(sweep.definition.objectives, found.explained)
-        if math.isfinite(part)
-    ]
-    if not known:
-        return ""
-    text = f"Taken one by one, the parameters explain {' and '.join(known)}"
-    return paragraph(f"{text}; the rest is noise, or several acting together.", "faint")

@@ -13,7 +13,7 @@ from medtrain.run.provenance import mask_command, mask_secrets
 from medtrain.sweep.analysis import failure_groups
 from medtrain.sweep.html import Cell, heading, table
 from medtrain.sweep.importance import Attribution
-from medtrain.sweep.names import elide, format_duration, format_number, format_value, short_names
+from medtrain.sweep.names import elide, format_duration, format_number, format_score, format_value, short_names
 from medtrain.sweep.records import Record, SweepState
 
 _ADVICE = {
@@ -25,7 +25,7 @@ _ADVICE = {
 }
 _STATE_TEXTS = {
     "complete": "trained to the end",
-    "pruned": "ended early, as it was worse than others",
+    "pruned": "ended early",
     "failed": "without a result",
     "running": "being trained",
     "waiting": "to be trained next",
@@ -55,16 +55,23 @@ def _trials(sweep: SweepState, records: Sequence[Record], *, best: int | None = 
         row = [Cell(str(record.number), is_number=True)]
         if full:
             row.append(Cell(record.state, tone=_TONES[record.state]))
-        row += [Cell(format_number(value), is_number=True) for value in record.values]
+        row += [Cell(format_score(value), is_number=True) for value in record.values]
         row += [_value(sweep, record, key) for key in keys]
         row.append(Cell(format_duration(record.seconds) if math.isfinite(record.seconds) else "", is_number=True))
         if full:
+            spent = sweep.spent(record)
+            row.append(Cell(f"{100 * spent:.0f} %" if math.isfinite(spent) else "", is_number=True))
             reason = record.message or ", ".join(f"misses {limit}" for limit in record.violated)
             row.append(Cell(elide(reason, 90), tone="faint"))
         rows.append(row)
     names = [objective.metric for objective in sweep.definition.objectives]
-    last = ["Time", "Reason"] if full else ["Time"]
-    return table(["Trial", *(["State"] if full else []), *names, *(short[key] for key in keys), *last], rows, best=best)
+    last = ["Time", "Done", "Reason"] if full else ["Time"]
+    return table(
+        ["Trial", *(["State"] if full else []), *names, *(short[key] for key in keys), *last],
+        rows,
+        best=best,
+        dense=True,
+    )
 
 
 def _value(sweep: SweepState, record: Record, key: str) -> Cell:
@@ -74,11 +81,14 @@ def _value(sweep: SweepState, record: Record, key: str) -> Cell:
 
 def fates(sweep: SweepState) -> str:
     """How many trials ended how, and why those that failed did."""
-    counts = [
-        [Cell(str(count), is_number=True), Cell(state, tone=_TONES[state]), Cell(_STATE_TEXTS[state], tone="faint")]
-        for state, count in sweep.counts.items()
-        if count
-    ]
+    counts = []
+    for state, count in sweep.counts.items():
+        text = _STATE_TEXTS[state]
+        hopeless = sum(bool(record.failure) for record in sweep.select(state)) if state == "pruned" else 0
+        if hopeless:
+            text += f"; {hopeless} of them ran out of memory or diverged, which the search takes for bad places"
+        if count:
+            counts.append([Cell(str(count), is_number=True), Cell(state, tone=_TONES[state]), Cell(text, tone="faint")])
     violated = sum(bool(record.violated) for record in sweep.records)
     if violated:
         limits = ", ".join(map(str, sweep.definition.constraints))
@@ -146,7 +156,7 @@ def settings(sweep: SweepState) -> str:
     rows = [
         ("Objectives" if len(goals) > 1 else "Objective", ", ".join(goals)),
         ("Constraints", ", ".join(map(str, definition.constraints))),
-        ("Everything else", " ".join(mask_command(definition.overrides))),
+        ("Everything else", shlex.join(mask_command(definition.overrides))),
         ("Sampler", _component(definition.sampler)),
         ("Pruner", _component(definition.pruner)),
         ("Folds", ", ".join(map(str, section.get("folds") or ()))),
@@ -173,8 +183,9 @@ def command_lines(sweep: SweepState) -> list[str]:
     """What to type next, with a remark each."""
     folder = path_to_type(sweep.folder)
     total = sweep.definition.sweep.get("n_trials") or sweep.num_finished or 20
+    is_done = 0 < (sweep.definition.sweep.get("n_trials") or 0) <= sweep.num_finished
     lines = [
-        ("medtrain resume " + folder, "go on"),
+        *([] if is_done else [(f"medtrain resume {folder}", "go on")]),
         (f"medtrain resume {folder} sweep.n_trials={total * 2}", "more trials"),
         (f"medtrain sweep --report {folder}", "this report again"),
         (*_dashboard(sweep),),

@@ -31,7 +31,9 @@ def robust_limits(values: Sequence[float], mode: Mode) -> tuple[float, float]:
     # like Tukey's fence, with the better half as the measure of spread
     low = max(float(array.min()), min(float(lower), float(middle) - 2.0 * (best - float(middle))))
     margin = 0.06 * (best - low) or 0.05 * abs(best) or 0.05
-    return low - margin, best + margin
+    # a count or a time has no negative values to make room for
+    bottom = max(low - margin, 0.0) if low >= 0 < best else low - margin
+    return bottom, min(best + margin, 0.0) if best <= 0 and low < 0 else best + margin
 
 
 def goodness(values: Sequence[float], mode: Mode) -> np.ndarray:
