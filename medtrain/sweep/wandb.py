@@ -265,11 +265,9 @@ class _Jobs:
             if type(error) is not Exception or error.args:
                 self._fail(run_id, f"{type(error).__name__}: {error}")
                 raise
-            self.stopped += 1  # this is how W&B's client stops a trial
-            log.info("trial %s was stopped", run_id)
+            self._stop(run_id)  # this is how W&B's client stops a trial
         except KeyboardInterrupt:
-            self.stopped += 1
-            log.info("trial %s was stopped", run_id)
+            self._stop(run_id)
             raise
         else:
             self.done += 1
@@ -308,6 +306,12 @@ class _Jobs:
         }
         atomic_write_json(path, {key: value for key, value in job.items() if value is not None})
         return path
+
+    def _stop(self, run_id: str) -> None:
+        self.stopped += 1
+        # W&B hands it out no more, but by its configuration it stays that run of W&B
+        more = "" if self.several_folds else f"; to go on with it: medtrain resume {self.folder / 'trials' / run_id}"
+        log.info("trial %s was stopped%s", run_id, more)
 
     def _fail(self, run_id: str, message: str) -> None:
         self.failed += 1
