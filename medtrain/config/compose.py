@@ -147,6 +147,25 @@ class Draft:
         return composed, []
 
 
+class Drafts:
+    """Puts configs together, each only once.
+
+    Args:
+        sources: Where to compose from; components must be registered.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+        self._made: dict[Any, Draft] = {}
+
+    def make(self, overrides: Sequence[str], config_name: str, **extra: list[str]) -> Draft:
+        """The same as `draft`, which must not be changed."""
+        key = (config_name, *overrides, *((group, *options) for group, options in extra.items()))
+        if key not in self._made:
+            self._made[key] = draft(overrides, self.sources, config_name, extra=extra)
+        return self._made[key]
+
+
 def draft(
     overrides: Sequence[str], sources: Sources, config_name: str, *, extra: Mapping[str, str | list[str]] | None = None
 ) -> Draft:

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medtrain.config.compose import Draft, apply_values, draft
+from medtrain.config.compose import Draft, Drafts, apply_values
 from medtrain.config.overrides import Override, read_override
 from medtrain.config.paths import ALL_GROUPS
 from medtrain.config.render import write_override
 from medtrain.config.schema import annotation_at
 from medtrain.config.search import Entry
-from medtrain.config.sources import Sources
 from medtrain.config.tree import lookup
 
 
@@ -82,21 +81,22 @@ class Contexts:
     """The base, and the configuration of every option of every searched group.
 
     Args:
-        sources: Where to compose from.
+        drafts: Puts configurations together.
         plain: What was set on the command line, `KEY=VALUE` by key.
         groups: The searched groups, with options that exist.
     """
 
-    def __init__(self, sources: Sources, plain: Mapping[str, str], groups: Mapping[str, Entry]) -> None:
+    def __init__(self, drafts: Drafts, plain: Mapping[str, str], groups: Mapping[str, Entry]) -> None:
+        self.drafts = drafts
         self._groups = groups
         held = {key: word for key, word in plain.items() if key not in groups and key.split(".", 1)[0] in groups}
         self.words = {key: word for key, word in plain.items() if key not in held}
         """What the base is composed from, by key."""
-        reached = draft(list(self.words.values()), sources, "sweep")
+        reached = drafts.make(list(self.words.values()), "sweep")
         for group, entry in groups.items():
             if reached.selection.choices.get(group) not in entry.values:
                 self.words[group] = f"{group}={entry.choices[0]}"
-        self.base = Context("", "", draft(list(self.words.values()), sources, "sweep"))
+        self.base = Context("", "", drafts.make(list(self.words.values()), "sweep"))
         self.options: dict[str, dict[str, Context]] = {}
         """The configuration of every option, by group."""
         for group, entry in groups.items():
@@ -106,7 +106,7 @@ class Contexts:
                     made[text] = Context(group, text, self.base.draft)
                     continue
                 words = {**self.words, group: f"{group}={text}"}
-                made[text] = Context(group, text, draft(list(words.values()), sources, "sweep"))
+                made[text] = Context(group, text, drafts.make(list(words.values()), "sweep"))
         self.held = self._hold(held)
         """What was set for a key that exists for some options only: `KEY=VALUE` by key."""
 

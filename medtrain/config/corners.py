@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from medtrain.config.compose import Composed, draft
+from medtrain.config.compose import Composed
 from medtrain.config.contexts import Context, Contexts
 from medtrain.config.paths import ALL_GROUPS
 from medtrain.config.render import write_override
@@ -40,7 +40,7 @@ def check_corners(
     for key, value in _point(contexts, base, space, ends, 0).items():
         if base.value(key) == write_override(_NOT_SET):
             contexts.words[key] = f"{key}={write_override(value)}"
-    composed, problems = draft(list(contexts.words.values()), base.draft.sources, "sweep").check()
+    composed, problems = contexts.drafts.make(list(contexts.words.values()), "sweep").check()
     wrong = {(problem.where, problem.message) for problem in problems}
     for context in (base, *contexts.others()):
         problems += _changes(context, base, entries)

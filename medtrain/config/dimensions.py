@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.config.annotations import accepts_text, check, describe, number_kind, show
-from medtrain.config.compose import Composed
+from medtrain.config.compose import Composed, Drafts
 from medtrain.config.conditions import in_order, resolve_when
 from medtrain.config.contexts import Contexts, Existence
 from medtrain.config.corners import check_corners
@@ -32,7 +32,7 @@ class SpaceBuilder:
     """Builds the space of a sweep and collects everything that is wrong with it.
 
     Args:
-        sources: Where to compose from.
+        drafts: Puts configurations together.
         plain: What was set on the command line, `KEY=VALUE` by key.
         entries: What varies, by key.
         objectives: What the sweep optimizes.
@@ -41,7 +41,7 @@ class SpaceBuilder:
 
     def __init__(
         self,
-        sources: Sources,
+        drafts: Drafts,
         plain: Mapping[str, str],
         entries: Mapping[str, Entry],
         *,
@@ -57,7 +57,7 @@ class SpaceBuilder:
         self._lost = set(lost)
         self._values: dict[str, tuple[Any, Any]] = {}  # first and last value of each dimension
         self._refuse(objectives)
-        self._contexts = Contexts(sources, plain, self._read_groups(sources))
+        self._contexts = Contexts(drafts, plain, self._read_groups(drafts.sources))
 
     @property
     def base(self) -> dict[str, str]:
@@ -138,6 +138,8 @@ class SpaceBuilder:
 
     def _build(self, entry: Entry, when: Mapping[str, tuple[str, ...]]) -> Dimension | None:
         """The dimension of a value; None when something is wrong with it, or with the group it belongs to."""
+        if entry.key.split(".", 1)[0] in self._contexts.base.draft.broken:
+            return None  # the option of its group is unknown, which is said already
         found = self._contexts.find(entry.key)
         if not found.contexts:
             self.problems += self._unknown(entry)
@@ -162,8 +164,6 @@ class SpaceBuilder:
         contexts = list(self._contexts.options.get(head, {}).values()) or [self._contexts.base]
         found: list[Problem] = []
         for context in contexts:
-            if head in context.draft.broken:
-                return []  # the option of its group is unknown, which is said already
             value = entry.values[0] if entry.values else entry.low
             problems = context.with_values({entry.key: value}).check()[1]
             found += [replace(p, origin=entry.origin) for p in problems if _covers(p.where, entry.key)]

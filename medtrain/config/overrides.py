@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.errors import HydraException
 
 from medtrain.config.paths import ALL_GROUPS, FILE_GROUPS, MULTI_GROUPS, PRESET_GROUPS, groups_of
@@ -76,6 +77,16 @@ class Request:
     broken: frozenset[str]
 
 
+@functools.cache
+def grammar() -> OverridesParser:
+    """Hydra's parser of overrides, whose `choice()` takes null as well, as its comma lists do."""
+    functions = create_functions()
+    signature = functions.definitions["choice"]
+    parameters = [p.replace(annotation=p.annotation | None) for p in signature.parameters.values()]
+    functions.definitions["choice"] = signature.replace(parameters=parameters)
+    return OverridesParser(functions)
+
+
 def is_override(text: str) -> bool:
     """Whether a word reads as KEY=VALUE (with a sign that is refused, perhaps) rather than as the name of a file."""
     match = _OVERRIDE.match(text)
@@ -132,7 +143,7 @@ def read_override(text: str) -> Override | Search | Problem:
     if match["sign"] == "~":
         return _removal(text, match["key"])
     try:
-        parsed = OverridesParser.create().parse_override(f"value={match['text']}")
+        parsed = grammar().parse_override(f"value={match['text']}")
     except HydraException:
         return Override(key, match["text"], match["text"], readable=False, plus=bool(match["sign"]))
     if parsed.is_sweep_override():

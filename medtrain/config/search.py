@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, RangeSweep
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 
 from medtrain.config.annotations import show
-from medtrain.config.overrides import Search
+from medtrain.config.overrides import Search, grammar
 from medtrain.config.paths import ALL_GROUPS
 from medtrain.config.render import write_override
 from medtrain.config.sources import COMMAND_LINE
@@ -128,7 +127,7 @@ def why_unreadable(text: str) -> str | None:
     if not paren or name.strip() not in FUNCTIONS:
         return None
     try:
-        OverridesParser.create().parse_override(f"value={text}")
+        grammar().parse_override(f"value={text}")
     except HydraException as error:
         return _reason(error)
     return None
@@ -149,7 +148,7 @@ def _finish(entry: Entry, read: Any) -> Entry | Problem:
 
 def _from_text(entry: Entry, text: str, options: Sequence[str]) -> Entry:
     try:
-        parsed = OverridesParser.create().parse_override(f"value={text}")
+        parsed = grammar().parse_override(f"value={text}")
     except HydraException as error:
         raise _WrongError(f"`{text}` cannot be read: {_reason(error)}", _EXAMPLE) from error
     if not parsed.is_sweep_override():
@@ -177,6 +176,8 @@ def _from_sweep(entry: Entry, sweep: Any, text: str, options: Sequence[str]) -> 
         low, high = sweep.start, sweep.end
         return replace(entry, low=low, high=high, log=log, whole=isinstance(low, int))
     assert isinstance(sweep, RangeSweep)
+    if "sort" in text:  # Hydra turns 9, 7, 5, 3 into 4, 6, 8, 10
+        raise _WrongError("a range has no order to sort", f"leave sort() out of `{text}`")
     return _from_range(entry, sweep, log)
 
 

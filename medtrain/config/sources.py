@@ -108,6 +108,8 @@ class Sources(ConfigRepository):
         self._files: dict[str, str] = {}
         self._problems: list[Problem] = []
         self._broken: set[str] = set()
+        self._noted: set[str] = set()
+        self._published: set[str] = set()
 
     def options(self, group: str) -> list[str]:
         """The options of a group, those of sub-folders as `folder/name`."""
@@ -146,7 +148,9 @@ class Sources(ConfigRepository):
             chosen: Options the user chose.
             only: Load the layers of this group only; the components of the others are not imported.
         """
-        self._problems, self._broken, self._cache = [], set(), {}
+        for config_path in self._noted:
+            self._cache.pop(config_path, None)  # so that it is noted again
+        self._problems, self._broken, self._noted = [], set(), set()
         parser = OverridesParser.create()
         overrides = parser.parse_overrides([f"{group}={_write(option)}" for group, option in chosen.items()])
         try:
@@ -229,6 +233,7 @@ class Sources(ConfigRepository):
 
     def _note(self, config_path: str, problem: Problem) -> ConfigResult:
         self._problems.append(problem)
+        self._noted.add(config_path)
         self._broken.add(config_path.split("/", 1)[0])
         return ConfigResult(
             provider="missing",
@@ -242,13 +247,14 @@ class Sources(ConfigRepository):
         """Put the real schema of every selected component in the ConfigStore: only these modules are imported."""
         for config_path in config_paths:
             match = _SCHEMA_PATH.match(config_path)
-            if match and match[1] not in self._broken:
+            if match and match[1] not in self._broken and config_path not in self._published:
                 component = registry.get(match[1], match[2])
                 node = component_defaults(component.group, component.name)
                 ConfigStore.instance().store(
                     group=f"{component.group}/{SCHEMA}", name=component.name, node=node, provider=component.origin
                 )
                 self._cache.pop(config_path, None)
+                self._published.add(config_path)
 
     def origin(self, config_path: str) -> str:
         """Name the file or schema of a config for people."""

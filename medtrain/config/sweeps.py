@@ -13,7 +13,7 @@ from typing import Any
 
 from medtrain import registry
 from medtrain.config.annotations import describe, show
-from medtrain.config.compose import Composed, Draft, apply_values, draft
+from medtrain.config.compose import Composed, Draft, Drafts, apply_values
 from medtrain.config.dimensions import NOTHING_VARIES, SpaceBuilder
 from medtrain.config.imports import import_modules
 from medtrain.config.overrides import Override, Search, plus_problem, read_override
@@ -112,11 +112,12 @@ def load_sweep(
     import_modules(imports)
     registry.load_plugins()
     sources = Sources(config_dirs)
+    drafts = Drafts(sources)
     words = _sort(overrides, sources)
     try:
-        first = draft(list(words.plain.values()), sources, "sweep")
+        first = drafts.make(list(words.plain.values()), "sweep")
         entries = _join(first, words, sources)
-        builder = SpaceBuilder(sources, words.plain, entries, objectives=_objectives(first), lost=words.lost)
+        builder = SpaceBuilder(drafts, words.plain, entries, objectives=_objectives(first), lost=words.lost)
     except ConfigError as error:  # the files cannot be put together at all
         raise ConfigError([*words.problems, *error.problems]) from error
     composed = builder.build()
@@ -128,11 +129,11 @@ def load_sweep(
     assert composed is not None
     varying = {dimension.key for dimension in builder.space.dimensions}
     composed.tree["sweep"]["space"] = {key: entry.written for key, entry in entries.items() if key in varying}
-    base = builder.base
-    train = [word for key, word in base.items() if not _is_of_sweep(key) and key != "run.dir"]
-    quiet = _spell_out(train, draft(list(base.values()), sources, "sweep"))
-    loud = _spell_out(train, draft(list(base.values()), sources, "sweep", extra={"trial": []}))
-    run, _ = draft(quiet, sources, "train").check()
+    base = list(builder.base.values())
+    train = [word for key, word in builder.base.items() if not _is_of_sweep(key) and key != "run.dir"]
+    quiet = _spell_out(drafts, train, drafts.make(base, "sweep"))
+    loud = _spell_out(drafts, train, drafts.make(base, "sweep", trial=[]))
+    run, _ = drafts.make(quiet, "train").check()
     assert run is not None, "the trials' configuration is part of the sweep's, which is checked"
     return SweepConfig(
         composed=replace(composed, overrides=tuple(overrides)),
@@ -192,18 +193,20 @@ def _sort(overrides: Sequence[str], sources: Sources) -> _Words:
 def _from_search(search: Search, sources: Sources) -> Entry | Problem:
     if search.plus:
         return plus_problem(Override(search.key, None, search.text))
-    group, _, name = search.key.partition(".")
-    written = f"{search.key}={search.text}"
-    listed = f"write a list: `{search.key}=[{search.text}]`" if "(" not in search.text else None
     if search.key in MULTI_GROUPS:
-        return Problem(written, "all trials have the same ones", listed, COMMAND_LINE)
+        return _one_for_all(search, "all trials have the same ones", takes_list=True)
+    group, _, name = search.key.partition(".")
     if group in registry.SWEEP_GROUPS:
-        settings = registry.get("sweep", "default").params
-        takes_list = group == "sweep" and name in settings and describe(settings[name].type).startswith("list of")
-        return Problem(
-            written, "a sweep does not search its own settings", listed if takes_list else None, COMMAND_LINE
-        )
+        param = registry.get("sweep", "default").params.get(name) if group == "sweep" else None
+        takes_list = param is not None and describe(param.type).startswith("list of")
+        return _one_for_all(search, "a sweep does not search its own settings", takes_list=takes_list)
     return read_search(search, _options(search.key, sources))
+
+
+def _one_for_all(search: Search, message: str, *, takes_list: bool) -> Problem:
+    """The problem of several values where a sweep has one."""
+    hint = f"write a list: `{search.key}=[{search.text}]`" if takes_list and "(" not in search.text else None
+    return Problem(f"{search.key}={search.text}", message, hint, COMMAND_LINE)
 
 
 def _from_space_word(key: str, parsed: Override | Search, sources: Sources) -> Entry | Problem | None:
@@ -243,23 +246,22 @@ def _join(first: Draft, words: _Words, sources: Sources) -> dict[str, Entry]:
     return entries | words.entries
 
 
-def _spell_out(words: Sequence[str], target: Draft) -> list[str]:
+def _spell_out(drafts: Drafts, words: Sequence[str], target: Draft) -> list[str]:
     """Add to a run's overrides what makes it the sweep's configuration: choices first, then values."""
-    sources = target.sources
     result = list(words)
-    reached = draft(result, sources, "train").selection
+    reached = drafts.make(result, "train").selection
     for group in registry.GROUPS:
         wanted = target.selection.listed[group] if group in MULTI_GROUPS else target.selection.choices[group]
         there = reached.listed[group] if group in MULTI_GROUPS else reached.choices[group]
         if wanted != there:
             result.append(f"{group}={write_override(wanted)}")
-    tree = draft(result, sources, "train").tree.values
+    tree = drafts.make(result, "train").tree.values
     for key, value in leaves({key: value for key, value in target.tree.values.items() if not _is_of_sweep(key)}):
         try:
             same = lookup(tree, key) == value
         except KeyError:
             same = False
-        if not same:
+        if not same and key not in ("run.dir", *MULTI_GROUPS):
             result.append(f"{key}={write_override(value)}")
     return result
 
@@ -290,7 +292,9 @@ def load_saved_sweep(folder: Path, overrides: Sequence[str] = ()) -> dict[str, d
     for text in overrides:
         read = read_override(text)
         if isinstance(read, Search):
-            problems.append(Problem(read.key, "the space of a sweep cannot be changed", _BEGIN_ANEW, COMMAND_LINE))
+            found = _from_search(read, Sources())
+            space = Problem(read.key, "the space of a sweep cannot be changed", _BEGIN_ANEW, COMMAND_LINE)
+            problems.append(found if isinstance(found, Problem) else space)
         elif isinstance(read, Problem):
             problems.append(read)
         else:
