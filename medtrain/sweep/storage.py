@@ -44,7 +44,7 @@ def open_storage(text: str) -> BaseStorage:
         MissingExtraError: PostgreSQL's driver is not installed.
         MedtrainError: It cannot be reached, opened or made.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the coordinator says what matters
+    silence_optuna()
     scheme, separator, rest = text.partition("://")
     if not separator:
         path = Path(text).expanduser()
@@ -59,6 +59,11 @@ def open_storage(text: str) -> BaseStorage:
         f"unknown kind of storage: {_hide_password(text)}",
         hint="use a path (x.log is a journal, x.db SQLite), postgresql://user@host/db or grpc://host:port",
     )
+
+
+def silence_optuna() -> None:
+    """Leave it to the coordinator to say what matters."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -216,7 +221,7 @@ def _connect(url: str, name: str, arguments: dict[str, Any], *, hint: str) -> RD
     for attempt in range(attempts):
         try:
             return RDBStorage(url, engine_kwargs=dict(arguments))
-        except sqlalchemy.exc.ArgumentError as error:
+        except (sqlalchemy.exc.ArgumentError, ValueError) as error:
             raise UsageError(f"{name} is no valid address: {_reason(error)}") from error
         except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             if attempt == attempts - 1 or _is_final(error):

@@ -45,6 +45,7 @@ from medtrain.sweep.points import distribution, identities, point_of
 from medtrain.sweep.pruners import make_pruner
 from medtrain.sweep.result import Definition, TrialResult
 from medtrain.sweep.samplers import make_sampler
+from medtrain.sweep.storage import silence_optuna
 from medtrain.sweep.workers import OWNER, Crew, is_lock
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class SweepStudy:
         """
         from medtrain.sweep.warm_start import first_points
 
+        silence_optuna()
         plan = SearchPlan.of(definition)
         make_sampler(dict(definition.sampler), plan)
         make_pruner(dict(definition.pruner), plan)
@@ -140,6 +142,7 @@ class SweepStudy:
         Raises:
             StudyNotFoundError: There is none of this name; the others are listed.
         """
+        silence_optuna()
         deadline = time.monotonic() + _SET_UP_S
         while True:
             try:

@@ -140,8 +140,8 @@ class Crew:
         if locks:
             holder = locks[last].user_attrs.get(OWNER)
             suspects = [holder] if holder is not None else self._lockers()
-            if any(self._lives(suspect) for suspect in suspects):
-                return None
+            if any(self._lives(suspect) for suspect in suspects if suspect["token"] != self.me.token):
+                return None  # one of this worker's own is left from a storage that failed
         try:
             name = lock_name(self._name, last + 1)
             made = self._storage.create_new_study([StudyDirection.MINIMIZE], name)
