@@ -54,7 +54,7 @@ class Dimension:
         if self.step is None:
             return None
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [self.low + index * self.step for index in range(count)]
+        return [float(f"{self.low + index * self.step:.12g}") for index in range(count)]  # 0.3, not 0.30000000000000004
 
     def nearest(self, value: Any) -> Any:
         """The value of this dimension that is nearest to a number, or the choice with this text; None if there is none.

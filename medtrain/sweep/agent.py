@@ -14,7 +14,7 @@ from medtrain.errors import MedtrainError
 from medtrain.run.log import setup_logging
 from medtrain.sweep.folder import RESULT
 from medtrain.sweep.launch import EXIT_DONE, EXIT_STOPPED, begin, component_modules
-from medtrain.sweep.pool import Ended, Evaluated, Place, TrialPool, divide
+from medtrain.sweep.pool import Ended, Evaluated, TrialPool, divide
 from medtrain.sweep.result import Definition
 from medtrain.sweep.run import ended_result, trial_task
 from medtrain.sweep.wandb import init_sweep, open_sweep, run_agent
@@ -56,8 +56,7 @@ def train_for_wandb(sweep_id: str, overrides: Sequence[str]) -> int:
     sweep = open_sweep(sweep_id)
     definition = sweep.definition
     tree = load_config(definition.overrides, config_dirs=definition.config_dirs, imports=definition.imports).tree
-    gpus = TrialPool([Place(0)]).call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"])
-    pool = TrialPool(divide(1, ["0"] if gpus else []), preload=component_modules(tree))
+    pool = TrialPool(divide(1, []), preload=component_modules(tree))
     outcome = run_agent(sweep, OneByOne(pool, definition), folder=_folder(definition), overrides=overrides)
     log.info("%d trials done, %d failed, %d stopped", outcome.done, outcome.failed, outcome.stopped)
     return EXIT_STOPPED if outcome.signal is not None else EXIT_DONE

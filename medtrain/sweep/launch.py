@@ -126,7 +126,7 @@ def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
     gpus = pool.call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"])
     log.info("joined %s; trials are kept in %s", name, folders.path)
     section = {**definition.sweep, "workers": workers}
-    table = SweepTable(definition.objectives, study.limit, folders.path)
+    table = make_table(study, folders.path)
     with StopSignals() as signals:
         search = Search(study, folders, _pool(section, gpus, tree), table, signals, is_owner=False)
         try:
@@ -179,7 +179,7 @@ def _search(folder: SweepFolder, study: SweepStudy, *, gpus: int, tree: Mapping[
     section = study.definition.sweep
     log.info("sweep %s", folder.path)
     log.info("%s", _describe(study))
-    table = SweepTable(study.definition.objectives, study.limit, folder.path)
+    table = make_table(study, folder.path)
 
     def on_result(state: str, is_best: bool) -> None:
         if is_best:
@@ -206,6 +206,15 @@ def _search(folder: SweepFolder, study: SweepStudy, *, gpus: int, tree: Mapping[
         state: Any = "done" if reason == "done" else "failed" if reason == "failed" else "stopped"
         folder.finish(state, step=study.counts().finished, message=message or ("" if state == "done" else reason))
     return _conclude(folder, study, reason)
+
+
+def make_table(study: SweepStudy, folder: Path) -> SweepTable:
+    """The table of a sweep as it stands."""
+    counts = study.counts()
+    ended = {"complete": counts.complete, "pruned": counts.pruned, "failed": counts.failed}
+    first = next(iter(study.best(1)), None)
+    best = (first.number, first.user_attrs.get("metrics", {}), first.params) if first is not None else None
+    return SweepTable(study.definition.objectives, study.limit, folder, counts=ended, best=best)
 
 
 def _conclude(folder: SweepFolder, study: SweepStudy, reason: str) -> int:

@@ -165,7 +165,7 @@ def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) 
             return _continue(task, place, callbacks)
         log.info("the trial ended before its first checkpoint: it starts again")
     shutil.rmtree(place, ignore_errors=True)
-    overrides = [*task.overrides, f"run.dir={json.dumps(str(place))}"]
+    overrides = [*task.overrides, f"run.dir={json.dumps(str(place), ensure_ascii=False)}"]
     overrides += [f"data.fold={fold}"] if fold is not None else []
     composed = load_config(overrides, config_dirs=task.config_dirs, imports=task.imports)
     return start_run(composed.tree, overrides=overrides, started=task.started, callbacks=callbacks)
