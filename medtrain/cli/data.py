@@ -1,10 +1,12 @@
-"""`medtrain data check` and `medtrain data prepare`: look at a data set, and bring it into the store."""
+"""`medtrain data`: check a data set, bring it into the store of prepared cases, and clean that store."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
 
     from medtrain.data.case import Dataset
     from medtrain.data.check import CaseSummary, CheckReport
+    from medtrain.data.clean import Entry
     from medtrain.data.workers import Progress
     from medtrain.errors import Problem
 
-app = typer.Typer(name="data", help="Look at a data set, prepare it for training.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Look at a data set, prepare it for training, clean up.", no_args_is_help=True)
 
 
 @app.command()
@@ -95,6 +98,40 @@ def prepare(
         _print(_facts(derived.dataset.dataset_name, rows))
 
 
+@app.command()
+def clean(
+    store: Annotated[
+        Path | None, typer.Argument(metavar="STORE", help="The folder data.store of the runs.", show_default=False)
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, help="Keep what was used within so many days.")] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Remove prepared cases that nothing has used for a while; whatever needs one again prepares it anew.
+
+    Running trainings keep what they use: they note it once an hour. Example:
+
+        medtrain data clean outputs/store --days 14 --dry-run
+    """
+    with handle_errors(debug):
+        from medtrain.data.clean import DAY_S, list_entries, remove_entries
+        from medtrain.data.store import format_size
+        from medtrain.data.volume_data import VolumeData
+
+        root = store or Path(VolumeData.store)
+        before = time.time() - days * DAY_S
+        entries = list_entries(root)
+        gone = [entry for entry in entries if entry.last_used < before]
+        if not dry_run:
+            gone = remove_entries(root, gone, before=before)
+        _print(_store_table(root, entries, {entry.path for entry in gone}, "would go" if dry_run else "removed"))
+        whole, freed = (format_size(sum(entry.size for entry in part)) for part in (entries, gone))
+        if gone:
+            typer.echo(f"{freed} of {whole} {'would be freed' if dry_run else 'freed'}: not used for {days} days")
+        else:
+            typer.echo(f"nothing to remove: all of {whole} was used within {days} days")
+
+
 def _print_report(dataset: Dataset, report: CheckReport) -> None:
     _print(_facts(dataset.dataset_name, list(_describe(dataset, report))))
     if any(case.voxels for case in report.cases):
@@ -141,6 +178,29 @@ def _label_table(dataset: Dataset, cases: Sequence[CaseSummary]) -> Table:
         volumes = [case.voxels[value] * case.spacing[0] * case.spacing[1] * case.spacing[2] / 1000 for case in holders]
         volume = _volume(median(volumes)) if holders and value else ""
         table.add_row(str(value), declared.get(value, "not declared"), str(len(holders)), f"{share:.3%}", volume)
+    return table
+
+
+def _store_table(root: Path, entries: Sequence[Entry], gone: Collection[Path], fate: str) -> Table:
+    """The prepared cases by data set and spacing, those that go apart from those that stay."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from medtrain.data.store import format_size
+
+    groups: dict[tuple[str, str, bool], list[Entry]] = {}
+    for entry in entries:
+        if entry.is_case:
+            spacing = _by(entry.spacing) if entry.spacing else "unreadable"
+            groups.setdefault((entry.source or "unknown", spacing, entry.path in gone), []).append(entry)
+    table = Table(box=None, pad_edge=False, header_style="bold", title=str(root), title_justify="left")
+    table.add_column("Data set", overflow="fold")
+    for title in ("Spacing in mm", "Cases", "Size", "Last used", ""):
+        table.add_column(title, justify="left" if title in ("Spacing in mm", "") else "right")
+    for (source, spacing, goes), group in sorted(groups.items()):
+        size = format_size(sum(entry.size for entry in group))
+        used = time.strftime("%Y-%m-%d", time.localtime(max(entry.last_used for entry in group)))
+        table.add_row(Text(source), spacing, str(len(group)), size, used, fate if goes else "")
     return table
 
 

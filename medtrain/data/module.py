@@ -15,7 +15,7 @@ from medtrain.data.loader import Batch, pin_batch, read_ahead
 from medtrain.data.patches import PatchDataset, collate
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
-from medtrain.data.sampler import EpochSampler
+from medtrain.data.sampler import EpochSampler, SampleKey
 from medtrain.data.splits import split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
@@ -159,6 +159,7 @@ class SegmentationData:
             source_label: Class indices on the scan's own grid.
             spacing: Voxel size (D, H, W) in mm of the network's grid.
         """
+        self.store.mark_used()
         case = self.store.case(case_id)
         image = normalize(case.read_image(), case.stats, self.plan.normalization, case.read_body())
         return {
@@ -188,8 +189,13 @@ class SegmentationData:
         while self._iterators:
             self._iterators.pop().close()  # type: ignore[attr-defined]
 
+    def _keys(self, start: int, rank: int, world_size: int) -> Iterator[list[SampleKey]]:
+        for keys in self.sampler.batches(start, rank=rank, world_size=world_size):
+            self.store.mark_used()
+            yield keys
+
     def _batches(self, start: int, rank: int, world_size: int) -> Iterator[Batch]:
-        keys = self.sampler.batches(start, rank=rank, world_size=world_size)
+        keys = self._keys(start, rank, world_size)
         workers = self.settings.num_workers or 0
         here = keys if workers == 0 else itertools.islice(keys, 1)
         for batch_keys in here:

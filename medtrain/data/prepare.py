@@ -7,6 +7,7 @@ data at the same time. What a killed run leaves behind is removed by the next on
 from __future__ import annotations
 
 import logging
+import os
 import random
 import secrets
 import shutil
@@ -22,7 +23,16 @@ from medtrain.data.labels import LabelMap
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import prepare_image
 from medtrain.data.scan import CaseScan, make_store, read_case, scan_cases
-from medtrain.data.store import FORMAT, Store, case_folder, files_intact, read_description, write_case
+from medtrain.data.store import (
+    FORMAT,
+    Store,
+    case_folder,
+    files_intact,
+    format_size,
+    mark_used,
+    read_description,
+    write_case,
+)
 from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import MemoryGate, Progress, for_each_case
 from medtrain.errors import MedtrainError
@@ -69,7 +79,14 @@ def prepare(
     keys = {case.case_id: _case_key(case, digests, labels, plan) for case in dataset.cases}
     digests.save()
     folders = {case_id: case_folder(root, key) for case_id, key in keys.items()}
-    todo = [case for case in dataset.cases if not _is_intact(folders[case.case_id])]
+    # marked before looked at: one that is being removed is either missing here or put back
+    there = {case_id for case_id, folder in folders.items() if mark_used(folder)}
+    foreign = sum(not os.access(folders[case_id], os.W_OK) for case_id in there)
+    if foreign:
+        _log.info(
+            "%d prepared cases belong to another user, whose `medtrain data clean` does not see this use", foreign
+        )
+    todo = [case for case in dataset.cases if case.case_id not in there or not _is_intact(folders[case.case_id])]
     for case in todo:
         if folders[case.case_id].is_dir():
             _log.warning("the prepared case %s is damaged; it is prepared anew", case.case_id)
@@ -124,6 +141,7 @@ def _prepare_case(case: Case, dataset: Dataset, labels: LabelMap, plan: Plan, fo
     with atomic_dir(folder, existing="replace" if folder.is_dir() else "keep") as temporary:
         write_case(
             temporary,
+            source=dataset.root,
             image=prepared.array,
             label=label,
             body=prepared.body,
@@ -168,11 +186,7 @@ def _check_free_space(root: Path, scans: Sequence[CaseScan], plan: Plan) -> None
     free = shutil.disk_usage(root).free
     if free < expected:
         raise MedtrainError(
-            f"preparing {len(scans)} cases in {root} takes about {_size(expected)},"
-            f" but only {_size(free)} of the disk are free",
+            f"preparing {len(scans)} cases in {root} takes about {format_size(expected)},"
+            f" but only {format_size(free)} of the disk are free",
             hint="free some space, or set data.store to a folder on another disk",
         )
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -17,6 +17,7 @@ from medtrain.data.digests import DigestCache, digest_of
 from medtrain.data.geometry import nonzero_box
 from medtrain.data.io.nifti import Volume, read_header, read_image, read_label
 from medtrain.data.labels import LabelMap
+from medtrain.data.store import mark_used
 from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import MemoryGate, Progress, for_each_case
 from medtrain.errors import DataError, Problem
@@ -120,7 +121,7 @@ def scan_cases(
     def scan_case(case: Case) -> CaseScan:
         key = digest_of({"format": _FORMAT, "files": digests.of_case(case), "labels": labels.to_json()})
         path = root / "scans" / f"{key}.json"
-        found = _read_scan(path)
+        found = _read_scan(path) if mark_used(path) else None
         if found is None:
             with gate.hold(_BYTES_PER_VOXEL * count_voxels(case) * dataset.num_channels):
                 image, classes = read_case(case, dataset, labels)

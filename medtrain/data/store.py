@@ -2,6 +2,7 @@
 
 A case is a folder named by the digest of its files and of the settings that shaped it, written beside its place and
 renamed into it. `case.json` records every file's size, time and checksum, so that damage is found before training.
+The modification time of a case's folder and of a scan is when it was last used; see `medtrain.data.clean`.
 
     <store>/digests.json            content digests by path, size and time
     <store>/scans/<key>.json        what planning needs of a case
@@ -10,10 +11,14 @@ renamed into it. `case.json` records every file's size, time and checksum, so th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import math
+import os
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -38,6 +43,8 @@ _MAX_CHUNK_BYTES = 6 * 2**20
 _MAX_CHUNK_TO_PATCH = 1.5
 _OPEN_CASES = 256
 _DESCRIPTION = "case.json"
+_MARK_EVERY_S = 3600.0
+_log = logging.getLogger(__name__)
 
 
 class PreparedCase:
@@ -142,6 +149,7 @@ class Store:
         self.cases = {case_id: cases[case_id] for case_id in self.keys}
         self._open: OrderedDict[str, PreparedCase] = OrderedDict()
         self._lock = threading.Lock()
+        self._marked = 0.0
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -171,11 +179,42 @@ class Store:
                 self._open.move_to_end(case_id)
             return found
 
+    def mark_used(self) -> None:
+        """Note, once an hour however often this is called, that the cases are in use and not to be removed."""
+        now = time.time()  # the clock of the files
+        if abs(now - self._marked) < _MARK_EVERY_S:
+            return
+        self._marked = now
+        for key in self.keys.values():
+            mark_used(case_folder(self.root, key))
+
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "keys": self.keys, "cases": self.cases}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def mark_used(path: Path) -> bool:
+    """Note that an entry of a store is used now; return whether it is there.
+
+    Nothing can be noted in a store that may only be read, or in entries that belong to another user.
+    """
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        _log.debug("the use of %s cannot be noted: %s", path, error.strerror)
+        return path.exists()
+    return True
+
+
+def format_size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def case_folder(root: Path, key: str) -> Path:
@@ -186,6 +225,7 @@ def case_folder(root: Path, key: str) -> Path:
 def write_case(
     folder: Path,
     *,
+    source: Path,
     image: np.ndarray,
     label: np.ndarray,
     body: np.ndarray | None,
@@ -199,6 +239,7 @@ def write_case(
 
     Args:
         folder: Renamed into the store by the caller.
+        source: Folder of the data set, for people who look at the store.
         image: [C, D, H, W].
         label: Class indices [D, H, W].
         body: bool [D, H, W], or None where everything is inside.
@@ -220,6 +261,7 @@ def write_case(
     files["foreground.npy"] = _entry(folder / "foreground.npy", (folder / "foreground.npy").read_bytes())
     description = {
         "format": FORMAT,
+        "source": str(source),
         "geometry": geometry.to_json(),
         "stats": [{"mean": stat.mean, "std": stat.std} for stat in stats],
         "foreground": {"class_ids": list(foreground), "counts": [len(rows) for rows in foreground.values()]},

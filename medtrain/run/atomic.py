@@ -16,7 +16,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,6 +154,39 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
                 entry.unlink(missing_ok=True)
             removed.append(entry.name)
     return removed
+
+
+def discard(path: str | os.PathLike[str], *, unless: Callable[[Path], bool]) -> bool:
+    """Delete a file or folder so that nobody sees half of it, unless it is needed after all.
+
+    It is moved aside first and looked at there: who marks it as needed before that keeps it, and who comes later finds
+    nothing at `path`.
+
+    Args:
+        path: What to delete.
+        unless: Called with it once it is moved aside; True puts it back.
+
+    Returns:
+        Whether it is deleted.
+    """
+    target = Path(path)
+    aside = _temporary_beside(target)
+    try:
+        target.rename(aside)
+    except FileNotFoundError:
+        return False
+    if unless(aside):
+        try:
+            aside.rename(target)
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise  # else it has been made anew in the meantime
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
+    return True
 
 
 def process_alive(pid: int) -> bool:

@@ -255,7 +255,9 @@ def test_too_little_disk_is_said_before_writing(
     dataset: Dataset, settings: VolumeData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medtrain.data.prepare.shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
-    with pytest.raises(MedtrainError, match=r"preparing 5 cases in .*store takes about 0 MiB, but only 0 MiB") as error:
+    with pytest.raises(
+        MedtrainError, match=r"preparing 5 cases in .*store takes about 0.0 MiB, but only 0.0 MiB"
+    ) as error:
         prepare(dataset, settings, small_plan())
     assert error.value.hint == "free some space, or set data.store to a folder on another disk"
     assert not list((Path(settings.store) / "cases").iterdir())

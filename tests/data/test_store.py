@@ -32,6 +32,7 @@ def write(
     geometry = CaseGeometry.between(grid_of(SHAPE, (1, 1, 1)), ((0, 20), (0, 24), (0, 22)), (1, 1, 1))
     write_case(
         folder,
+        source=Path("/scans"),
         image=image,
         label=label,
         body=label > 0 if body else None,

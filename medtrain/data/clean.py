@@ -1,0 +1,102 @@
+"""What a store holds, when it was last used, and how it gets rid of what nobody uses any more.
+
+Whatever uses an entry notes it in the entry's modification time: preparing and planning do so before they look whether
+it is there, training once an hour while it goes on (`Store.mark_used`). So an entry that was not used for a day is used
+by nobody, and one that is marked while it is being removed is put back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtrain.data.store import read_description
+from medtrain.errors import UsageError
+from medtrain.run.atomic import discard, remove_leftovers
+
+DAY_S = 24 * 3600.0
+"""An entry is kept at least so long after its last use."""
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prepared case, or what planning knows of a case.
+
+    Args:
+        path: Its folder or file.
+        size: Bytes.
+        last_used: Seconds since 1970.
+        is_case: Whether it is a prepared case.
+        source: Folder of the data set it was made from; None where that is not known.
+        spacing: Voxel size (D, H, W) in mm; None where that is not known.
+    """
+
+    path: Path
+    size: int
+    last_used: float
+    is_case: bool
+    source: str | None = None
+    spacing: tuple[float, ...] | None = None
+
+
+def list_entries(store: Path) -> list[Entry]:
+    """Everything a store holds that can be made again, prepared cases first.
+
+    Args:
+        store: Its folder.
+
+    Raises:
+        UsageError: The folder is no store.
+    """
+    if not all((store / part).is_dir() for part in ("cases", "scans")):
+        raise UsageError(
+            f"{store} is not a store of prepared cases", hint="name the folder that is data.store of the runs"
+        )
+    cases = [_read_case(path) for path in sorted((store / "cases").iterdir()) if _KEY.fullmatch(path.name)]
+    scans = [_read_scan(path) for path in sorted((store / "scans").glob("*.json")) if _KEY.fullmatch(path.stem)]
+    return [entry for entry in (*cases, *scans) if entry is not None]
+
+
+def remove_entries(store: Path, entries: Iterable[Entry], *, before: float) -> list[Entry]:
+    """Remove entries that were last used before a time, and what killed processes left behind.
+
+    Args:
+        store: Its folder.
+        entries: What to remove, as listed; those used since then stay.
+        before: Seconds since 1970; at least a day ago, or running trainings lose what they read.
+
+    Returns:
+        Those removed.
+    """
+    removed = [entry for entry in entries if discard(entry.path, unless=lambda path: _last_used(path) >= before)]
+    for part in ("cases", "scans"):
+        remove_leftovers(store / part)
+    return removed
+
+
+def _last_used(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read_case(folder: Path) -> Entry | None:
+    try:
+        last_used = _last_used(folder)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # being replaced at this moment, or no folder
+        return None
+    description = read_description(folder)
+    if description is None:
+        return Entry(folder, size, last_used, True)
+    return Entry(folder, size, last_used, True, description.get("source"), tuple(description["geometry"]["spacing"]))
+
+
+def _read_scan(path: Path) -> Entry | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return Entry(path, status.st_size, status.st_mtime, False)
