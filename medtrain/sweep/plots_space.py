@@ -109,19 +109,19 @@ def _slice_panel(
         if best is not None and record.number == best.number:
             axes.plot(place_, value, marker="*", markersize=13, color=BEST, zorder=5)
     axes.add_patch(Rectangle((0, 0), 1, _BAND, transform=axes.transAxes, color="#eeeeee", zorder=0.5, linewidth=0))
-    for height, color, state in ((0.01, PRUNED, "pruned"), (_BAND / 2, FAILED, "failed")):
-        group = [scale.position(r.params[key]) for r in sweep.select(state) if key in r.params]  # type: ignore[arg-type]
-        at = np.array(group) + (jitter(len(group), 2, 0.3) if scale.slots else 0.0)
-        axes.vlines(
-            at,
-            height,
-            height + _BAND / 2 - 0.01,
-            color=color,
-            linewidth=1,
-            transform=axes.get_xaxis_transform(),
-            zorder=2,
-        )
+    _draw_ticks(axes, scale, sweep.select("pruned"), 0.01, PRUNED)
+    _draw_ticks(axes, scale, sweep.select("failed"), _BAND / 2, FAILED)
     scale.apply(axes.xaxis, rotate=True)
+
+
+def _draw_ticks(axes: Any, scale: Scale, records: Sequence[Record], height: float, color: Any) -> None:
+    """A tick in the band for each trial without a value."""
+    key = scale.dimension.key
+    places = np.array([scale.position(record.params[key]) for record in records if key in record.params])
+    if places.size:
+        places = places + jitter(len(places), 2, 0.3) if scale.slots else places
+        where = {"transform": axes.get_xaxis_transform(), "linewidth": 1, "zorder": 2}
+        axes.vlines(places, height, height + _BAND / 2 - 0.01, color=color, **where)
 
 
 def _draw_trend(axes: Any, scale: Scale, places: np.ndarray, values: np.ndarray) -> None:

@@ -29,7 +29,7 @@ def robust_limits(values: Sequence[float], mode: Mode) -> tuple[float, float]:
     best = float(array.max())
     lower, middle = np.quantile(array, [0.1, 0.5])
     # like Tukey's fence, with the better half as the measure of spread
-    low = max(float(array.min()), min(float(lower), float(middle) - 2.0 * (best - float(middle))))
+    low = max(float(array.min()), min(float(lower), float(middle) - 3.0 * (best - float(middle))))
     margin = 0.06 * (best - low) or 0.05 * abs(best) or 0.05
     # a count or a time has no negative values to make room for
     bottom = max(low - margin, 0.0) if low >= 0 < best else low - margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from medtrain.config.space import Dimension, Space
-from medtrain.sweep.result import Constraint, Definition, Objective
+from medtrain.sweep.result import Definition, Objective
+from tests.sweep import searches
 
 LR = Dimension(key="optimizer.lr", kind="float", low=1e-4, high=1e-1, log=True)
 LOSS = Dimension(key="loss", kind="choice", choices=("dice_ce", "focal", "tversky"))
@@ -75,22 +77,18 @@ def define(
     default: Mapping[str, Any] | None = None,
     **sweep: Any,
 ) -> Definition:
-    return Definition(
-        overrides=("model=unet", "data=msd", "data.root=/data/Task04 Hippocampus"),
-        imports=(),
-        config_dirs=(),
-        digest="0123",
-        space=Space(tuple(dimensions)),
-        objectives=tuple(objectives),
-        constraints=tuple(map(Constraint.parse, constraints)),
-        sweep={"n_trials": 20, "folds": [], "storage": None, "rerun_best": 0, **sweep},
-        sampler={"name": "tpe"},
-        pruner={"name": "median"},
-        folder=str(folder),
-        split_hash="abcd",
+    """A definition; further arguments are settings of the sweep."""
+    definition = searches.define(
+        dimensions,
+        folder=folder,
+        objectives=objectives,
+        constraints=constraints,
+        sampler="tpe",
+        pruner="median",
         default=default,
-        is_grid=False,
+        **{"n_trials": 20, **sweep},
     )
+    return dataclasses.replace(definition, overrides=("model=unet", "data=msd", "data.root=/data/Task04 Hippocampus"))
 
 
 @dataclass
