@@ -13,7 +13,7 @@ from typing import Any
 
 from medtrain.config.compose import Draft, Drafts, apply_values
 from medtrain.config.overrides import Override, read_override
-from medtrain.config.paths import ALL_GROUPS
+from medtrain.config.paths import ALL_GROUPS, PRESET_GROUPS
 from medtrain.config.render import write_override
 from medtrain.config.schema import annotation_at
 from medtrain.config.search import Entry
@@ -92,20 +92,21 @@ class Contexts:
         held = {key: word for key, word in plain.items() if key not in groups and key.split(".", 1)[0] in groups}
         self.words = {key: word for key, word in plain.items() if key not in held}
         """What the base is composed from, by key."""
-        reached = drafts.make(list(self.words.values()), "sweep")
-        for group, entry in groups.items():
-            if reached.selection.choices.get(group) not in entry.values:
-                self.words[group] = f"{group}={entry.choices[0]}"
+        for group in sorted(groups, key=lambda group: group not in PRESET_GROUPS):  # a preset may choose the others
+            reached = drafts.make(list(self.words.values()), "sweep").selection.choices
+            if reached.get(group) not in groups[group].values:
+                self.words[group] = f"{group}={groups[group].choices[0]}"
         self.base = Context("", "", drafts.make(list(self.words.values()), "sweep"))
         self.options: dict[str, dict[str, Context]] = {}
         """The configuration of every option, by group."""
+        chosen = {group: f"{group}={self.base_option(group)}" for group in groups}
         for group, entry in groups.items():
             made = self.options[group] = {}
             for text in entry.choices:
                 if text == self.base_option(group):
                     made[text] = Context(group, text, self.base.draft)
                     continue
-                words = {**self.words, group: f"{group}={text}"}
+                words = {**self.words, **chosen, group: f"{group}={text}"}
                 made[text] = Context(group, text, drafts.make(list(words.values()), "sweep"))
         self.held = self._hold(held)
         """What was set for a key that exists for some options only: `KEY=VALUE` by key."""

@@ -186,7 +186,7 @@ def _parse_choice(override: Override, sources: Sources) -> str | list[str] | Pro
     if group in PRESET_GROUPS and value is None:
         return None
     if group in FILE_GROUPS:
-        path = Path(override.text).expanduser()
+        path = Path(str(value)).expanduser()
         if path.suffix in (".yaml", ".yml"):
             if not path.is_file():
                 return Problem(f"{group}={override.text}", "there is no such file", None, COMMAND_LINE)

@@ -155,40 +155,50 @@ def experiment_yaml(composed: Composed, *, comment: str) -> str:
         composed: As `medtrain train` composes it.
         comment: What the file is, for its head.
     """
-    sources = (Sources(), composed.sources)
-    plain_choices = [draft([], source, "train").selection for source in sources]
-    chosen: dict[str, str | list[str]] = {}
-    for group in GROUPS:
-        option = _portable_option(group, composed, sources[0])
-        usual = [c.listed[group] if group in MULTI_GROUPS else c.choices[group] for c in plain_choices]
-        if any(option != other for other in usual):
-            chosen[group] = option
-    words = [f"{group}={write_override(option)}" for group, option in chosen.items()]
-    values: dict[str, Any] = {}
+    shipped = Sources()
+    sources = (shipped,) if composed.sources.is_shipped else (shipped, composed.sources)
+    options = _portable_options(composed, shipped)
+    usual = [draft([], source, "train").selection for source in sources]
+    chosen = {
+        group: option
+        for group, option in options.items()
+        if any(option != (other.listed[group] if group in MULTI_GROUPS else other.choices[group]) for other in usual)
+    }
+    wanted = plain(composed.tree)
+    missing: set[str] = set()
     for source in sources:
-        there = draft(words, source, "train").tree
+        there = draft(_words(chosen), source, "train").tree
         given = resolve(there.values, there.origins)[0]
-        for key, value in leaves(plain(composed.tree)):
-            if key != "run.dir" and not _is_at(given, key, value) and not (value == {} and key in MULTI_GROUPS):
-                values[key] = value
+        missing |= {key for key, value in leaves(wanted) if not _is_at(given, key, value)}
+    missing -= {"run.dir", *MULTI_GROUPS}
     lines = ["# @package _global_", *(f"# {line}".rstrip() for line in comment.splitlines())]
     if chosen:
         lines += ["defaults:", *(f"  - override /{group}: {_flow(option)}" for group, option in chosen.items()), ""]
     tree: dict[str, Any] = {}
-    for key in [key for key, _ in leaves(plain(composed.tree)) if key in values]:
-        _put(tree, key, values[key])
+    for key, value in leaves(wanted):
+        if key in missing:
+            _put(tree, key, value)
     return "".join(f"{line}\n" for line in lines) + to_yaml(tree)
 
 
-def _portable_option(group: str, composed: Composed, shipped: Sources) -> str | list[str]:
-    """The option of a group that anybody has: a shipped one, or the component by its name."""
-    if group in MULTI_GROUPS:
-        return [key for key, section in composed.tree[group].items() if section["name"] == key]
-    option, name = str(composed.choices[group]), str(composed.tree[group]["name"])
-    if option not in shipped.options(group):
-        return name
-    made = draft([f"{group}={option}"], shipped, "train").tree.values[group]
-    return option if made["name"] == name else name
+def _words(options: Mapping[str, str | list[str]]) -> list[str]:
+    return [f"{group}={write_override(option)}" for group, option in options.items()]
+
+
+def _portable_options(composed: Composed, shipped: Sources) -> dict[str, str | list[str]]:
+    """The options that anybody has: shipped ones, or components by their names."""
+    options: dict[str, str | list[str]] = {}
+    for group in (group for group in GROUPS if group not in MULTI_GROUPS):
+        name, option = str(composed.tree[group]["name"]), str(composed.choices[group])
+        options[group] = option if option in shipped.options(group) else name
+    there = draft(_words(options), shipped, "train").tree.values
+    names = {group: str(composed.tree[group]["name"]) for group in options}
+    options = {
+        group: option if there[group]["name"] == names[group] else names[group] for group, option in options.items()
+    }
+    for group in MULTI_GROUPS:
+        options[group] = [key for key, section in composed.tree[group].items() if section["name"] == key]
+    return {group: options[group] for group in GROUPS}
 
 
 def _is_at(tree: Mapping[str, Any], key: str, value: Any) -> bool:

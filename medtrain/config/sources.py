@@ -103,6 +103,7 @@ class Sources(ConfigRepository):
         search_path.append("medtrain", str(conf_dir()))
         search_path.append("schema", "structured://")
         super().__init__(search_path)
+        self.is_shipped = not config_dirs
         self._cache: dict[str, ConfigResult | None] = {}
         self._optional: set[str] = set()
         self._files: dict[str, str] = {}

@@ -130,7 +130,8 @@ def load_sweep(
     varying = {dimension.key for dimension in builder.space.dimensions}
     composed.tree["sweep"]["space"] = {key: entry.written for key, entry in entries.items() if key in varying}
     base = list(builder.base.values())
-    train = [word for key, word in builder.base.items() if not _is_of_sweep(key) and key != "run.dir"]
+    base_words = builder.base.items()
+    train = [_absolute(key, word) for key, word in base_words if not _is_of_sweep(key) and key != "run.dir"]
     quiet = _spell_out(drafts, train, drafts.make(base, "sweep"))
     loud = _spell_out(drafts, train, drafts.make(base, "sweep", trial=[]))
     run, _ = drafts.make(quiet, "train").check()
@@ -186,7 +187,7 @@ def _sort(overrides: Sequence[str], sources: Sources) -> _Words:
         else:
             reason = None if parsed.readable else why_unreadable(parsed.text)
             unreadable = Problem(text, f"cannot be read: {reason}", None, COMMAND_LINE) if reason else None
-            words.take(key, unreadable or _absolute(parsed, text))
+            words.take(key, unreadable or text)
     return words
 
 
@@ -220,12 +221,14 @@ def _options(key: str, sources: Sources) -> Sequence[str]:
     return sources.options(key) if key in ALL_GROUPS else ()
 
 
-def _absolute(parsed: Override, text: str) -> str:
+def _absolute(key: str, word: str) -> str:
     """A file is named so that a trial finds it from any folder."""
-    path = Path(parsed.text).expanduser()
-    if parsed.key in FILE_GROUPS and path.suffix in (".yaml", ".yml") and path.is_file():
-        return f"{parsed.key}={write_override(str(path.absolute()))}"
-    return text
+    read = read_override(word)
+    assert isinstance(read, Override)
+    path = Path(str(read.value)).expanduser()
+    if key in FILE_GROUPS and path.suffix in (".yaml", ".yml") and path.is_file():
+        return f"{key}={write_override(str(path.absolute()))}"
+    return word
 
 
 def _join(first: Draft, words: _Words, sources: Sources) -> dict[str, Entry]:

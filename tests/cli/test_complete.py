@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medtrain import registry
 from medtrain.cli.complete import complete_group, complete_option, complete_override
 
 HEAVY = ("torch", "numpy", "hydra", "omegaconf", "yaml", "rich")
@@ -104,6 +105,38 @@ def test_lists() -> None:
     assert complete("logger=[csv,t") == ["logger=[csv,tensorboard"]
 
 
+def sweep(text: str, *before: str) -> list[str]:
+    return complete_override({"overrides": before}, text, config_name="sweep")
+
+
+def test_a_sweep_has_groups_that_a_run_has_not() -> None:
+    assert sweep("sam") == [f"sampler={name}" for name in registry.names("sampler")]
+    assert sweep("prun") == [f"pruner={name}" for name in registry.names("pruner")]
+    assert "sweep=unet_basics" in sweep("sweep=")
+    assert "sweep." in sweep("sweep")
+    assert complete("sam") == []
+    assert complete("sampler=") == []
+    assert complete("sweep.n_") == []
+    assert "optimizer=sgd" in sweep("optimizer=")
+
+
+def test_keys_of_a_sweep() -> None:
+    assert sweep("sweep.n_") == ["sweep.n_trials="]
+    assert sweep("sweep.try_d", "sweep=unet_basics") == ["sweep.try_default=false", "sweep.try_default=true"]
+    assert "sampler.multivariate=" in sweep("sampler.", "sampler=tpe")
+    assert sweep("sampler.") == []  # auto has nothing to set
+    assert "loss.batch_dice=" in sweep("loss.")
+
+
+def test_several_options_and_their_keys() -> None:
+    assert sweep("loss=dice_ce,f") == ["loss=dice_ce,focal"]
+    assert "loss=dice_ce,dice_ce" not in sweep("loss=dice_ce,")
+    assert sweep("loss=choice(dice_ce,f") == ["loss=choice(dice_ce,focal"]
+    for words in ("loss=dice_ce,focal", "loss=choice(dice_ce,focal)", "loss='choice(dice_ce, focal)'"):
+        assert sweep("loss.gam", words) == ["loss.gamma=2.0"]
+        assert "loss.ce_weight=" in sweep("loss.", words)
+
+
 def test_the_users_own_options(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/tiny.yaml").write_text("defaults: [unet, _self_]\n")
@@ -116,5 +149,7 @@ def test_the_users_own_options(tmp_path: Path) -> None:
 def test_arguments_of_list_and_describe() -> None:
     assert complete_group("lo") == ["loss", "logger"]
     assert complete_option({}, "mod") == ["model=unet"]
+    assert complete_option({}, "sampler=nsga") == ["sampler=nsga2", "sampler=nsga3"]
+    assert complete_group("sa") == ["sampler"]
     assert complete_option({}, "lo") == ["loss=", "logger="]
     assert complete_option({}, "loss=dice_") == ["loss=dice_bce", "loss=dice_ce"]

@@ -94,6 +94,14 @@ def test_list() -> None:
     assert "msd_liver           Medical Segmentation Decathlon, task 03" in run("list", "--long").stdout
 
 
+def test_list_the_groups_of_a_sweep() -> None:
+    assert "unet_basics" in run("list", "sweep").stdout.splitlines()
+    assert "\npruner      auto " in run("list").stdout
+    long = run("list", "sampler", "--long").stdout
+    assert "tpe          Tree-structured Parzen estimator" in long
+    assert "quick         The learning rate alone" in run("list", "sweep", "--long").stdout
+
+
 def test_list_knows_the_users_own(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("conf/model").mkdir(parents=True)
     Path("conf/model/tiny.yaml").write_text("# Two levels.\ndefaults: [unet, _self_]\n")
@@ -114,6 +122,54 @@ def test_describe() -> None:
     assert "".join(f"  {line}\n" for line in lr) in text
     assert "list of 2 float; default [0.9, 0.999]" in text
     assert run("describe", "model=unett").exit_code == 2
+
+
+def test_describe_what_belongs_to_a_sweep() -> None:
+    assert run("describe", "sampler=tpe").stdout.startswith("sampler=tpe  (medtrain.sweep.samplers)\n")
+    assert run("describe", "sweep.n_trials").stdout.startswith(
+        "  sweep.n_trials\n      int >= 1 or null; default null\n"
+    )
+    text = run("describe", "sweep=unet_basics").stdout
+    assert text.startswith("sweep=unet_basics  (sweep=default, medtrain.sweep.settings)\n")
+    assert "      in conf/sweep/unet_basics.yaml:\n          optimizer.lr: tag(log, interval(3e-4, 3e-2))\n" in text
+    assert "      40 in conf/sweep/unet_basics.yaml\n" in text
+    assert run("describe", "sampler").exit_code == 0
+    assert run("describe", "hyperband").stdout.startswith("pruner=hyperband")
+
+
+def test_describe_says_which_component_has_a_key() -> None:
+    result = run("describe", "sampler.multivariate")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: sampler=auto has no key `multivariate`; its keys are: none",
+        "hint: it belongs to `sampler=tpe`: `medtrain describe sampler=tpe`",
+    ]
+
+
+def test_show_is_for_runs() -> None:
+    result = run("show", "sweep=quick", "pruner.warmup=3")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: sweep=quick: belongs to `medtrain sweep` (command line)",
+        "error: pruner.warmup: belongs to `medtrain sweep` (command line)",
+    ]
+
+
+def test_validate_sweeps(in_tmp: Path) -> None:
+    assert run("validate", "optimizer.lr=interval(1e-3,1e-2)").stdout.endswith("1 checked, 0 wrong\n")
+    result = run("validate", "sweep=unet_basics", "loss=dice,foca")
+    assert result.exit_code == 2
+    assert "loss=foca: unknown loss `foca`" in result.stderr
+    Path("space.yaml").write_text("space:\n  optimizer.lr: interval(1e-3, 1e-2)\n")
+    Path("whole.yaml").write_text("sampler:\n  seed: 3\nsweep:\n  space:\n    model.dropout: interval(0, 1)\n")
+    Path("run.yaml").write_text("seed: 3\n")
+    result = run("validate", "*.yaml")
+    assert result.stdout == "ok     run.yaml\nok     space.yaml\nwrong  whole.yaml\n3 checked, 1 wrong\n"
+    assert result.stderr.splitlines() == [
+        "error: whole.yaml: model.dropout: must be >= 0 and < 1, got 1.0 in `interval(0, 1)` (whole.yaml)",
+        "error: whole.yaml: sampler.seed: unknown key (whole.yaml); known keys: none",
+    ]
+    assert run("validate", "sampler=grid").exit_code == 2  # nothing varies
 
 
 def test_validate(in_tmp: Path) -> None:

@@ -42,6 +42,8 @@ def test_options_include_presets_and_components() -> None:
 def test_the_component_behind_a_preset() -> None:
     assert catalog.component_of("data", "msd_liver") == "msd"
     assert catalog.component_of("model", "unet") == "unet"
+    assert catalog.component_of("sweep", "unet_basics") == "default"
+    assert catalog.component_of("model", "nothing") == "nothing"
 
 
 def test_groups() -> None:

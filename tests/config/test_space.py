@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 
-import pytest
-
 from medtrain.config.space import Dimension, Space
 
 LR = Dimension(key="optimizer.lr", kind="float", low=1e-4, high=1e-1, log=True)

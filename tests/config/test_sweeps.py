@@ -246,10 +246,20 @@ def test_a_preset_of_the_whole_configuration(conf: Any, tmp_path: Path) -> None:
 def test_a_file_beside_the_sweep(tmp_path: Path, conf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("space:\n  optimizer.lr: interval(0.1, 1)\n")
-    Path("x.yaml").write_text("seed: 3\n")
+    Path("x.yaml").write_text("model:\n  dropout: 0.3\n")
     config = load_sweep(["sweep=mine.yaml", "experiment=x.yaml"])
     assert config.overrides[0] == f"experiment={tmp_path}/x.yaml"  # a trial may run in another folder
-    assert config.train.tree["seed"] == 3
+    assert config.train.tree["model"]["dropout"] == 0.3
+    Path("my lab").mkdir()
+    Path("x.yaml").rename("my lab/x y.yaml")
+    config = load_sweep(["sweep=mine.yaml", "experiment='my lab/x y.yaml',null"])
+    assert (
+        check_trial(config, {"experiment": f"'{tmp_path}/my lab/x y.yaml'", "optimizer.lr": 1.0})["model"]["dropout"]
+        == 0.3
+    )
+    assert dimensions(config)["experiment"].choices == (f"'{tmp_path}/my lab/x y.yaml'", "null")
+    config = load_sweep(["sweep=mine.yaml", "experiment='my lab/x y.yaml'"])
+    assert load_config(config.overrides).tree["model"]["dropout"] == 0.3
 
 
 def test_experiments_keep_what_they_choose(conf: Any) -> None:
