@@ -1,11 +1,11 @@
-"""Compare trials that were not evaluated at exactly the same points."""
+"""Compare a trial with others that were not evaluated at exactly the same points."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Container
 
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, PercentilePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -29,6 +29,31 @@ class Aligned(BasePruner):
         if trial.last_step is None:
             return False
         return self.pruner.prune(_View(study, trial.last_step), trial)  # type: ignore[arg-type]
+
+
+class Gradual(BasePruner):
+    """Compares with the others more strictly the more of the budget is spent.
+
+    Args:
+        first: Percent of the others' values that are good enough at the beginning.
+        last: The same at the end; linear in between.
+        last_step: The step at the end.
+        n_startup_trials: Finished trials before any is given up.
+        n_warmup_steps: The first step at which a trial may be given up.
+    """
+
+    def __init__(
+        self, *, first: float, last: float, last_step: int, n_startup_trials: int, n_warmup_steps: int
+    ) -> None:
+        self._first, self._last, self._last_step = first, last, last_step
+        self._options = {"n_startup_trials": n_startup_trials, "n_warmup_steps": n_warmup_steps}
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """See the base class."""
+        if trial.last_step is None:
+            return False
+        share = self._first + (self._last - self._first) * min(1.0, trial.last_step / self._last_step)
+        return Aligned(PercentilePruner(share, **self._options)).prune(study, trial)
 
 
 class _View:

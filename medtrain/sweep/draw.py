@@ -88,11 +88,9 @@ class Drawer:
         point: dict[str, Any] = {}
         for dimension in self.plan.space.dimensions:
             if dimension.is_active(point):
-                if dimension.key in fixed:
-                    point[dimension.key] = fixed[dimension.key]
-                    continue
+                # drawn in any case, so that the others are what they would have been if this one were not known yet
                 value = self._value(dimension, relative, sampler, study, trial)
-                point[dimension.key] = canonical(dimension, value)
+                point[dimension.key] = fixed.get(dimension.key, canonical(dimension, value))
         return point
 
     def _value(

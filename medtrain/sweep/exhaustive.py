@@ -32,22 +32,22 @@ class Exhaustive(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """See the base class."""
-        point = self._next_point(study, trial)
-        return {} if point is None else distributions(self._space, point)
+        return distributions(self._space, self._next_point(study, trial))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """See the base class."""
-        return self._next_point(study, trial) or {}
+        return self._next_point(study, trial)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """See the base class."""
-        raise AssertionError(f"every point is tried, and still {param_name} is asked for")
+        raise AssertionError(f"every point has all values, and still {param_name} is asked for")
 
-    def _next_point(self, study: Study, trial: FrozenTrial) -> dict[str, Any] | None:
+    def _next_point(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """The first point that agrees with what is fixed and was not tried; if all were, the first that agrees."""
         others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
         tried = identities(self._space, others)
         if self._points is None:
@@ -55,7 +55,5 @@ class Exhaustive(BaseSampler):
             if self._shuffle_seed is not None:
                 random.Random(self._shuffle_seed).shuffle(self._points)
         fixed = trial.system_attrs.get(FIXED, {}) | trial.params
-        for point in self._points:
-            if fixed.items() <= point.items() and self._space.identity(point) not in tried:
-                return point
-        return None
+        agreeing = [point for point in self._points if fixed.items() <= point.items()]
+        return next((point for point in agreeing if self._space.identity(point) not in tried), agreeing[0])

@@ -271,7 +271,7 @@ class SweepStudy:
 
     def recover(self) -> list[int]:
         """Put back the trials whose workers are dead; return their numbers."""
-        if not self._crew.orphans(self._running(), self._mine):
+        if not self._crew.orphans(self._running(), self._mine) and not self._crew.is_locked():
             return []
         with self._crew.alone() as granted:
             if not granted:

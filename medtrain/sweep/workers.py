@@ -134,6 +134,10 @@ class Crew:
                         self._storage.delete_study(lock._study_id)
             self._storage.set_study_user_attr(self._id, key, None)
 
+    def is_locked(self) -> bool:
+        """Whether a worker is in such a block, or has died there and left the lock; the next one in removes that."""
+        return bool(self._locks())
+
     def _make_lock(self) -> int | None:
         locks = self._locks()
         last = max(locks, default=-1)

@@ -45,26 +45,16 @@ def verdict(name: str, study: optuna.Study, curve: Mapping[int, float], plan: Se
 
 
 def test_the_pruners_are_all_there() -> None:
-    wanted = [
-        "auto",
-        "median",
-        "percentile",
-        "hyperband",
-        "successive_halving",
-        "threshold",
-        "patient",
-        "wilcoxon",
-        "none",
-    ]
-    assert names("pruner") == sorted(wanted)
+    compared = {"median", "percentile", "gradual", "hyperband", "successive_halving", "wilcoxon"}
+    assert set(names("pruner")) == compared | {"auto", "threshold", "patient", "none"}
 
 
 @pytest.mark.parametrize(
     ("plan", "chosen"),
     [
-        (ONE, "Median"),
+        (ONE, "Gradual"),
         (FOLDS, "Wilcoxon"),
-        (SearchPlan(space=Space((LR,)), folds=2), "Median"),  # two folds cannot be told apart by a rank test
+        (SearchPlan(space=Space((LR,)), folds=2), "Gradual"),  # two folds cannot be told apart by a rank test
         (SearchPlan(space=Space((LR,)), objectives=2), "NoPruner"),
         (SearchPlan(space=Space((LR,)), is_grid=True), "NoPruner"),
     ],
@@ -87,6 +77,7 @@ def test_auto_chooses_by_the_sweep(plan: SearchPlan, chosen: str) -> None:
         ("successive_halving", FOLDS, {}, "reports whole folds"),
         ("threshold", ONE, {}, "has no threshold"),
         ("threshold", ONE, {"lower": 0.5, "upper": 0.1}, "pruner.lower=0.5 is above pruner.upper=0.1"),
+        ("gradual", ONE, {"first": 20.0, "last": 30.0}, "pruner.last=30 is above pruner.first=20"),
         ("patient", ONE, {"wrapped": "wilcoxon"}, "trains on one fold"),
     ],
 )
@@ -110,6 +101,30 @@ def test_percentile_keeps_the_best_share() -> None:
     assert verdict("percentile", study, {50: 0.39}, percentile=25.0)  # 75th percentile of the values: 0.4
     assert not verdict("percentile", study, {50: 0.41}, percentile=25.0)
     assert not verdict("percentile", study, {50: 0.21}, percentile=75.0)
+
+
+def test_gradual_becomes_stricter() -> None:
+    levels = [
+        index / 10 for index in range(11)
+    ]  # 0, 0.1, ..., 1: the share of x percent that goes on ends at 1 - x/100
+    study = study_of([{20: value, 50: value, 100: value} for value in levels])
+    assert verdict("gradual", study, {20: 0.39})  # 70 - 0.2 x 50 = 60 percent go on
+    assert not verdict("gradual", study, {20: 0.41})
+    assert verdict("gradual", study, {50: 0.54})  # 45 percent
+    assert not verdict("gradual", study, {50: 0.56})
+    assert verdict("gradual", study, {100: 0.79})
+    assert not verdict("gradual", study, {100: 0.81})
+    assert not verdict("gradual", study, {9: 0.0})
+    assert verdict("gradual", study, {20: 0.79}, first=20.0)
+    assert not verdict("gradual", study_of([{50: 0.9}] * 3), {50: 0.1}, n_startup_trials=4)
+    smaller = study_of([{20: value, 100: value} for value in levels], "minimize")
+    assert verdict("gradual", smaller, {20: 0.61})
+    assert not verdict("gradual", smaller, {20: 0.59})
+    folds = study_of([dict.fromkeys(range(5), value) for value in levels])
+    assert verdict("gradual", folds, {0: 0.29}, FOLDS)
+    assert not verdict("gradual", folds, {0: 0.31}, FOLDS)
+    assert verdict("gradual", folds, {0: 0.81, 4: 0.79}, FOLDS) is False  # its best value counts
+    assert verdict("gradual", folds, {4: 0.79}, FOLDS)
 
 
 def test_smaller_is_better_where_the_objective_says_so() -> None:
@@ -173,13 +188,15 @@ def test_successive_halving_has_its_rungs_at_percents() -> None:
 
 
 def test_hyperband_has_brackets_of_percents() -> None:
-    pruner = make_pruner({"name": "hyperband"}, ONE).build(ONE)
-    pruner.prune(study_of([]), study_of([{50: 0.1}]).trials[0])
-    assert pruner._n_brackets == 3  # first rungs at 10, 30 and 90 percent
-    strict = make_pruner({"name": "hyperband", "min_resource": 50, "reduction_factor": 2, "bootstrap": 1}, ONE).build(
-        ONE
-    )
-    strict.prune(study_of([]), study_of([{50: 0.1}]).trials[0])
+    def used(**options: Any) -> Any:
+        pruner = make_pruner({"name": "hyperband", **options}, ONE).build(ONE)
+        study = study_of([])
+        study.ask().report(0.1, 50)
+        pruner.prune(study, study.trials[-1])
+        return pruner
+
+    assert used()._n_brackets == 3  # first rungs at 10, 30 and 90 percent
+    strict = used(min_resource=50, reduction_factor=2, bootstrap=1)
     assert strict._n_brackets == 2
     assert strict._pruners[0]._bootstrap_count == 1
 
