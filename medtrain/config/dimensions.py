@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.config.annotations import accepts_text, check, describe, number_kind, show
-from medtrain.config.compose import Composed, Drafts
+from medtrain.config.compose import Composed, Draft, Drafts
 from medtrain.config.conditions import in_order, resolve_when
 from medtrain.config.contexts import Contexts, Existence
 from medtrain.config.corners import check_corners
@@ -35,7 +35,7 @@ class SpaceBuilder:
         drafts: Puts configurations together.
         plain: What was set on the command line, `KEY=VALUE` by key.
         entries: What varies, by key.
-        objectives: What the sweep optimizes.
+        first: The configuration as it is typed, with nothing varied.
         lost: Keys of entries that cannot be read.
     """
 
@@ -45,7 +45,7 @@ class SpaceBuilder:
         plain: Mapping[str, str],
         entries: Mapping[str, Entry],
         *,
-        objectives: Collection[str],
+        first: Draft,
         lost: Collection[str] = (),
     ) -> None:
         self.problems: list[Problem] = []
@@ -56,7 +56,7 @@ class SpaceBuilder:
         self._entries = dict(entries)
         self._lost = set(lost)
         self._values: dict[str, tuple[Any, Any]] = {}  # first and last value of each dimension
-        self._refuse(objectives)
+        self._refuse(first)
         self._contexts = Contexts(drafts, plain, self._read_groups(drafts.sources))
 
     @property
@@ -94,10 +94,14 @@ class SpaceBuilder:
         self.problems[unsaid:] = later
         return composed if not self.problems else None
 
-    def _refuse(self, objectives: Collection[str]) -> None:
+    def _refuse(self, first: Draft) -> None:
         """Drop what cannot be searched at all."""
+        sweep, trainer = (first.tree.values.get(group) or {} for group in ("sweep", "trainer"))
+        objectives = sweep.get("objectives")
+        objectives = objectives if isinstance(objectives, list) else []
+        final_evaluation = trainer.get("final_evaluation") is True
         for key, entry in list(self._entries.items()):
-            reason = why_not(key, is_grid=self.is_grid, objectives=objectives)
+            reason = why_not(key, is_grid=self.is_grid, objectives=objectives, final_evaluation=final_evaluation)
             outer = [other for other in self._entries if key.startswith(f"{other}.") and other not in ALL_GROUPS]
             if reason is not None:
                 self.problems.append(entry.problem(f"cannot be searched: {reason[0]}", reason[1]))

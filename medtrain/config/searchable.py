@@ -20,8 +20,10 @@ SHARED: Mapping[str, tuple[str, str | None]] = {
     "data.fold": (_SPLIT, "`sweep.folds=[0,1,2]` trains every trial on these folds and takes the mean"),
     "data.num_folds": (_SPLIT, None),
     "data.splits": (_SPLIT, None),
+    "data.group_pattern": (_SPLIT, None),
     "data": (_DATA, "begin a sweep for each data set"),
     "data.root": (_DATA, "begin a sweep for each data set"),
+    "data.task": (_DATA, "begin a sweep for each data set"),
     "data.num_cases": (_DATA, None),
     "data.num_test_cases": (_DATA, None),
     "data.phantom_seed": (_DATA, None),
@@ -60,18 +62,22 @@ _SPEED = (
     "inference.window_batch",
     "trainer.channels_last",
     "trainer.compile",
+    "trainer.deterministic",
     "trainer.num_threads",
 )
 _SPEEDS = ("train_s", "latency_ms")
 
 
-def why_not(key: str, *, is_grid: bool, objectives: Collection[str]) -> tuple[str, str | None] | None:
+def why_not(
+    key: str, *, is_grid: bool, objectives: Collection[str], final_evaluation: bool
+) -> tuple[str, str | None] | None:
     """Why a key cannot be searched, and what to do instead; None when it can.
 
     Args:
         key: Dotted config key, or a group.
         is_grid: Whether the sweep is a grid of comma lists.
         objectives: What the sweep optimizes.
+        final_evaluation: Whether trials end with one.
     """
     head = key.split(".", 1)[0]
     if head in SWEEP_GROUPS:
@@ -85,6 +91,8 @@ def why_not(key: str, *, is_grid: bool, objectives: Collection[str]) -> tuple[st
         return None
     if _matches(key, _NO_EFFECT):
         return _INERT, f"set it for all trials: `{key}=...`"
+    if key == "inference.mirror" and not final_evaluation:
+        return "only the final evaluation uses it, which trials leave out", "let `inference.mirror_in_training` vary"
     if _matches(key, _SPEED) and not set(objectives) & set(_SPEEDS):
         hint = f"set it for all trials, or add {' or '.join(_SPEEDS)} to `sweep.objectives`"
         return f"{_INERT}, only on the speed", hint

@@ -117,7 +117,7 @@ def load_sweep(
     try:
         first = drafts.make(list(words.plain.values()), "sweep")
         entries = _join(first, words, sources)
-        builder = SpaceBuilder(drafts, words.plain, entries, objectives=_objectives(first), lost=words.lost)
+        builder = SpaceBuilder(drafts, words.plain, entries, first=first, lost=words.lost)
     except ConfigError as error:  # the files cannot be put together at all
         raise ConfigError([*words.problems, *error.problems]) from error
     composed = builder.build()
@@ -163,12 +163,6 @@ def _misplaced(first: Draft) -> list[Problem]:
         hint = "write it in a file of the group sweep: `medtrain sweep sweep=FILE.yaml`"
         problems += [Problem(group, "has no effect in this file", hint, layer.origin) for group in groups]
     return problems
-
-
-def _objectives(first: Draft) -> tuple[str, ...]:
-    section = first.tree.values.get("sweep")
-    found = section.get("objectives") if isinstance(section, Mapping) else None
-    return tuple(str(name) for name in found) if isinstance(found, list) else ()
 
 
 def _sort(overrides: Sequence[str], sources: Sources) -> _Words:
