@@ -11,7 +11,8 @@ import typer
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     from medtrain.cli.complete import complete_override
 
-    return complete_override(ctx.params, incomplete)
+    of_sweep = ctx.command.name in ("sweep", "resume")
+    return complete_override(ctx.params, incomplete, config_name="sweep" if of_sweep else "train")
 
 
 Overrides = Annotated[

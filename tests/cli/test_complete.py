@@ -44,6 +44,12 @@ def test_bash_splits_at_the_equal_sign() -> None:
     assert bash("train", "optimizer", "=", "sgd", "optimizer.m") == ["optimizer.momentum=0.99"]
 
 
+def test_bash_knows_what_a_sweep_has_besides() -> None:
+    assert bash("sweep", "sampler", "=", "nsga") == ["nsga2", "nsga3"]
+    assert bash("sweep", "sweep", "=", "unet_basics", "sweep.n_t") == ["sweep.n_trials="]
+    assert bash("train", "sampler", "=", "nsga") == []
+
+
 def test_bash_without_that_word_break() -> None:
     assert bash("train", "data=msd_l") == ["data=msd_liver", "data=msd_lung"]
 
