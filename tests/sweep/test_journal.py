@@ -47,7 +47,7 @@ def test_what_is_appended_is_read_from_any_record_on(tmp_path: Path) -> None:
     assert not (tmp_path / ("x.log" + LOCK_SUFFIX)).exists()
 
 
-@pytest.mark.parametrize("text", ["a", "Grüße"])
+@pytest.mark.parametrize("text", ["a", "Gr\u00fc\u00dfe"])
 def test_a_half_written_record_is_cut_off_at_every_byte(text: str, tmp_path: Path) -> None:
     """A process may be killed after any byte: the study opens as it was before, and goes on."""
     path = tmp_path / "x.log"
