@@ -129,7 +129,10 @@ class SpaceBuilder:
                 elif group in FILE_GROUPS and path.suffix in (".yaml", ".yml") and path.is_file():
                     options.append(str(path.absolute()))
                 else:
-                    self.problems.append(replace(unknown_option(group, show(value), known), origin=entry.origin))
+                    problem = unknown_option(group, show(value), known)
+                    if group in FILE_GROUPS and path.suffix in (".yaml", ".yml"):
+                        problem = Problem(f"{group}={value}", "there is no such file")
+                    self.problems.append(replace(problem, origin=entry.origin))
                     self._lost.add(group)
             if entry.is_range:
                 hint = f"write `{group}={','.join(known[:2])}`"

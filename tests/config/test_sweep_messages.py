@@ -33,6 +33,22 @@ GOLDEN = {
         "loss=dice_ce,foca",
         "loss=foca: unknown loss `foca`; available: dice_ce, focal (command line) | did you mean `loss=focal`?",
     ),
+    "a file that there is not": (
+        "experiment=null,nowhere.yaml",
+        "experiment=nowhere.yaml: there is no such file (command line) | None",
+    ),
+    "a space that is none": (
+        "sweep.space=[1]",
+        "sweep.space: expected mapping of names to any value, got [1] (command line) | None",
+    ),
+    "a preset that there is not": (
+        "sweep=nope",
+        "sweep=nope: unknown sweep `nope`; available: default (command line) | None",
+    ),
+    "a reference": (
+        "optimizer.lr=${seed},1e-3",
+        "optimizer.lr: expected float > 0, got '${seed}' in `${seed},1e-3` (command line) | None",
+    ),
     "a number for an option": (
         "loss=1,dice_ce",
         "loss=1: unknown loss `1`; available: dice_ce, focal (command line) | None",
