@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from medtrain.config.compose import load_config
 from medtrain.config.render import experiment_yaml
+from medtrain.config.space import Space
 from medtrain.config.sweeps import SweepConfig
 from medtrain.engine.cadence import parse_time
 from medtrain.engine.signals import StopSignals
@@ -64,12 +66,14 @@ def begin(config: SweepConfig) -> tuple[SweepFolder, Definition, Any]:
     experiment = run["experiment"] or f"{facts.dataset}_{tree['model']['name']}_sweep".lower()
     folder = SweepFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
     folder = SweepFolder(folder.path.absolute())
-    overrides = (*config.overrides, *_group(config.train.tree, folder.name))
+    places = _absolute_paths(config.train.tree, config.space)
+    overrides = (*config.overrides, *places, *_group(config.train.tree, folder.name))
+    base = load_config(overrides, config_dirs=config.config_dirs, imports=config.imports).tree
     definition = Definition(
         overrides=overrides,
         imports=config.imports,
         config_dirs=config.config_dirs,
-        digest=digest(config.train.tree),
+        digest=digest(base),
         space=config.space,
         objectives=objectives,
         constraints=constraints,
@@ -79,7 +83,7 @@ def begin(config: SweepConfig) -> tuple[SweepFolder, Definition, Any]:
         folder=str(folder.path),
         split_hash=",".join(facts.split_hashes),
         default=default_point(config.space, facts.config),
-        full_overrides=config.full_overrides,
+        full_overrides=(*config.full_overrides, *places),
         is_grid=config.is_grid,
     )
     folder.write_inputs(tree, config.composed.overrides, sys.argv)
@@ -99,11 +103,16 @@ def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
     study = SweepStudy.load(open_storage(section["storage"] or str(folder.journal)), section["study"] or folder.name)
     definition = study.definition
     tree = _check_same(definition)
-    folder.write_config({**tree, **sections})
-    study.update_sweep(section)
-    pool = TrialPool([Place(0)])
-    gpus = pool.call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"])
-    folder.add_command(sys.argv)
+    gpus = _count_gpus(tree)
+    status = folder.read_status()
+    folder.start()  # refused here, before anything is changed, when another process runs the sweep
+    try:
+        study.update_sweep(section)
+        folder.write_config({**tree, **sections})
+        folder.add_command(sys.argv)
+    except BaseException as error:
+        folder.restore(status, f"{type(error).__name__}: {error}")
+        raise
     return _search(folder, study, gpus=gpus, tree=tree)
 
 
@@ -122,8 +131,7 @@ def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
     folder = Path(definition.folder)
     shared = folder.is_dir() and os.access(folder, os.W_OK)
     folders = SweepFolder(folder) if shared else LocalFolders(Path("outputs", name).absolute())
-    pool = TrialPool([Place(0)])
-    gpus = pool.call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"])
+    gpus = _count_gpus(tree)
     log.info("joined %s; trials are kept in %s", name, folders.path)
     section = {**definition.sweep, "workers": workers}
     table = make_table(study, folders.path)
@@ -280,11 +288,16 @@ def _check_same(definition: Definition) -> dict[str, Any]:
 
 
 def _probe(config: SweepConfig, section: Mapping[str, Any]) -> Any:
-    """Look at the data in a process of its own, so that this one needs no torch."""
+    """Look at the data in a process of its own, so that this one holds neither data nor device."""
     log.info("checking the configuration and the data")
     pool = TrialPool([Place(0)], preload=component_modules(config.train.tree))
     folds = section["folds"]
     return pool.call("medtrain.sweep.trial:probe", config.overrides, config.imports, config.config_dirs, folds)
+
+
+def _count_gpus(tree: Mapping[str, Any]) -> int:
+    pool = TrialPool([Place(0)], preload=component_modules(tree))
+    return int(pool.call("medtrain.sweep.trial:count_gpus", tree["trainer"]["device"]))
 
 
 def _pool(section: Mapping[str, Any], gpus: int, tree: Mapping[str, Any]) -> TrialPool:
@@ -306,6 +319,18 @@ def component_modules(tree: Mapping[str, Any]) -> list[str]:
     known = builtin_modules()
     chosen = {(group, part["name"]) for group, part in tree.items() if isinstance(part, Mapping) and "name" in part}
     return sorted({known[key] for key in chosen if key in known})
+
+
+def _absolute_paths(tree: Mapping[str, Any], space: Space) -> list[str]:
+    """Where the data are, for trials that are continued from another folder than the sweep was started in."""
+    if any(dimension.key in ("data", "experiment", "debug") for dimension in space.dimensions):
+        return []  # each choice has its own
+    given = {key: tree["data"].get(key) for key in ("root", "store", "splits")}
+    return [
+        f"data.{key}={json.dumps(str(Path(path).expanduser().absolute()), ensure_ascii=False)}"
+        for key, path in given.items()
+        if path is not None
+    ]
 
 
 def _group(tree: Mapping[str, Any], name: str) -> Sequence[str]:
