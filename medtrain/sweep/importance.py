@@ -3,8 +3,8 @@
 An additive regression with one smooth function per parameter: Durrande, Ginsbourger, Roustant and Carraro, "ANOVA
 kernels and RKHS of zero mean functions for model-based sensitivity analysis", J. Multivariate Analysis 2013, without
 the terms of several parameters. Optuna's evaluators were measured against it on made-up studies of 12 parameters, 6 of
-them without any effect, as sampled by TPE: at 100 trials these 6 got 45 % of the importance by PED-ANOVA and 26 % by
-fANOVA (which needs scikit-learn and cannot rate conditional parameters), against 12 % here.
+them without any effect, as sampled by TPE: at 100 trials these 6 got 45 % of the importance by PED-ANOVA and 23 % by
+fANOVA (which needs scikit-learn and cannot rate conditional parameters), against 10 % here.
 """
 
 from __future__ import annotations
@@ -134,20 +134,28 @@ def _shuffle(target: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _kernel(dimension: Dimension, records: Sequence[Record]) -> np.ndarray:
-    """How alike the trials are in one parameter [N, N], centred; zero beside a trial that does not have it."""
-    has = np.array([dimension.key in record.params for record in records])
+    """How alike the trials are in one parameter [N, N]; zero beside a trial that does not have it.
+
+    It is centred over the trials that have it, so that whether a trial has it is told by what that depends on.
+    """
+    having = [nth for nth, record in enumerate(records) if dimension.key in record.params]
+    kernel = np.zeros((len(records), len(records)))
+    if not having:  # only trials that were thinned out have it
+        return kernel
+    values = [records[nth].params[dimension.key] for nth in having]
     if dimension.kind == "choice":
-        values = np.array([str(record.params.get(dimension.key)) for record in records])
-        alike = (values[:, None] == values[None]).astype(np.float64)
+        names = np.array([str(value) for value in values])
+        alike = (names[:, None] == names[None]).astype(np.float64)
     else:
         assert dimension.low is not None
-        low, span = float(dimension.low), float((dimension.high or 0) - dimension.low) or 1.0
-        numbers = np.array([float(record.params.get(dimension.key, low)) for record in records])
+        assert dimension.high is not None
+        numbers = np.array(values, dtype=np.float64)
+        low, span = float(dimension.low), float(dimension.high - dimension.low) or 1.0
         places = np.log(numbers / low) / math.log((low + span) / low) if dimension.log else (numbers - low) / span
         alike = np.exp(-0.5 * ((places[:, None] - places[None]) / _LENGTH) ** 2)
-    alike *= has[:, None] & has[None]
     alike += alike.mean() - alike.mean(0, keepdims=True) - alike.mean(1, keepdims=True)
-    return alike / max(float(np.trace(alike)) / len(records), 1e-9)
+    kernel[np.ix_(having, having)] = alike / max(float(np.trace(alike)) / len(having), 1e-9)
+    return kernel
 
 
 class _AdditiveModel:

@@ -26,7 +26,7 @@ from medtrain.sweep.report_parts import (
     searched_space,
     settings,
 )
-from medtrain.sweep.rerun_summary import RerunRow, lead, summarize_reruns, winner
+from medtrain.sweep.rerun_summary import RerunRow, choose, lead, summarize_reruns, winner
 from medtrain.sweep.trials_csv import write_trials
 
 NAME = "report.html"
@@ -109,11 +109,11 @@ def _facts(sweep: SweepState, saved: Savings | None) -> list[tuple[str, str]]:
 
 
 def _best(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
-    if not sweep.best:
+    found = choose(sweep, reruns)
+    if found is None:
         text = "No trial is complete yet." if sweep.counts["complete"] == 0 else "No trial meets the constraints."
         return heading("The best") + paragraph(text)
-    first = winner(reruns, sweep.definition.objectives)
-    chosen = next((record for record in sweep.records if first and record.number == first.trial), sweep.best[0])
+    chosen, first = found
     parts = [heading("The best"), paragraph(_why(sweep, chosen, first)), _point(sweep, chosen)]
     lines = [f"medtrain train experiment={path_to_type(sweep.folder / BEST)}"] if (sweep.folder / BEST).exists() else []
     if lines:

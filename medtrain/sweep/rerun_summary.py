@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.run.atomic import atomic_write
+from medtrain.sweep.records import Record, SweepState
 from medtrain.sweep.result import Objective
 
 FOLDER = "rerun"
@@ -125,6 +126,25 @@ def summarize_reruns(folder: Path, objectives: Sequence[Objective]) -> list[Reru
 def winner(rows: Sequence[RerunRow], objectives: Sequence[Objective]) -> RerunRow | None:
     """The configuration with the best mean; None with several objectives, or when every run failed."""
     return rows[0] if len(objectives) == 1 and rows and rows[0].runs else None
+
+
+def choose(sweep: SweepState, rows: Sequence[RerunRow]) -> tuple[Record, RerunRow | None] | None:
+    """The configuration to use: the one with the best mean if it was trained again, else the best of the search.
+
+    With several objectives it is the trial of the front that is best in the first one.
+
+    Args:
+        sweep: The sweep.
+        rows: What `summarize_reruns` returned.
+
+    Returns:
+        The trial, and its runs if they decided; None while nothing may win.
+    """
+    first = winner(rows, sweep.definition.objectives)
+    again = next((record for record in sweep.records if first is not None and record.number == first.trial), None)
+    if again is not None:
+        return again, first
+    return (sweep.best[0], None) if sweep.best else None
 
 
 def lead(rows: Sequence[RerunRow], objectives: Sequence[Objective]) -> Lead | None:

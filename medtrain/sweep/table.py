@@ -104,7 +104,7 @@ class SweepTable:
             best: Whether it is the best so far; with several objectives, whether it is on the front.
         """
         row = self._rows.pop(number, None)
-        self._counts[state] += state in _FINISHED
+        self._counts[state] += 1
         if best:
             self._best = (number, values, row.params if row is not None else {})
         seconds = f", {format_duration(time.monotonic() - row.started)}" if row is not None else ""

@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
+from medtrain.sweep import importance
 from medtrain.sweep.importance import Attribution, _AdditiveModel, attribute
 from medtrain.sweep.records import read_sweep
 from tests.sweep.studies import DICE, GAMMA, LATENCY, LOSS, LR, TWELVE, FakeStudy, define, search
@@ -93,6 +94,15 @@ def test_a_parameter_that_exists_sometimes_is_rated_where_it_exists(tmp_path: Pa
     assert found.items[0].is_clear(0)
 
 
+def test_a_parameter_is_not_rated_for_trials_that_do_not_have_it(tmp_path: Path) -> None:
+    def score(params: Mapping[str, Any]) -> float:
+        return 0.8 if params["loss"] == "dice_ce" else 0.6
+
+    found = attribute(read_sweep(tmp_path, _random(tmp_path, (LR, LOSS, GAMMA), score)))
+    assert _shares(found)["loss"] > 0.97
+    assert _shares(found)["loss.gamma"] < 0.02
+
+
 def test_pruned_trials_count_as_bad_ones_and_crashes_say_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
@@ -129,9 +139,19 @@ def test_too_few_or_equal_results_give_nothing(tmp_path: Path) -> None:
     assert all(math.isnan(item.shares[0]) and not item.is_clear(0) for item in equal.items)
 
 
-def test_a_long_sweep_is_thinned_out(tmp_path: Path) -> None:
-    study = _random(tmp_path, (A, B), lambda p: 0.8 + 0.1 * p["a"], count=900)
+def test_a_long_sweep_is_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def eigh(matrix: np.ndarray) -> Any:
+        sizes.append(len(matrix))
+        return decompose(matrix)
+
+    decompose = np.linalg.eigh
+    monkeypatch.setattr(importance.np.linalg, "eigh", eigh)
+    monkeypatch.setattr(importance, "_MOST_TRIALS", 60)
+    study = _random(tmp_path, (A, B), lambda p: 0.8 + 0.1 * p["a"])
     assert _shares(attribute(read_sweep(tmp_path, study)))["a"] > 0.95
+    assert sizes == [60]
 
 
 def test_it_is_the_same_every_time(tmp_path: Path) -> None:

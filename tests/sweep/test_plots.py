@@ -297,8 +297,9 @@ def test_a_slice_per_parameter_with_the_star_at_the_best(tmp_path: Path) -> None
     shown = [c for c in figure.axes[1].collections if not isinstance(c, LineCollection)]
     points = np.concatenate([c.get_offsets() for c in shown])
     assert len(points) == len(sweep.select("complete"))
-    assert (points[:, 1] > low).all()
-    assert (points[:, 1] < high).all()
+    heights = (points[:, 1] - low) / (high - low)
+    assert heights.min() >= 0.09 - 1e-9  # above the band with the ticks
+    assert heights.max() < 1
     pruned = [c.get_segments() for c in figure.axes[1].collections if isinstance(c, LineCollection)]
     assert sum(map(len, pruned)) == len(sweep.select("pruned", "failed"))
 

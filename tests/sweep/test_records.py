@@ -87,6 +87,7 @@ def test_what_misses_a_constraint_is_named_and_cannot_win(tmp_path: Path) -> Non
         (),
         (),
     ]
+    assert [record.is_candidate for record in sweep.records] == [False, False, True, False]
     assert [record.number for record in sweep.best] == [2]
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from scipy import stats
 
-from medtrain.sweep.rerun_summary import lead, summarize_reruns, winner
-from tests.sweep.studies import DICE, LATENCY
+from medtrain.sweep.records import read_sweep
+from medtrain.sweep.rerun_summary import choose, lead, summarize_reruns, winner
+from tests.sweep.studies import DICE, LATENCY, LR, FakeStudy, define
 
 
 def _put(folder: Path, trial: int, seed: int, dice: Any, *, fold: int | None = None, **changes: Any) -> None:
@@ -94,6 +96,26 @@ def test_several_objectives_have_no_winner(tmp_path: Path) -> None:
     assert [(row.trial, row.failed) for row in rows] == [(3, 0), (4, 1)]
     assert rows[0].values(1) == [9.0]
     assert winner(rows, [DICE, LATENCY]) is None
+
+
+def test_the_configuration_to_use(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (LR,)))
+    assert choose(read_sweep(tmp_path, study), []) is None
+    for dice in (0.8, 0.9):
+        study.add(TrialState.COMPLETE, {"optimizer.lr": 0.01}, values=[dice])
+    sweep = read_sweep(tmp_path, study)
+    found = choose(sweep, [])
+    assert found is not None
+    assert (found[0].number, found[1]) == (1, None)
+    _put(tmp_path, 0, 1, 0.7)
+    rows = summarize_reruns(tmp_path, [DICE])
+    found = choose(sweep, rows)
+    assert found is not None
+    assert (found[0].number, found[1]) == (0, rows[0])
+    _put(tmp_path, 17, 1, 0.9)  # of another study
+    found = choose(sweep, summarize_reruns(tmp_path, [DICE]))
+    assert found is not None
+    assert (found[0].number, found[1]) == (1, None)
 
 
 def test_the_table_reads_back(tmp_path: Path) -> None:
