@@ -413,7 +413,7 @@ _CASES: dict[str, tuple[Callable[[Path], FakeStudy], list[str]]] = {
         [*_EVERYWHERE, "parallel", "importance", "contour"],
     ),
     "two objectives": (
-        lambda f: search(f, 30, dimensions=TWELVE, objectives=(DICE, PARAMETERS), constraints=("latency_ms <= 20",)),
+        lambda f: search(f, 30, objectives=(DICE, PARAMETERS), constraints=("latency_ms <= 20",)),
         ["history", "pareto", "importance", "slice", "slice_2", "contour", "contour_2", "parallel", "timeline"],
     ),
     "nobody may win": (
@@ -446,7 +446,7 @@ def test_the_same_sweep_gives_the_same_pictures(tmp_path: Path) -> None:
     first, second = tmp_path / "a" / "s", tmp_path / "b" / "s"
     for folder in (first, second):
         folder.mkdir(parents=True)
-        sweep = _state(search(folder, 20))
+        sweep = _state(search(folder, 12))
         draw_pictures(sweep, attribute(sweep), [])
     names = sorted(path.name for path in (first / "plots").iterdir())
     assert names == sorted(path.name for path in (second / "plots").iterdir())

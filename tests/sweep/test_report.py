@@ -16,7 +16,7 @@ from medtrain.run.folder import RunFolder
 from medtrain.sweep.report import write_report
 from medtrain.sweep.result import TrialResult
 from tests.sweep import searches
-from tests.sweep.studies import DICE, FIVE, LATENCY, LR, TWELVE, FakeStudy, define, search
+from tests.sweep.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
 
 C, P, F, R, W = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
 
@@ -87,7 +87,7 @@ def test_the_command_repeats_the_best_trial(tmp_path: Path) -> None:
 
 
 def test_the_winner_of_the_reruns_is_the_best(tmp_path: Path) -> None:
-    study = search(tmp_path, 30, failures=False)
+    study = search(tmp_path, 8, failures=False)
     first, second = (trial.number for trial in study.best(2))
     for seed in (1, 2, 3):
         _rerun(tmp_path, first, seed, 0.80 + 0.001 * seed)
@@ -105,7 +105,7 @@ def test_the_winner_of_the_reruns_is_the_best(tmp_path: Path) -> None:
 
 
 def test_several_objectives_show_the_front(tmp_path: Path) -> None:
-    study = search(tmp_path, 40, dimensions=TWELVE, objectives=(DICE, LATENCY))
+    study = search(tmp_path, 25, objectives=(DICE, LATENCY))
     write_report(tmp_path, study)
     text = _text(tmp_path)
     best = max(study.pareto(), key=lambda trial: trial.values[0])
