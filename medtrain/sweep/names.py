@@ -54,6 +54,11 @@ def format_score(value: float) -> str:
     return f"{value:.2f}" if 10 <= size < 10000 else format_number(float(value))
 
 
+def format_spread(value: float) -> str:
+    """A spread or a difference of scores, with as many decimals as they have: `0.0069`."""
+    return f"{value:.4f}" if 5e-5 <= abs(value) < 10 else format_number(float(value), 2)
+
+
 def format_value(value: Any, digits: int = 4) -> str:
     """A value of a parameter: numbers in few digits, texts as they are, on one line."""
     if isinstance(value, int | float) and not isinstance(value, bool):

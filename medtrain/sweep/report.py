@@ -14,7 +14,7 @@ from medtrain.run.folder import read_status
 from medtrain.sweep.analysis import Savings, advice, savings
 from medtrain.sweep.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
 from medtrain.sweep.importance import LEAST_COMPLETE, Attribution, attribute
-from medtrain.sweep.names import format_duration, format_score, format_value
+from medtrain.sweep.names import format_duration, format_score, format_spread, format_value
 from medtrain.sweep.plots import Picture, draw_pictures
 from medtrain.sweep.records import Record, StudyLike, SweepState, read_sweep
 from medtrain.sweep.report_parts import (
@@ -81,7 +81,7 @@ def _standing(sweep: SweepState) -> str:
     status = read_status(sweep.folder)
     now = datetime.datetime.now().astimezone()
     parts = [f"Report of {now:%Y-%m-%d %H:%M}"]
-    if status.status != "unknown":
+    if status.status != "unknown" and not (status.status == "running" and status.is_mine):
         parts.append(f"the sweep is {status.state}{f' ({status.message})' if status.message else ''}")
     parts += [f"{sweep.counts[state]} trials {state}" for state in ("running", "waiting") if sweep.counts[state]]
     return "; ".join(parts) + "."
@@ -95,7 +95,7 @@ def _facts(sweep: SweepState, saved: Savings | None) -> list[tuple[str, str]]:
         facts.append((format_score(value), f"best {objective.metric}"))
         if sweep.default is not None:
             gain = value - sweep.default.values[0]
-            facts.append((f"{'+' if gain > 0 else ''}{format_score(gain)}", "against the configuration as it is"))
+            facts.append((f"{'+' if gain > 0 else ''}{format_spread(gain)}", "against the configuration as it is"))
     elif sweep.best:
         facts.append((str(len(sweep.best)), "trials on the Pareto front"))
     total = sweep.definition.sweep.get("n_trials")
@@ -164,7 +164,7 @@ def _reruns(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
         for index in range(len(objectives)):
             values = row.values(index)
             span = f"{format_score(min(values))} .. {format_score(max(values))}" if values else "-"
-            mean = f"{format_score(row.mean(index))} +- {format_score(row.std(index))}" if values else "-"
+            mean = f"{format_score(row.mean(index))} +- {format_spread(row.std(index))}" if values else "-"
             before = searched[row.trial].values[index] if row.trial in searched else math.nan
             cells += [Cell(text, is_number=True) for text in (mean, span, format_score(before))]
         rows.append([*cells, Cell(str(row.failed), is_number=True)] if some_failed else cells)
@@ -187,8 +187,8 @@ def _verdict(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
     if ahead is None or math.isnan(ahead.error):
         return text
     gap = (
-        f"It leads trial {ahead.other.trial} by {format_score(ahead.difference)} (standard error "
-        f"{format_score(ahead.error)} over {ahead.pairs} pairs of runs)"
+        f"It leads trial {ahead.other.trial} by {format_spread(ahead.difference)} (standard error "
+        f"{format_spread(ahead.error)} over {ahead.pairs} pairs of runs)"
     )
     return f"{text} {gap}: {'more than luck' if ahead.is_clear else 'luck cannot be ruled out'}."
 

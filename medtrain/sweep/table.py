@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtrain.run.log import console, is_live
-from medtrain.sweep.names import format_duration, format_number, format_params, short_names
+from medtrain.sweep.names import format_duration, format_params, format_score, short_names
 from medtrain.sweep.result import Objective
 
 if TYPE_CHECKING:
@@ -138,13 +138,13 @@ class SweepTable:
 
     def _scores(self, values: Mapping[str, float]) -> str:
         scores = ((goal.metric, values.get(goal.metric, math.nan)) for goal in self._objectives)
-        return ", ".join(f"{metric} {format_number(float(value))}" for metric, value in scores)
+        return ", ".join(f"{metric} {format_score(float(value))}" for metric, value in scores)
 
     def _point(self, params: Mapping[str, Any]) -> str:
         return format_params(params, self._short) or "the configuration as it is"
 
     def _so_far(self, row: _Row) -> str:
-        value = "" if math.isnan(row.value) else f" {format_number(row.value)}"
+        value = "" if math.isnan(row.value) else f" {format_score(row.value)}"
         return f"{row.percent:.0f} %{value}"
 
     def _summary(self) -> list[str]:
@@ -160,7 +160,7 @@ class SweepTable:
 
     def _left(self, finished: int, elapsed: float) -> float | None:
         """Seconds, at the pace of this session; running trials count as far as they are."""
-        if self._total is None:
+        if self._total is None or finished >= self._total:
             return None
         running = sum(row.percent / 100 for row in self._rows.values())
         done = finished - self._finished_before + running
@@ -205,7 +205,7 @@ class SweepTable:
         for number, row in list(self._rows.items())[:most]:
             bar = [ProgressBar(total=100.0, completed=row.percent, width=14)] if wide else []
             point = Text(format_params(row.params, self._short), style="dim", no_wrap=True, overflow="ellipsis")
-            table.add_row(str(number), *bar, f"{row.percent:.0f} %", format_number(row.value), point)
+            table.add_row(str(number), *bar, f"{row.percent:.0f} %", format_score(row.value), point)
         hidden = len(self._rows) - most
         if hidden > 0:
             table.add_row(*[""] * (3 if wide else 2), "", Text(f"and {hidden} more", style="dim"))

@@ -11,6 +11,7 @@ from medtrain.sweep.names import (
     format_number,
     format_params,
     format_score,
+    format_spread,
     format_value,
     short_names,
 )
@@ -59,6 +60,16 @@ def test_scores_stand_below_each_other() -> None:
         "-0.0200",
         "0.0000",
         "-",
+    ]
+
+
+def test_spreads_have_the_decimals_of_scores() -> None:
+    assert [format_spread(x) for x in (0.00694, 0.0117, -0.0421, 2e-5, 25.0)] == [
+        "0.0069",
+        "0.0117",
+        "-0.0421",
+        "2e-5",
+        "25",
     ]
 
 

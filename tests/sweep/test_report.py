@@ -178,8 +178,10 @@ def test_how_to_open_the_dashboard(tmp_path: Path, storage: str, command: str) -
 def test_the_state_of_the_sweep_is_said(tmp_path: Path) -> None:
     folder = RunFolder.create(experiment="liver", path=tmp_path / "s")
     folder.start()
-    folder.finish("stopped", step=3, message="SIGTERM")
     study = search(folder.path, 3, n_trials=3)
+    write_report(folder.path, study)
+    assert "the sweep is" not in _text(folder.path)  # whoever writes the report at its end is still running
+    folder.finish("stopped", step=3, message="SIGTERM")
     write_report(folder.path, study)
     text = _text(folder.path)
     assert "the sweep is stopped (SIGTERM)" in text

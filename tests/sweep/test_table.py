@@ -75,7 +75,7 @@ def test_several_objectives(lines: pytest.LogCaptureFixture) -> None:
     shown.started(0, {})
     shown.finished(0, "complete", {"val/dice": 0.9, "latency_ms": 12.5}, "", best=True)
     assert _messages(lines)[0] == "trial 0 starts: the configuration as it is"
-    assert _messages(lines)[1].startswith("trial 0 complete: val/dice 0.9, latency_ms 12.5, on the front")
+    assert _messages(lines)[1].startswith("trial 0 complete: val/dice 0.9000, latency_ms 12.50, on the front")
     assert _messages(lines)[1].endswith("(1)")
 
 
@@ -88,9 +88,9 @@ def test_running_trials_are_named_once_a_minute(lines: pytest.LogCaptureFixture,
         shown.progress(3, second / 2, {"val/dice": 0.5 + second / 1000} if second % 50 == 0 else {"train/loss": 1.0})
     progress = [line for line in _messages(lines) if "running" in line]
     assert progress == [
-        "0/10 trials; 1 min 00 s so far; running: trial 3 30 % 0.55, trial 4 0 %",
+        "0/10 trials; 1 min 00 s so far; running: trial 3 30 % 0.5500, trial 4 0 %",
         # 0.6 trials took two minutes, 9.4 are left
-        "0/10 trials; about 31 min 20 s left; 2 min 00 s so far; running: trial 3 60 % 0.6, trial 4 0 %",
+        "0/10 trials; about 31 min 20 s left; 2 min 00 s so far; running: trial 3 60 % 0.6000, trial 4 0 %",
     ]
     shown.progress(99, 5, {})  # of a trial that has just ended
 
@@ -102,6 +102,7 @@ def test_a_continued_sweep_reckons_with_this_session_only(lines: pytest.LogCaptu
     clock.now += 60
     shown.finished(10, "failed", {}, "", best=False)
     # one in a minute: nine are left
+    assert SweepTable([DICE], 10, Path("out"), counts={"complete": 10})._summary() == ["10/10 trials", "0.0 s so far"]
     assert shown._summary() == ["11/20 trials", "about 9 min 00 s left", "2 pruned", "1 failed", "1 min 00 s so far"]
 
 
@@ -137,7 +138,7 @@ def test_the_live_table(monkeypatch: pytest.MonkeyPatch, clock: Clock, caplog: p
     assert re.fullmatch(r" +7 +\S+ +50 % +0\.8123 +lr 0\.01, loss focal, gamma 2\.35", first)
     assert re.fullmatch(r" +8 +\S+ +0 % +- +lr 0\.02, loss dice_ce", second)
     shown.finished(7, "complete", {"val/dice": 0.9}, "", best=True)
-    assert _last_frame(screen)[1] == "best val/dice 0.9, trial 7: lr 0.01, loss focal, gamma 2.35"
+    assert _last_frame(screen)[1] == "best val/dice 0.9000, trial 7: lr 0.01, loss focal, gamma 2.35"
     shown.close()
     shown.close()
     assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h") == 1  # the cursor is back
