@@ -578,3 +578,16 @@ def test_a_search_that_is_killed_ten_times_is_the_same(tmp_path: Path) -> None:
     assert [trial.params for trial in ended.trials()] == [trial.params for trial in whole.trials()]
     assert [trial.values for trial in ended.trials()] == [trial.values for trial in whole.trials()]
     assert ended.counts().complete == 25
+
+
+def test_processes_share_a_search(tmp_path: Path) -> None:
+    """Each trial is trained once, and all together train as many as were asked for."""
+    create(tmp_path, define((LR, DROPOUT), sampler="tpe", n_trials=25, seed=3))
+    command = [sys.executable, "-c", SESSION, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(3)]
+    trained = [int(line) for worker in workers for line in worker.communicate()[0].splitlines()[1:]]
+    study = load(tmp_path)
+    assert sorted(trained) == [trial.number for trial in study.trials()]
+    assert (len(trained), study.counts().complete) == (25, 25)
+    assert len({str(trial.params) for trial in study.trials()}) == 25
