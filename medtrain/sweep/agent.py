@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,8 @@ def register_sweep(config: SweepConfig) -> int:
     folder, definition, _ = begin(config)
     try:
         init_sweep(definition, folder.path)
-    except BaseException as error:
-        folder.finish("failed", step=0, message=f"{type(error).__name__}: {error}")
+    except BaseException:
+        shutil.rmtree(folder.path)  # nothing has begun
         raise
     folder.finish("stopped", step=0, message="W&B conducts this sweep")
     return EXIT_DONE

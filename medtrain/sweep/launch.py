@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,8 +50,8 @@ def start_sweep(config: SweepConfig) -> int:
     try:
         storage = open_storage(section["storage"] or str(folder.journal))
         study = SweepStudy.create(storage, section["study"] or folder.name, definition)
-    except BaseException as error:
-        folder.finish("failed", step=0, message=f"{type(error).__name__}: {error}")
+    except BaseException:
+        shutil.rmtree(folder.path)  # nothing has begun
         raise
     return _search(folder, study, gpus=facts.gpus, tree=config.composed.tree)
 
