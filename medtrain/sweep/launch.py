@@ -24,7 +24,7 @@ from medtrain.run.log import setup_logging
 from medtrain.sweep.folder import SweepFolder
 from medtrain.sweep.objectives import choose_objectives, default_point, digest
 from medtrain.sweep.pool import Place, TrialPool, divide
-from medtrain.sweep.report import write_report
+from medtrain.sweep.report.write import write_report
 from medtrain.sweep.rerun import best_configuration, run_reruns
 from medtrain.sweep.result import Definition
 from medtrain.sweep.run import LocalFolders, Search

@@ -12,7 +12,7 @@ from typing import Any
 from medtrain.engine.signals import StopSignals
 from medtrain.sweep.folder import RESULT, SweepFolder, read_result
 from medtrain.sweep.pool import Ended, Evaluated, TrialPool
-from medtrain.sweep.rerun_summary import summarize_reruns, winner
+from medtrain.sweep.report.rerun_summary import summarize_reruns, winner
 from medtrain.sweep.result import TrialResult
 from medtrain.sweep.run import ended_result, trial_task
 from medtrain.sweep.study import SweepStudy

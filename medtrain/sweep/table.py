@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtrain.run.log import console, is_live
-from medtrain.sweep.names import format_duration, format_params, format_score, short_names
+from medtrain.sweep.report.names import format_duration, format_params, format_score, short_names
 from medtrain.sweep.result import Objective
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from medtrain.sweep import table
 from medtrain.sweep.table import SweepTable
-from tests.sweep.studies import DICE, LATENCY
+from tests.sweep.report.studies import DICE, LATENCY
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 

@@ -15,16 +15,16 @@ from matplotlib.image import imread
 from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.canvas import Scale, log_ticks, plain
-from medtrain.sweep.importance import Attribution, Importance, attribute
-from medtrain.sweep.plots import draw_history, draw_importance, draw_pictures
-from medtrain.sweep.plots_progress import cut_pauses, draw_curves, draw_timeline, lanes, timeline_bars
-from medtrain.sweep.plots_space import draw_contour, draw_parallel, draw_slice
-from medtrain.sweep.plots_winners import draw_pareto, draw_reruns
-from medtrain.sweep.records import SweepState, read_sweep
-from medtrain.sweep.rerun_summary import Rerun, RerunRow
-from medtrain.sweep.smoothing import smooth_field, smooth_line
-from tests.sweep.studies import (
+from medtrain.sweep.report.canvas import Scale, log_ticks, plain
+from medtrain.sweep.report.importance import Attribution, Importance, attribute
+from medtrain.sweep.report.plots import draw_history, draw_importance, draw_pictures
+from medtrain.sweep.report.plots_progress import cut_pauses, draw_curves, draw_timeline, lanes, timeline_bars
+from medtrain.sweep.report.plots_space import draw_contour, draw_parallel, draw_slice
+from medtrain.sweep.report.plots_winners import draw_pareto, draw_reruns
+from medtrain.sweep.report.records import SweepState, read_sweep
+from medtrain.sweep.report.rerun_summary import Rerun, RerunRow
+from medtrain.sweep.report.smoothing import smooth_field, smooth_line
+from tests.sweep.report.studies import (
     BATCH,
     DEFAULT,
     DICE,
@@ -478,7 +478,7 @@ def test_dollars_are_no_formula() -> None:
 
 def test_no_global_figures_and_no_torch() -> None:
     code = (
-        "import sys, medtrain.sweep.report, medtrain.sweep.table\n"
+        "import sys, medtrain.sweep.report.write, medtrain.sweep.table\n"
         "print([name for name in ('matplotlib.pyplot', 'torch', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

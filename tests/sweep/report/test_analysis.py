@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from medtrain.sweep.analysis import advice, failure_groups, savings
-from medtrain.sweep.importance import Attribution, Importance
-from medtrain.sweep.records import read_sweep
-from tests.sweep.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
+from medtrain.sweep.report.analysis import advice, failure_groups, savings
+from medtrain.sweep.report.importance import Attribution, Importance
+from medtrain.sweep.report.records import read_sweep
+from tests.sweep.report.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
 
 _POINT = {"optimizer.lr": 0.01}
 

@@ -10,10 +10,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from medtrain.sweep.canvas import BEST, GREY, MAIN, ROUND, corner_legend, new_figure, place, plain, style, value_limits
-from medtrain.sweep.names import elide, format_number
-from medtrain.sweep.records import Record, SweepState
-from medtrain.sweep.rerun_summary import RerunRow
+from medtrain.sweep.report.canvas import (
+    BEST,
+    GREY,
+    MAIN,
+    ROUND,
+    corner_legend,
+    new_figure,
+    place,
+    plain,
+    style,
+    value_limits,
+)
+from medtrain.sweep.report.names import elide, format_number
+from medtrain.sweep.report.records import Record, SweepState
+from medtrain.sweep.report.rerun_summary import RerunRow
 from medtrain.sweep.result import Objective
 
 _BEATEN = "#9db8d0"

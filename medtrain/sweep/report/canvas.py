@@ -21,8 +21,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from medtrain.callbacks.colors import WRONG_CLASS, class_color
 from medtrain.config.space import Dimension
 from medtrain.run.atomic import atomic_write
-from medtrain.sweep.names import elide, elide_all, format_number, format_value
-from medtrain.sweep.values import Mode, is_wide, robust_limits
+from medtrain.sweep.report.names import elide, elide_all, format_number, format_value
+from medtrain.sweep.report.values import Mode, is_wide, robust_limits
 
 MAIN = "#1f4e79"
 BEST = "#c0504d"

@@ -13,10 +13,10 @@ from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
 from medtrain.run.folder import RunFolder
-from medtrain.sweep.report import write_report
+from medtrain.sweep.report.write import write_report
 from medtrain.sweep.result import TrialResult
 from tests.sweep import searches
-from tests.sweep.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
+from tests.sweep.report.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
 
 C, P, F, R, W = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from medtrain.sweep.canvas import (
+from medtrain.sweep.report.canvas import (
     BEST,
     FAILED,
     GREY,
@@ -30,15 +30,15 @@ from medtrain.sweep.canvas import (
     style,
     value_limits,
 )
-from medtrain.sweep.importance import Attribution, Importance
-from medtrain.sweep.names import elide, format_number
-from medtrain.sweep.plots_progress import draw_curves, draw_timeline
-from medtrain.sweep.plots_space import draw_contour, draw_parallel, draw_slice
-from medtrain.sweep.plots_winners import draw_pareto, draw_reruns
-from medtrain.sweep.records import Record, RecordState, SweepState
-from medtrain.sweep.rerun_summary import RerunRow
+from medtrain.sweep.report.importance import Attribution, Importance
+from medtrain.sweep.report.names import elide, format_number
+from medtrain.sweep.report.plots_progress import draw_curves, draw_timeline
+from medtrain.sweep.report.plots_space import draw_contour, draw_parallel, draw_slice
+from medtrain.sweep.report.plots_winners import draw_pareto, draw_reruns
+from medtrain.sweep.report.records import Record, RecordState, SweepState
+from medtrain.sweep.report.rerun_summary import RerunRow
+from medtrain.sweep.report.values import best_so_far
 from medtrain.sweep.result import Objective
-from medtrain.sweep.values import best_so_far
 
 FOLDER = "plots"
 _MOST_OBJECTIVES = 3  # with a slice of their own

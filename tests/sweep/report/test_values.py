@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medtrain.sweep.values import best_so_far, goodness, is_wide, robust_limits
+from medtrain.sweep.report.values import best_so_far, goodness, is_wide, robust_limits
 
 
 def test_far_outliers_on_the_bad_side_do_not_squeeze_the_good_values() -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.records import Record, SweepState
-from medtrain.sweep.values import goodness
+from medtrain.sweep.report.records import Record, SweepState
+from medtrain.sweep.report.values import goodness
 
 LEAST_COMPLETE = 8
 """With fewer complete trials an importance is a guess."""

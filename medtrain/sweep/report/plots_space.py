@@ -15,7 +15,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.canvas import (
+from medtrain.sweep.report.canvas import (
     BEST,
     BETTER,
     FAILED,
@@ -31,10 +31,10 @@ from medtrain.sweep.canvas import (
     style,
     value_limits,
 )
-from medtrain.sweep.names import elide, format_number, short_names
-from medtrain.sweep.records import Record, SweepState
-from medtrain.sweep.smoothing import Field, smooth_field, smooth_line
-from medtrain.sweep.values import goodness, robust_limits
+from medtrain.sweep.report.names import elide, format_number, short_names
+from medtrain.sweep.report.records import Record, SweepState
+from medtrain.sweep.report.smoothing import Field, smooth_field, smooth_line
+from medtrain.sweep.report.values import goodness, robust_limits
 
 _MOST_SLICES = 16
 _MOST_AXES = 12

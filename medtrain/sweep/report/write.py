@@ -11,13 +11,11 @@ from typing import Any
 
 from medtrain.run.atomic import atomic_write
 from medtrain.run.folder import read_status
-from medtrain.sweep.analysis import Savings, advice, savings
-from medtrain.sweep.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
-from medtrain.sweep.importance import LEAST_COMPLETE, Attribution, attribute
-from medtrain.sweep.names import format_duration, format_score, format_spread, format_value
-from medtrain.sweep.plots import Picture, draw_pictures
-from medtrain.sweep.records import Record, StudyLike, SweepState, read_sweep
-from medtrain.sweep.report_parts import (
+from medtrain.sweep.report.analysis import Savings, advice, savings
+from medtrain.sweep.report.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
+from medtrain.sweep.report.importance import LEAST_COMPLETE, Attribution, attribute
+from medtrain.sweep.report.names import format_duration, format_score, format_spread, format_value
+from medtrain.sweep.report.parts import (
     all_trials,
     best_trials,
     command_lines,
@@ -26,8 +24,10 @@ from medtrain.sweep.report_parts import (
     searched_space,
     settings,
 )
-from medtrain.sweep.rerun_summary import RerunRow, choose, lead, summarize_reruns, winner
-from medtrain.sweep.trials_csv import write_trials
+from medtrain.sweep.report.plots import Picture, draw_pictures
+from medtrain.sweep.report.records import Record, StudyLike, SweepState, read_sweep
+from medtrain.sweep.report.rerun_summary import RerunRow, choose, lead, summarize_reruns, winner
+from medtrain.sweep.report.trials_csv import write_trials
 
 NAME = "report.html"
 BEST = "best.yaml"

@@ -12,9 +12,9 @@ import pytest
 from optuna.trial import TrialState
 from scipy import stats
 
-from medtrain.sweep.records import read_sweep
-from medtrain.sweep.rerun_summary import choose, lead, summarize_reruns, winner
-from tests.sweep.studies import DICE, LATENCY, LR, FakeStudy, define
+from medtrain.sweep.report.records import read_sweep
+from medtrain.sweep.report.rerun_summary import choose, lead, summarize_reruns, winner
+from tests.sweep.report.studies import DICE, LATENCY, LR, FakeStudy, define
 
 
 def _put(folder: Path, trial: int, seed: int, dice: Any, *, fold: int | None = None, **changes: Any) -> None:

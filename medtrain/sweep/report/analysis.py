@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.importance import Attribution
-from medtrain.sweep.records import Record, SweepState
+from medtrain.sweep.report.importance import Attribution
+from medtrain.sweep.report.records import Record, SweepState
 
 _EDGE = 0.05  # of a range
 _LEAST_FOR_ADVICE = 20  # trials

@@ -10,10 +10,10 @@ import pytest
 from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
-from medtrain.sweep import importance
-from medtrain.sweep.importance import Attribution, _AdditiveModel, attribute
-from medtrain.sweep.records import read_sweep
-from tests.sweep.studies import DICE, GAMMA, LATENCY, LOSS, LR, TWELVE, FakeStudy, define, search
+from medtrain.sweep.report import importance
+from medtrain.sweep.report.importance import Attribution, _AdditiveModel, attribute
+from medtrain.sweep.report.records import read_sweep
+from tests.sweep.report.studies import DICE, GAMMA, LATENCY, LOSS, LR, TWELVE, FakeStudy, define, search
 
 A = Dimension(key="a", kind="float", low=0.0, high=1.0)
 B = Dimension(key="b", kind="float", low=0.0, high=2.0)

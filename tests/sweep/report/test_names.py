@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from medtrain.sweep.names import (
+from medtrain.sweep.report.names import (
     elide,
     elide_all,
     format_duration,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.run.atomic import atomic_write
-from medtrain.sweep.records import Record, SweepState
+from medtrain.sweep.report.records import Record, SweepState
 
 NAME = "trials.csv"
 _FIRST = ("number", "state")

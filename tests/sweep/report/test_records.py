@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from medtrain.sweep.records import read_sweep
-from tests.sweep.studies import DEFAULT, DICE, FIVE, LATENCY, LOSS, LR, FakeStudy, define
+from medtrain.sweep.report.records import read_sweep
+from tests.sweep.report.studies import DEFAULT, DICE, FIVE, LATENCY, LOSS, LR, FakeStudy, define
 
 _WORKER = {"host": "node1", "pid": 7, "pid_start": 1, "token": "t"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medtrain.sweep.canvas import Scale
+from medtrain.sweep.report.canvas import Scale
 
 _CELLS = 120
 _LEAST_WEIGHT = 0.1

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from medtrain.config.space import Dimension
 from medtrain.run.provenance import mask_command, mask_secrets
-from medtrain.sweep.analysis import failure_groups
-from medtrain.sweep.html import Cell, heading, table
-from medtrain.sweep.importance import Attribution
-from medtrain.sweep.names import elide, format_duration, format_number, format_score, format_value, short_names
-from medtrain.sweep.records import Record, SweepState
+from medtrain.sweep.report.analysis import failure_groups
+from medtrain.sweep.report.html import Cell, heading, table
+from medtrain.sweep.report.importance import Attribution
+from medtrain.sweep.report.names import elide, format_duration, format_number, format_score, format_value, short_names
+from medtrain.sweep.report.records import Record, SweepState
 
 _ADVICE = {
     "oom": "Allow smaller batches or patches only, or a smaller network.",

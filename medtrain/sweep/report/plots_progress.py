@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from medtrain.sweep.canvas import (
+from medtrain.sweep.report.canvas import (
     BEST,
     FAILED,
     GREY,
@@ -29,9 +29,9 @@ from medtrain.sweep.canvas import (
     plain,
     style,
 )
-from medtrain.sweep.names import elide, format_duration, format_number
-from medtrain.sweep.records import Record, SweepState
-from medtrain.sweep.values import Mode
+from medtrain.sweep.report.names import elide, format_duration, format_number
+from medtrain.sweep.report.records import Record, SweepState
+from medtrain.sweep.report.values import Mode
 
 _STATE_COLORS: dict[str, Any] = {"complete": MAIN, "pruned": PRUNED, "failed": FAILED, "running": RUNNING}
 _MOST_LANES = 40
