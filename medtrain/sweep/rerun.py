@@ -12,7 +12,8 @@ from typing import Any
 from medtrain.engine.signals import StopSignals
 from medtrain.sweep.folder import RESULT, SweepFolder, read_result
 from medtrain.sweep.pool import Ended, Evaluated, TrialPool
-from medtrain.sweep.report.rerun_summary import summarize_reruns, winner
+from medtrain.sweep.report.records import read_sweep
+from medtrain.sweep.report.rerun_summary import choose, summarize_reruns
 from medtrain.sweep.result import TrialResult
 from medtrain.sweep.run import ended_result, trial_task
 from medtrain.sweep.study import SweepStudy
@@ -122,23 +123,23 @@ def _say(rerun: Rerun, result: TrialResult) -> None:
 
 
 def best_configuration(folder: SweepFolder, study: SweepStudy) -> tuple[dict[str, Any], str] | None:
-    """The winner and a comment that says why; None while nothing has won.
+    """The winner, the same as in the report, and a comment that says why; None while nothing has won.
 
     Args:
         folder: The sweep's folder.
         study: The study.
     """
-    definition = study.definition
-    several = len(definition.objectives) > 1
-    found = study.pareto() if several else study.best(1)
-    if not found:
+    objectives = study.definition.objectives
+    sweep = read_sweep(folder.path, study)
+    found = choose(sweep, summarize_reruns(folder.path, objectives))
+    if found is None:
         return None
-    row = winner(summarize_reruns(folder.path, definition.objectives), definition.objectives)
-    again = next((trial for trial in study.trials() if row is not None and trial.number == row.trial), None)
-    if row is not None and again is not None:
+    trial, row = found
+    if row is not None:
         spread = f" +- {row.std():.4g}" if len(row.runs) > 1 else ""
-        why = f"{definition.objectives[0].metric} {row.mean():.4g}{spread} over {len(row.runs)} more runs"
-        return dict(again.params), f"The winner of the sweep {folder.name}: trial {again.number}, {why}."
-    scores = ", ".join(f"{goal.metric} {value:.4g}" for goal, value in zip(definition.objectives, found[0].values))
-    front = f", the first of {len(found)} on the Pareto front" if several else ""
-    return dict(found[0].params), f"The winner of the sweep {folder.name}: trial {found[0].number}, {scores}{front}."
+        why = f"{objectives[0].metric} {row.mean():.4g}{spread} over {len(row.runs)} more runs"
+    else:
+        why = ", ".join(f"{goal.metric} {value:.4g}" for goal, value in zip(objectives, trial.values))
+        if sweep.is_multi:
+            why += f", the best in {objectives[0].metric} of {len(sweep.best)} on the Pareto front"
+    return dict(trial.params), f"The winner of the sweep {folder.name}: trial {trial.number}, {why}."
