@@ -2,7 +2,7 @@
 
     overhead    Seconds from handing out a trial to its first optimizer step, against starting `medtrain train` for each
                 trial, as an objective around a command line does. Trials take turns with such starts.
-    pruning     Optimizer steps of a study with the median pruner and of the same study without, over several seeds of
+    pruning     Optimizer steps of a study with the default pruner and of the same study without, over several seeds of
                 the sampler, and the best value of each.
     workers     Trials per hour with two workers and with one; every trial uses one core.
     kills       A study that is killed (SIGKILL) at random moments and resumed, against one that is left alone.
@@ -91,7 +91,7 @@ def bench_pruning(folder: Path, seeds: int, trials: int, steps: int) -> None:
     saved = []
     for seed in range(seeds):
         best, spent = {}, {}
-        for pruner in ("none", "median"):
+        for pruner in ("none", "auto"):
             words = [*settings(folder, steps), LR, DROPOUT, f"sweep.n_trials={trials}", f"sweep.seed={seed}"]
             place = sweep(folder, f"pruning-{pruner}-{seed}", *words, f"pruner={pruner}", "sweep.workers=2")
             found = results(place)
@@ -103,7 +103,7 @@ def bench_pruning(folder: Path, seeds: int, trials: int, steps: int) -> None:
             )
             pruned = sum(result["state"] == "pruned" for result in found)
             print(f"seed {seed}, pruner {pruner}: {spent[pruner]} steps, {pruned} pruned, best {best[pruner]:.4f}")
-        saved.append(1 - spent["median"] / spent["none"])
+        saved.append(1 - spent["auto"] / spent["none"])
         print(f"seed {seed}: saved {saved[-1]:.0%}, best {best['median'] - best['none']:+.4f}")
     print(f"pruning saved {describe(saved)} of the steps over {seeds} seeds of {trials} trials")
 

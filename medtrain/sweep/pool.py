@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 from medtrain.run.atomic import atomic_write_json
 from medtrain.sweep.folder import RESULT
 
+_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 _GRACE_S = 60.0  # to save a checkpoint once the sweep itself is gone
 _PRELOAD = ("medtrain.sweep.trial", "torch._dynamo")  # torch imports the second, for seconds, when an optimizer is made
 
@@ -150,6 +152,7 @@ class TrialPool:
         self._context.set_forkserver_preload([*_PRELOAD, *preload])
         self._free = list(reversed(places))
         self._running: dict[int, tuple[BaseProcess, Connection, Place]] = {}
+        _start_server()
 
     @property
     def running(self) -> list[int]:
@@ -275,6 +278,22 @@ class TrialPool:
         self._free.append(place)
 
 
+def _start_server() -> None:
+    """Start the server that trials are forked from, deaf to signals.
+
+    What is sent to the whole process group, by a scheduler say, is for the sweep, which stops its trials in order; a
+    server that ended at once could no longer tell how they ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may choose who hears signals; it has started the server before
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def divide(workers: int, gpus: Sequence[str]) -> list[Place]:
     """Places for `workers` trials that share this machine's cores and GPUs evenly.
 
@@ -302,6 +321,8 @@ def _enter(
     """Set up a trial process and do its work."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for the sweep, which then stops its trials in order
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # the server is deaf to them
     threading.Thread(target=_end_with_sweep, name="sweep-watch", daemon=True).start()
     if place.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, place.cores)

@@ -177,7 +177,12 @@ def process(common: list[str], tmp_path: Path) -> Iterator[Callable[..., subproc
         command = [sys.executable, "-m", "medtrain", *map(str, words)]
         started.append(
             subprocess.Popen(
-                command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=tmp_path,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
             )
         )
         return started[-1]
@@ -212,13 +217,18 @@ def test_a_sweep_that_is_stopped_is_continued(
     first = process("sweep", *words, LR, "sweep.n_trials=2", f"run.dir={place}")
     wait_for(lambda: any((place / "trials/0001/checkpoints").glob("step_*/meta.json")), first)
     before = trials(place)
-    first.send_signal(number)
+    if number == signal.SIGTERM:
+        os.killpg(first.pid, number)  # as `timeout` and some schedulers do: to the whole group
+    else:
+        first.send_signal(number)
     first.communicate()
     assert first.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     assert before[0]["state"] == "COMPLETE"
     assert medtrain("resume", place) == 0
     after = trials(place)
     assert len(after) == 2
+    _, study = open_sweep(place)
+    assert all(not trial.user_attrs.get("attempt") for trial in study.trials())  # to be stopped is no crash
     assert after[0] == before[0]
     assert after[1]["state"] == "COMPLETE"
     assert after[1]["params"] == before[1]["params"]
