@@ -251,14 +251,31 @@ def _work(connection: Connection, patches: PatchDataset) -> None:
         signal.signal(number, signal.SIG_IGN)  # stopping is left to the training process
     torch.set_num_threads(1)  # the other cores belong to the other workers
     blosc2.set_nthreads(1)
+    done: queue.SimpleQueue[Batch | _Failure | None] = queue.SimpleQueue()
+    sender = threading.Thread(target=_send, args=(connection, done), daemon=True)
+    sender.start()
     with contextlib.suppress(EOFError, OSError):  # of the connection
         while True:
             keys = connection.recv()
             try:
-                message = ForkingPickler.dumps(collate([patches[key] for key in keys]))
+                done.put(collate([patches[key] for key in keys]))
             except Exception as error:
-                message = ForkingPickler.dumps(_Failure(_portable(error)))
+                done.put(_Failure(_portable(error)))
+    done.put(None)
+    sender.join()  # not in the middle of a message: shared memory would be left behind
+
+
+def _send(connection: Connection, done: queue.SimpleQueue[Batch | _Failure | None]) -> None:
+    """Send what has been read, in a thread: the next batch is read while this one is copied to shared memory."""
+    while (item := done.get()) is not None:
+        try:
+            message = ForkingPickler.dumps(item)
+        except Exception as error:
+            message = ForkingPickler.dumps(_Failure(_portable(error)))
+        try:
             connection.send_bytes(message)
+        except OSError:  # nobody waits for it
+            return
 
 
 def _portable(error: Exception) -> Exception:
