@@ -238,3 +238,33 @@ def test_a_sweep_that_is_stopped_is_continued(
     # it went on from its checkpoint: the second process did not train the first steps again
     log = (place / "trials/0001/log.txt").read_text()
     assert "resumed at step" in log
+
+
+def test_a_worker_joins_a_study_that_another_process_made(
+    process: Callable[..., subprocess.Popen[str]], common: list[str], tmp_path: Path, medtrain: Medtrain
+) -> None:
+    place = tmp_path / "sweep"
+    words = [*common, "trainer.max_steps=20", "trainer.eval_every=10step", "callbacks=[]"]
+    owner = process("sweep", *words, LR, "sweep.n_trials=4", f"run.dir={place}")
+    wait_for(lambda: (place / "trials/0000/metrics.jsonl").is_file(), owner)
+    assert medtrain("sweep", "--report", place) == 0  # at any time
+    assert medtrain("sweep", "--worker", place / "journal.log", "sweep", "sweep.workers=2") == 0
+    _, errors = owner.communicate(timeout=120)
+    assert owner.returncode == 0, errors
+    _, study = open_sweep(place)
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 4
+    assert len({json.dumps(trial.user_attrs["worker"], sort_keys=True) for trial in study.trials()}) == 2
+    assert all((place / f"trials/{number:04d}/result.json").is_file() for number in range(4))
+
+
+def test_options_that_exclude_each_other_or_take_no_overrides_say_so(
+    medtrain: Medtrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in [
+        (["--report", tmp_path, "--worker", "a", "b"], "--report and --worker exclude each other"),
+        (["--report", tmp_path, "seed=1"], "--report takes no overrides: seed=1"),
+        (["--worker", "a.log", "b", "optimizer.lr=1"], "--worker takes nothing but sweep.workers=N: optimizer.lr=1"),
+        (["--serve", "a.log", "here"], "--serve needs HOST:PORT, not here"),
+    ]:
+        assert medtrain("sweep", *words) == 2
+        assert said in capsys.readouterr().err
