@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.report.importance import Attribution
 from medtrain.sweep.report.records import Record, SweepState
 
 _EDGE = 0.05  # of a range
@@ -88,12 +87,11 @@ def failure_groups(sweep: SweepState) -> list[FailureGroup]:
     return sorted(found, key=lambda group: -len(group.numbers))
 
 
-def advice(sweep: SweepState, found: Attribution) -> list[str]:
+def advice(sweep: SweepState) -> list[str]:
     """What the trials suggest for a next sweep, a sentence each.
 
     Args:
         sweep: The sweep.
-        found: How much each parameter matters.
     """
     if sweep.is_multi or not sweep.best or sweep.num_finished < _LEAST_FOR_ADVICE:
         return []
@@ -104,9 +102,6 @@ def advice(sweep: SweepState, found: Attribution) -> list[str]:
     for dimension in sweep.definition.space.dimensions:
         if end := _edge(dimension, sweep.best[:5]):
             lines.append(f"The best values of {dimension.key} lie at the {end} end of its range: widen it if you can.")
-    vague = [item.key for item in found.items if math.isfinite(item.shares[0]) and not item.is_clear(0)]
-    if vague and len(sweep.select("complete")) >= _LEAST_FOR_ADVICE:
-        lines.append(f"No effect beyond chance was seen of {', '.join(vague)}: fix what you do not care about.")
     since = sum(record.number > best.number and record.is_finished for record in sweep.records)
     if since >= max(_LEAST_FOR_ADVICE, sweep.num_finished // 2):
         lines.append(f"The last {since} trials found nothing better: more of them are unlikely to help.")

@@ -93,7 +93,7 @@ def style(axes: Any, *, grid: Literal["both", "x", "y"] = "both") -> None:
 
 def legend(axes: Any, **options: Any) -> None:
     """A frameless legend, if there is anything to explain."""
-    if "handles" in options or axes.get_legend_handles_labels()[0]:
+    if axes.get_legend_handles_labels()[0]:
         made = axes.legend(**{"fontsize": 8.5, "frameon": False, "loc": "best", **options})
         for handle in made.legend_handles:
             handle.set_alpha(1.0)
@@ -199,6 +199,13 @@ class Scale:
             return low / margin, high * margin
         margin = 0.03 * (high - low)
         return low - margin, high + margin
+
+    def edges(self, parts: int) -> np.ndarray:
+        """Of parts of equal width, in its own units: one for each slot, or some of a range [parts + 1]."""
+        low, high = self._ends
+        if self.slots:
+            return np.arange(len(self.slots) + 1) - 0.5
+        return np.geomspace(low, high, parts + 1) if self.log else np.linspace(low, high, parts + 1)
 
     @property
     def _ends(self) -> tuple[float, float]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from medtrain.config.space import Dimension
 from medtrain.run.provenance import mask_command, mask_secrets
 from medtrain.sweep.report.analysis import failure_groups
-from medtrain.sweep.report.html import Cell, heading, table
-from medtrain.sweep.report.importance import Attribution
+from medtrain.sweep.report.html import Cell, heading, paragraph, table
+from medtrain.sweep.report.importance import LEAST_COMPLETE, LEAST_TRIALS, Shares
 from medtrain.sweep.report.names import elide, format_duration, format_number, format_score, format_value, short_names
 from medtrain.sweep.report.records import Record, SweepState
 
@@ -111,25 +111,39 @@ def fates(sweep: SweepState) -> str:
     return table(("Trials", "State", ""), counts) + table(header, groups)
 
 
-def searched_space(sweep: SweepState, found: Attribution) -> str:
+def searched_space(sweep: SweepState, found: Sequence[Shares]) -> str:
     """What varied, and how much it mattered."""
-    shares = {item.key: item for item in found.items}
-    rows = []
-    for dimension in sweep.definition.space.dimensions:
-        item = shares.get(dimension.key)
-        known = [share for share in item.shares if share >= 0] if item is not None else []
-        clear = item is not None and any(item.is_clear(index) for index in range(len(item.shares)))
-        rows.append(
-            [
-                Cell(dimension.key, is_code=True),
-                Cell(_values(dimension)),
-                Cell(_condition(dimension), tone="faint"),
-                Cell(
-                    ", ".join(f"{100 * share:.0f} %" for share in known), is_number=True, tone="" if clear else "faint"
-                ),
-            ]
-        )
-    return table(("Parameter", "Values", "Only with", "Importance"), rows)
+    dimensions = sweep.definition.space.dimensions
+    rated = [(goal, shares) for goal, shares in zip(sweep.definition.objectives, found) if shares]
+    names = [f"Importance for {goal.metric}" if sweep.is_multi else "Importance" for goal, _ in rated]
+    rows = [
+        [
+            Cell(dimension.key, is_code=True),
+            Cell(_values(dimension)),
+            Cell(_condition(dimension), tone="faint"),
+            *(Cell(_percent(shares.get(dimension.key)), is_number=True) for _, shares in rated),
+        ]
+        for dimension in dimensions
+    ]
+    return table(("Parameter", "Values", "Only with", *names), rows) + paragraph(_rating(sweep, found), "faint")
+
+
+def _percent(share: float | None) -> str:
+    return "not rated" if share is None else f"{100 * share:.0f} %"
+
+
+def _rating(sweep: SweepState, found: Sequence[Shares]) -> str:
+    """How the importances were found, and what they do not say."""
+    if not any(found):
+        return f"Importances need {LEAST_TRIALS} trials, {LEAST_COMPLETE} of them complete, with different results."
+    text = (
+        "Importance is how far the values of the best quarter of the trials differ from those of all (PED-ANOVA, by "
+        "Optuna); pruned trials count as bad. Small differences mean little."
+    )
+    keys = {dimension.key for dimension in sweep.definition.space.dimensions}
+    if any(shares.keys() < keys for shares in found if shares):
+        text += " A parameter is not rated where too few trials or no good one has it, or all have one value."
+    return text
 
 
 def _values(dimension: Dimension) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from medtrain.sweep.report.canvas import (
@@ -30,7 +29,7 @@ from medtrain.sweep.report.canvas import (
     style,
     value_limits,
 )
-from medtrain.sweep.report.importance import Attribution, Importance
+from medtrain.sweep.report.importance import Shares, ranked
 from medtrain.sweep.report.names import elide, format_number
 from medtrain.sweep.report.plots_progress import draw_curves, draw_timeline
 from medtrain.sweep.report.plots_space import draw_contour, draw_parallel, draw_slice
@@ -63,12 +62,12 @@ class Picture:
     caption: str
 
 
-def draw_pictures(sweep: SweepState, found: Attribution, reruns: Sequence[RerunRow]) -> list[Picture]:
+def draw_pictures(sweep: SweepState, found: Sequence[Shares], reruns: Sequence[RerunRow]) -> list[Picture]:
     """Draw everything there is enough for into plots/; pictures of an earlier state that no longer hold are removed.
 
     Args:
         sweep: The sweep.
-        found: How much each parameter matters.
+        found: How much each parameter matters for each objective.
         reruns: What training the best again came to.
 
     Returns:
@@ -88,35 +87,24 @@ def draw_pictures(sweep: SweepState, found: Attribution, reruns: Sequence[RerunR
 
 
 def _figures(
-    sweep: SweepState, found: Attribution, reruns: Sequence[RerunRow]
+    sweep: SweepState, found: Sequence[Shares], reruns: Sequence[RerunRow]
 ) -> Iterator[tuple[str, str, str, Figure | None]]:
     """Name, title, caption and figure of every picture; one at a time, since each takes some memory."""
-    keys = [item.key for item in found.items] or [dimension.key for dimension in sweep.definition.space.dimensions]
+    others = [dimension.key for dimension in sweep.definition.space.dimensions]
+    keys = list(dict.fromkeys([*ranked(found), *others]))
     yield "history", "History", _CAPTIONS["history"], draw_history(sweep)
     yield "pareto", "Pareto front", _CAPTIONS["pareto"], draw_pareto(sweep)
     yield "rerun", "The best, trained again", _CAPTIONS["rerun"], draw_reruns(sweep, reruns)
-    yield "importance", "Importance", _CAPTIONS["importance"] + _explained(sweep, found), draw_importance(sweep, found)
+    yield "importance", "Importance", _CAPTIONS["importance"], draw_importance(sweep, found)
     for index, objective in enumerate(sweep.definition.objectives[:_MOST_OBJECTIVES]):
         suffix = "" if index == 0 else f"_{index + 1}"
         about = f" for {objective.metric}" if sweep.is_multi else ""
-        order = found.ranked(index) or keys
+        order = list(dict.fromkeys([*found[index], *keys]))
         yield f"slice{suffix}", f"Each parameter{about}", _CAPTIONS["slice"], draw_slice(sweep, order, index)
         yield f"contour{suffix}", f"Two parameters{about}", _CAPTIONS["contour"], draw_contour(sweep, order, index)
     yield "parallel", "All parameters", _CAPTIONS["parallel"], draw_parallel(sweep, keys)
     yield "curves", "Curves", _CAPTIONS["curves"], draw_curves(sweep)
     yield "timeline", "Timeline", _CAPTIONS["timeline"], draw_timeline(sweep)
-
-
-def _explained(sweep: SweepState, found: Attribution) -> str:
-    """How far the importances can be trusted."""
-    parts = [
-        f"{100 * part:.0f} % of the differences in {objective.metric}"
-        for objective, part in zip(sweep.definition.objectives, found.explained)
-        if math.isfinite(part)
-    ]
-    if not parts:
-        return ""
-    return f" Taken one by one, the parameters explain {' and '.join(parts)}; the rest is noise, or several together."
 
 
 _CAPTIONS = {
@@ -127,7 +115,8 @@ _CAPTIONS = {
     "rerun": "Small differences vanish in the spread between seeds: prefer a configuration whose runs all lie beyond "
     "those of the others.",
     "importance": "What matters is worth a finer search; what does not can be fixed at a simple value. It "
-    "holds for the searched ranges only.",
+    "holds for the searched ranges only. Small differences mean little, and a sampler that closes in gathers also "
+    "values that do not matter: believe what the next picture confirms.",
     "slice": "A cloud that peaks at an edge asks for a wider range; a flat one says that the value hardly matters.",
     "contour": "A ridge that runs across says that the two must be chosen together; a smooth map can hide noise, so "
     "look at the dots.",
@@ -249,46 +238,38 @@ def _rug(axes: Any, sweep: SweepState, states: Sequence[RecordState]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def draw_importance(sweep: SweepState, found: Attribution) -> Figure | None:
-    """A bar for each parameter, pale where shuffled results would give as much; None without importances."""
-    objectives = [
-        index
-        for index in range(len(sweep.definition.objectives))
-        if any(math.isfinite(item.shares[index]) for item in found.items)
-    ]
-    shown = found.items[:_MOST_BARS]
-    if not objectives or not shown:
+def draw_importance(sweep: SweepState, found: Sequence[Shares]) -> Figure | None:
+    """A bar for each parameter and objective; None without importances.
+
+    Args:
+        sweep: The sweep.
+        found: How much each parameter matters for each objective.
+    """
+    rated = [index for index, shares in enumerate(found) if shares]
+    shown = ranked(found)[:_MOST_BARS]
+    if not rated:
         return None
-    height = 0.75 + 0.5 + len(shown) * (0.16 + 0.2 * len(objectives))
-    note = "Part of the differences between trials that follow each parameter; pale: no more than chance (black mark)"
+    height = 0.75 + 0.5 + len(shown) * (0.16 + 0.2 * len(rated))
+    note = "How far the values of the best quarter of the trials differ from those of all (PED-ANOVA)"
     figure = new_figure(9, height, "Importance", note)
     axes = figure.add_subplot()
     place(figure, left=2.4, right=0.7, top=0.7, bottom=0.5)
     style(axes, grid="x")
-    thick = 0.76 / len(objectives)
-    for row, item in enumerate(shown):
-        for slot, index in enumerate(objectives):
-            if math.isfinite(item.shares[index]):
-                _bar(axes, item, index, row + (slot - (len(objectives) - 1) / 2) * thick, thick)
+    thick = 0.76 / len(rated)
+    for slot, index in enumerate(rated):
+        color = _OBJECTIVE_COLORS[index % len(_OBJECTIVE_COLORS)]
+        widths = [found[index].get(key) for key in shown]
+        rows = [row + (slot - (len(rated) - 1) / 2) * thick for row in range(len(shown))]
+        label = plain(sweep.definition.objectives[index].metric)
+        bars = axes.barh(rows, [width or 0.0 for width in widths], thick * 0.9, color=color, zorder=2, label=label)
+        texts = ["not rated" if width is None else f"{100 * width:.0f} %" for width in widths]
+        axes.bar_label(bars, texts, padding=3, fontsize=8.5, color=GREY)
     axes.set_ylim(len(shown) - 0.45, -0.55)
-    axes.set_yticks(range(len(shown)), [plain(elide(item.key, 30)) for item in shown])
+    axes.set_yticks(range(len(shown)), [plain(elide(key, 30)) for key in shown])
     axes.tick_params(axis="y", length=0, labelcolor="black")
-    widest = max(max(item.shares[i], item.chances[i]) for item in shown for i in objectives if item.shares[i] >= 0)
-    axes.set_xlim(0, 1.05 * widest)
+    axes.set_xlim(0, 1.05 * max(max(shares.values()) for shares in found if shares))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=ROUND))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    if len(objectives) > 1:
-        names = [plain(sweep.definition.objectives[index].metric) for index in objectives]
-        colors = [_OBJECTIVE_COLORS[index % len(_OBJECTIVE_COLORS)] for index in objectives]
-        legend(axes, handles=[Patch(color=color, label=name) for color, name in zip(colors, names)], loc="lower right")
+    if len(rated) > 1:
+        legend(axes, loc="lower right")
     return figure
-
-
-def _bar(axes: Any, item: Importance, index: int, y: float, thick: float) -> None:
-    share, chance = item.shares[index], item.chances[index]
-    clear = item.is_clear(index)
-    color = _OBJECTIVE_COLORS[index % len(_OBJECTIVE_COLORS)]
-    axes.barh(y, share, thick * 0.9, color=color, alpha=1.0 if clear else 0.3, zorder=2)
-    axes.vlines(chance, y - thick * 0.45, y + thick * 0.45, color="black", linewidth=1.2, zorder=3)
-    where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
-    axes.text(1.065, y, f"{100 * share:.0f} %", fontsize=8.5, color="black" if clear else GREY, **where)

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
+from scipy.stats import binned_statistic, binned_statistic_2d
 
 from medtrain.config.space import Dimension
 from medtrain.sweep.report.canvas import (
@@ -33,7 +34,6 @@ from medtrain.sweep.report.canvas import (
 )
 from medtrain.sweep.report.names import elide, format_number, short_names
 from medtrain.sweep.report.records import Record, SweepState
-from medtrain.sweep.report.smoothing import Field, smooth_field, smooth_line
 from medtrain.sweep.report.values import goodness, robust_limits
 
 _MOST_SLICES = 16
@@ -41,6 +41,9 @@ _MOST_AXES = 12
 _MOST_PAIRS = 6
 _BAND = 0.09  # of the height of a slice
 _LEAST_POINTS = 10  # in a pair of parameters, for a picture of it
+_PARTS = 8  # of a range, each with its median
+_CELLS = 6  # of a range on a map
+_LEAST_FOR_MEDIAN = 3
 
 
 def draw_slice(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Figure | None:
@@ -59,12 +62,14 @@ def draw_slice(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Fi
     columns = 3 if len(shown) in (5, 6, 9) else min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     width = max(1.0 + 3.05 * columns, 6.2)
-    note = "A dot is a complete trial, the star the best, the grey line their mean nearby; ticks below: pruned, failed"
-    below = 0.95 if any(Scale(dimension).is_crowded for dimension in shown) else 0.58
-    height = 0.75 + (1.9 + below) * rows
+    note = "Dots: complete trials; star: the best; lines: medians; ticks: pruned (grey), failed (violet)"
+    crowded = [any(Scale(each).is_crowded for each in shown[row * columns :][:columns]) for row in range(rows)]
+    heights = [part for is_crowded in crowded for part in (1.9, 0.95 if is_crowded else 0.58)]  # panels, labels, ...
+    height = 0.75 + sum(heights)
     figure = new_figure(width, height, f"{elide(aim.metric, 40)} over each parameter", note)
-    grid = np.atleast_1d(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel()
-    place(figure, left=0.75, right=0.15, top=0.75, bottom=below, wspace=0.1, hspace=below / 1.9)
+    parts = figure.subplots(2 * rows, columns, sharey=True, squeeze=False, height_ratios=heights)
+    place(figure, left=0.75, right=0.15, top=0.75, bottom=0.0, wspace=0.1, hspace=0.0)
+    grid = parts[::2].ravel()
     limits = value_limits(grid[0].yaxis, [record.values[objective] for record in records], aim.mode)
     _make_room(grid[0], limits)
     short = short_names(dimension.key for dimension in sweep.definition.space.dimensions)
@@ -75,7 +80,7 @@ def draw_slice(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Fi
             axes.tick_params(axis="y", length=0, labelleft=False)
         else:
             axes.set_ylabel(plain(elide(aim.metric, 22)), fontsize=9, color=GREY)
-    for axes in grid[len(shown) :]:
+    for axes in (*grid[len(shown) :], *parts[1::2].ravel()):
         axes.remove()
     return figure
 
@@ -97,7 +102,7 @@ def _slice_panel(
     records = [r for r in sweep.select("complete") if key in r.params and math.isfinite(r.values[objective])]
     values = np.clip([record.values[objective] for record in records], *limits)
     places = np.array([scale.position(record.params[key]) for record in records])
-    _draw_trend(axes, scale, places, values)
+    _draw_medians(axes, scale, places, values)
     shifted = places + jitter(len(places), 1) if scale.slots else places
     allowed = np.array([record.is_candidate for record in records])
     for mask, face in ((allowed, MAIN), (~allowed, "white")):
@@ -124,15 +129,14 @@ def _draw_ticks(axes: Any, scale: Scale, records: Sequence[Record], height: floa
         axes.vlines(places, height, height + _BAND / 2 - 0.01, color=color, **where)
 
 
-def _draw_trend(axes: Any, scale: Scale, places: np.ndarray, values: np.ndarray) -> None:
-    """The mean of each slot, or of the neighbours along a range."""
-    if scale.slots:
-        for index in range(len(scale.slots)):
-            if (here := values[places == index]).size > 1:
-                axes.hlines(here.mean(), index - 0.32, index + 0.32, color=GREY, linewidth=2, zorder=4)
-    elif len(values) >= _LEAST_POINTS:
-        xs, ys = smooth_line(scale, places.tolist(), values)
-        axes.plot(xs, ys, color=GREY, linewidth=1.8, zorder=4)
+def _draw_medians(axes: Any, scale: Scale, places: np.ndarray, values: np.ndarray) -> None:
+    """The median of each slot, or of each part of a range, where there are enough trials for one."""
+    edges = scale.edges(_PARTS)
+    medians, _, _ = binned_statistic(places, values, "median", edges)
+    counts, _ = np.histogram(places, edges)
+    enough = counts >= _LEAST_FOR_MEDIAN
+    gap = 0.15 if scale.slots else 0.0
+    axes.hlines(medians[enough], edges[:-1][enough] + gap, edges[1:][enough] - gap, color=GREY, linewidth=2, zorder=4)
 
 
 def best_record(sweep: SweepState, objective: int = 0) -> Record | None:
@@ -265,7 +269,7 @@ def _draw_axis(axes: Any, x: int, name: str, labels: Sequence[tuple[float, str]]
 
 
 def draw_contour(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Figure | None:
-    """The objective over pairs of the most important parameters, smoothed; None where too few trials have both.
+    """The objective over pairs of the most important parameters; None where too few trials have both.
 
     Args:
         sweep: The sweep.
@@ -280,7 +284,7 @@ def draw_contour(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> 
     columns = len(pairs) if len(pairs) <= 3 else 2 if len(pairs) == 4 else 3
     rows = math.ceil(len(pairs) / columns)
     width = 1.2 + (3.9 if columns > 1 else 5.2) * columns
-    note = "Smoothed over the complete trials (dots); the darker the better; white where no trial was"
+    note = "Dots are complete trials, on the median of each part; the darker the better"
     figure = new_figure(width, 0.9 + 3.5 * rows, f"{elide(aim.metric, 40)} over two parameters", note)
     grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     place(figure, left=1.0, right=1.0, top=0.8, bottom=0.75, wspace=0.46, hspace=0.42)
@@ -328,12 +332,12 @@ def _contour_panel(
     here = [record for record in records if pair[0] in record.params and pair[1] in record.params]
     x, y = (Scale(sweep.dimension(key), 11) for key in pair)
     values = np.clip([record.values[objective] for record in here], norm.vmin, norm.vmax)
-    field: Field = smooth_field(x, y, [(r.params[pair[0]], r.params[pair[1]]) for r in here], values)
-    axes.pcolormesh(field.x_edges, field.y_edges, field.values, cmap=colors, norm=norm, rasterized=True, zorder=1)
     axes.spines[:].set_color("#999999")
     axes.tick_params(labelsize=8.5, labelcolor=GREY, color="#999999")
     xs = np.array([x.position(record.params[pair[0]]) for record in here])
     ys = np.array([y.position(record.params[pair[1]]) for record in here])
+    medians, x_edges, y_edges, _ = binned_statistic_2d(xs, ys, values, "median", [x.edges(_CELLS), y.edges(_CELLS)])
+    axes.pcolormesh(x_edges, y_edges, medians.T, cmap=colors, norm=norm, zorder=1)
     xs = xs + jitter(len(xs), 3) if x.slots else xs
     ys = ys + jitter(len(ys), 4) if y.slots else ys
     axes.scatter(xs, ys, s=15, c=values, cmap=colors, norm=norm, edgecolor="#8794a0", linewidth=0.7, zorder=3)

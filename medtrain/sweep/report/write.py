@@ -13,7 +13,7 @@ from medtrain.run.atomic import atomic_write
 from medtrain.run.folder import read_status
 from medtrain.sweep.report.analysis import Savings, advice, savings
 from medtrain.sweep.report.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
-from medtrain.sweep.report.importance import LEAST_COMPLETE, Attribution, attribute
+from medtrain.sweep.report.importance import Shares, rate
 from medtrain.sweep.report.names import format_duration, format_score, format_spread, format_value
 from medtrain.sweep.report.parts import (
     all_trials,
@@ -46,7 +46,7 @@ def write_report(folder: Path, study: StudyLike) -> list[Path]:
     sweep = read_sweep(folder, study)
     reruns = summarize_reruns(sweep.folder, sweep.definition.objectives)
     trials = write_trials(sweep)
-    found = attribute(sweep)
+    found = rate(sweep)
     pictures = draw_pictures(sweep, found, reruns)
     path = sweep.folder / NAME
     atomic_write(path, page(f"Sweep {sweep.name}", _parts(sweep, found, reruns, pictures)))
@@ -54,7 +54,9 @@ def write_report(folder: Path, study: StudyLike) -> list[Path]:
     return [path, *tables, *(item.path for item in pictures)]
 
 
-def _parts(sweep: SweepState, found: Attribution, reruns: Sequence[RerunRow], pictures: Sequence[Picture]) -> list[str]:
+def _parts(
+    sweep: SweepState, found: Sequence[Shares], reruns: Sequence[RerunRow], pictures: Sequence[Picture]
+) -> list[str]:
     saved = savings(sweep)
     return [
         heading(sweep.name, 1),
@@ -63,13 +65,12 @@ def _parts(sweep: SweepState, found: Attribution, reruns: Sequence[RerunRow], pi
         _best(sweep, reruns),
         _reruns(sweep, reruns),
         best_trials(sweep),
-        _advice(sweep, found),
+        _advice(sweep),
         _fates(sweep, saved),
         heading("Pictures") if pictures else "",
         *(picture(item.path, item.title, item.caption) for item in pictures),
         heading("What was searched"),
         searched_space(sweep, found),
-        paragraph(f"Importances need {LEAST_COMPLETE} complete trials.", "faint") if not found.items else "",
         settings(sweep),
         details(f"All {len(sweep.records)} trials (the same as trials.csv)", all_trials(sweep)),
         heading("What to do with it"),
@@ -193,8 +194,8 @@ def _verdict(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
     return f"{text} {gap}: {'more than luck' if ahead.is_clear else 'luck cannot be ruled out'}."
 
 
-def _advice(sweep: SweepState, found: Attribution) -> str:
-    lines = advice(sweep, found)
+def _advice(sweep: SweepState) -> str:
+    lines = advice(sweep)
     return heading("For a next sweep") + "".join(map(paragraph, lines)) if lines else ""
 
 

@@ -6,9 +6,8 @@ import pytest
 from optuna.trial import TrialState
 
 from medtrain.sweep.report.analysis import advice, failure_groups, savings
-from medtrain.sweep.report.importance import Attribution, Importance
 from medtrain.sweep.report.records import read_sweep
-from tests.sweep.report.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
+from tests.sweep.report.studies import DICE, LATENCY, LR, FakeStudy, define, search
 
 _POINT = {"optimizer.lr": 0.01}
 
@@ -72,33 +71,26 @@ def _study(folder: Path, rates: list[float]) -> FakeStudy:
 def test_advice_to_widen_a_range(tmp_path: Path) -> None:
     rest = [0.001] * 16
     at_the_end = _study(tmp_path, [0.1, 0.09, 0.002, 0.098, *rest])  # 1e-4 .. 1e-1, logarithmic
-    lines = advice(read_sweep(tmp_path, at_the_end), Attribution())
+    lines = advice(read_sweep(tmp_path, at_the_end))
     assert any("optimizer.lr lie at the upper end" in line for line in lines)
     for rates in ([0.1, 0.01, 0.002, 0.003], [0.02, 0.1, 0.1, 0.1]):  # one alone; not the very best
-        lines = advice(read_sweep(tmp_path, _study(tmp_path, [*rates, *rest])), Attribution())
+        lines = advice(read_sweep(tmp_path, _study(tmp_path, [*rates, *rest])))
         assert not any("end of its range" in line for line in lines)
-    lines = advice(read_sweep(tmp_path, _study(tmp_path, [1e-4, 1e-4, 1.1e-4, 1.05e-4, *rest])), Attribution())
+    lines = advice(read_sweep(tmp_path, _study(tmp_path, [1e-4, 1e-4, 1.1e-4, 1.05e-4, *rest])))
     assert any("at the lower end" in line for line in lines)
 
 
 def test_advice_when_the_search_brought_nothing(tmp_path: Path) -> None:
-    lines = advice(read_sweep(tmp_path, _study(tmp_path, [0.003, *[0.01] * 30])), Attribution())
+    lines = advice(read_sweep(tmp_path, _study(tmp_path, [0.003, *[0.01] * 30])))
     assert any("No trial was better than the configuration as it is" in line for line in lines)
     assert any("last 30 trials found nothing better" in line for line in lines)
     better_later = _study(tmp_path, [0.01] * 30)
     better_later.add(TrialState.COMPLETE, {"optimizer.lr": 0.02}, values=[0.95])
-    lines = advice(read_sweep(tmp_path, better_later), Attribution())
+    lines = advice(read_sweep(tmp_path, better_later))
     assert not any("nothing better" in line or "No trial" in line for line in lines)
 
 
-def test_advice_on_what_does_not_matter(tmp_path: Path) -> None:
-    items = (Importance("optimizer.lr", (0.9,), (0.2,)), Importance("model.dropout", (0.1,), (0.2,)))
-    sweep = read_sweep(tmp_path, search(tmp_path, 40, dimensions=FIVE, prune=False, failures=False))
-    lines = advice(sweep, Attribution(items, (0.5,)))
-    assert any("beyond chance was seen of model.dropout:" in line for line in lines)
-
-
 def test_no_advice_from_few_trials_or_for_several_objectives(tmp_path: Path) -> None:
-    assert advice(read_sweep(tmp_path, _study(tmp_path, [0.1] * 19)), Attribution()) == []
+    assert advice(read_sweep(tmp_path, _study(tmp_path, [0.1] * 19))) == []
     several = search(tmp_path, 40, objectives=(DICE, LATENCY))
-    assert advice(read_sweep(tmp_path, several), Attribution()) == []
+    assert advice(read_sweep(tmp_path, several)) == []

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.report import importance
-from medtrain.sweep.report.importance import Attribution, _AdditiveModel, attribute
+from medtrain.sweep.report.importance import ranked, rate
 from medtrain.sweep.report.records import read_sweep
-from tests.sweep.report.studies import DICE, GAMMA, LATENCY, LOSS, LR, TWELVE, FakeStudy, define, search
+from tests.sweep.report.studies import DICE, GAMMA, LATENCY, LOSS, LR, FakeStudy, define
 
 A = Dimension(key="a", kind="float", low=0.0, high=1.0)
 B = Dimension(key="b", kind="float", low=0.0, high=2.0)
@@ -49,137 +50,104 @@ def _random(
     return study
 
 
-def _shares(found: Attribution, objective: int = 0) -> dict[str, float]:
-    return {item.key: item.shares[objective] for item in found.items}
+def _shares(study: FakeStudy) -> dict[str, float]:
+    (shares,) = rate(read_sweep(Path(study.definition.folder), study))
+    return dict(shares)
 
 
-def test_shares_are_those_of_the_variance(tmp_path: Path) -> None:
-    # variances: 0.1 a: 0.01/12; 0.1 b/2: 0.0025 * 4/12 = 0.01/12; 0.1 [c = z]: 0.01 * 2/9
-    study = _random(tmp_path, (A, B, C, J), lambda p: 0.5 + 0.1 * p["a"] + 0.05 * p["b"] + 0.1 * (p["c"] == "z"))
-    found = attribute(read_sweep(tmp_path, study))
-    shares = _shares(found)
-    total = 2 / 12 + 2 / 9
-    assert shares["a"] == pytest.approx(1 / 12 / total, abs=0.05)
-    assert shares["b"] == pytest.approx(1 / 12 / total, abs=0.05)
-    assert shares["c"] == pytest.approx(2 / 9 / total, abs=0.05)
-    assert shares["junk"] < 0.01
+def test_what_decides_comes_first_and_the_shares_add_up(tmp_path: Path) -> None:
+    shares = _shares(_random(tmp_path, (A, B, C, J), lambda p: 0.5 + 0.1 * p["a"] + 0.2 * (p["c"] == "z")))
+    assert set(list(shares)[:2]) == {"a", "c"}
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1.0)
-    assert found.explained[0] > 0.95
-    assert found.ranked(0)[0] == "c"
-    assert found.items[0].key == "c"
-    assert [item.key for item in found.items if item.is_clear(0)].count("junk") == 0
+    assert shares["junk"] + shares["b"] < 0.2
 
 
-def test_minimizing_mirrors_maximizing(tmp_path: Path) -> None:
-    study = _random(tmp_path, (A, J), lambda p: (1 + p["a"], -1 - p["a"]), objectives=(DICE, LATENCY))
-    found = attribute(read_sweep(tmp_path, study))
-    assert found.items[0].shares[0] == pytest.approx(found.items[0].shares[1])
-    assert len(found.explained) == 2
+def test_it_is_what_optuna_says_where_nothing_is_special(tmp_path: Path) -> None:
+    study = _random(tmp_path, (A, C, J), lambda p: p["a"] + 0.1 * (p["c"] == "z"))
+    plain = optuna.create_study(direction="maximize")
+    plain.add_trials(study.trials())
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
+    assert _shares(study) == pytest.approx(get_param_importances(plain, evaluator=evaluator))
 
 
-def test_only_chance_is_not_clear(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    study = _random(tmp_path, TWELVE, lambda _: float(rng.standard_normal()), count=60)
-    found = attribute(read_sweep(tmp_path, study))
-    assert found.explained[0] < 0.3
-    assert sum(item.is_clear(0) for item in found.items) <= 2  # 1 of 20 by construction
+def test_each_objective_is_rated_in_its_own_direction(tmp_path: Path) -> None:
+    study = _random(tmp_path, (A, B, J), lambda p: (1 + p["a"], -1 - p["a"]), objectives=(DICE, LATENCY))
+    dice, latency = rate(read_sweep(tmp_path, study))
+    assert dice == latency  # the same trials are the good ones
+    study = _random(tmp_path, (A, B, J), lambda p: (p["a"], p["b"]), objectives=(DICE, LATENCY))
+    found = rate(read_sweep(tmp_path, study))
+    assert [next(iter(shares)) for shares in found] == ["a", "b"]
+    assert set(ranked(found)) == {"a", "b", "junk"}
+    assert ranked(found)[-1] == "junk"
+    assert ranked([{"a": 0.6, "b": 0.4}, {}, {"b": 1.0}]) == ["b", "a"]
 
 
-def test_a_parameter_that_exists_sometimes_is_rated_where_it_exists(tmp_path: Path) -> None:
-    def score(params: Mapping[str, Any]) -> float:
-        return 0.8 - 0.05 * abs(params.get("loss.gamma", 2.0) - 2.0)
-
-    found = attribute(read_sweep(tmp_path, _random(tmp_path, (LR, LOSS, GAMMA), score)))
-    assert found.ranked(0)[0] == "loss.gamma"
-    assert found.items[0].is_clear(0)
+def test_a_parameter_that_exists_sometimes_is_rated_among_the_trials_that_have_it(tmp_path: Path) -> None:
+    study = _random(tmp_path, (LR, LOSS, GAMMA), lambda p: 0.8 - 0.05 * abs(p.get("loss.gamma", 3.0) - 2.0))
+    assert next(iter(_shares(study))) == "loss.gamma"
+    shares = _shares(_random(tmp_path, (LR, LOSS, GAMMA), lambda p: 0.8 + 0.01 * p["optimizer.lr"]))
+    assert 0 < shares["loss.gamma"] < 0.2
 
 
-def test_a_parameter_is_not_rated_for_trials_that_do_not_have_it(tmp_path: Path) -> None:
-    def score(params: Mapping[str, Any]) -> float:
-        return 0.8 if params["loss"] == "dice_ce" else 0.6
+def test_what_no_good_trial_has_is_not_rated(tmp_path: Path) -> None:
+    shares = _shares(_random(tmp_path, (LR, LOSS, GAMMA), lambda p: float(p["loss"] == "dice_ce") + p["optimizer.lr"]))
+    assert set(shares) == {"loss", "optimizer.lr"}
 
-    found = attribute(read_sweep(tmp_path, _random(tmp_path, (LR, LOSS, GAMMA), score)))
-    assert _shares(found)["loss"] > 0.97
-    assert _shares(found)["loss.gamma"] < 0.02
+
+def test_what_few_trials_have_or_never_varied_is_not_rated(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (A, B, LOSS, GAMMA)))
+    for index in range(30):
+        rare = {"loss": "focal", "loss.gamma": 1.0 + 0.1 * index} if index > 20 else {"loss": "dice_ce"}
+        study.add(TrialState.COMPLETE, {"a": index / 30, "b": 1.0, **rare}, values=[index])
+    assert set(_shares(study)) == {"a", "loss"}  # 9 have a gamma
+
+
+def test_a_parameter_that_one_trial_lacks_is_rated(tmp_path: Path) -> None:
+    study = _random(tmp_path, (A, B), lambda p: p["a"], count=30)
+    study.add(TrialState.COMPLETE, {"b": 1.0}, values=[0.5])
+    assert next(iter(_shares(study))) == "a"
 
 
 def test_pruned_trials_count_as_bad_ones_and_crashes_say_nothing(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-
     def study_of(state: TrialState, failure: str | None) -> FakeStudy:
+        rng = np.random.default_rng(0)
         study = FakeStudy(define(tmp_path, (A, B)))
-        for index in range(40):
-            a, b = float(rng.uniform(0.0, 1.0)), float(rng.uniform(0, 2))
-            if a < 0.5:  # the rest would have been bad
-                study.add(TrialState.COMPLETE, {"a": a, "b": b}, values=[0.8 + 0.01 * float(rng.uniform())])
-            else:
-                study.add(state, {"a": a, "b": b}, failure=failure)
-            del index
+        for _ in range(80):
+            point = {"a": float(rng.uniform()), "b": float(rng.uniform(0, 2))}
+            if point["a"] < 0.5:
+                study.add(TrialState.COMPLETE, point, values=[0.8 + 0.01 * float(rng.uniform())])
+            else:  # would have been bad
+                study.add(state, point, failure=failure)
         return study
 
+    crashed = _shares(study_of(TrialState.FAIL, "crash"))
     for state, failure in ((TrialState.PRUNED, None), (TrialState.PRUNED, "oom"), (TrialState.FAIL, "nonfinite")):
-        found = attribute(read_sweep(tmp_path, study_of(state, failure)))
-        assert _shares(found)["a"] > 0.8, (state, failure)
-    found = attribute(read_sweep(tmp_path, study_of(TrialState.FAIL, "crash")))
-    assert not found.items or not found.items[0].is_clear(0)
+        shares = _shares(study_of(state, failure))
+        assert shares["a"] > 0.8, (state, failure)
+        assert shares["a"] > crashed["a"]
 
 
-def test_a_far_outlier_does_not_decide(tmp_path: Path) -> None:
-    study = _random(tmp_path, (A, B), lambda p: 0.8 + 0.1 * p["a"], count=60)
-    study.add(TrialState.COMPLETE, {"a": 0.9, "b": 1.99}, values=[-50.0])
-    assert _shares(attribute(read_sweep(tmp_path, study)))["a"] > 0.9
+def test_most_trials_may_be_pruned(tmp_path: Path) -> None:
+    study = _random(tmp_path, (A, B), lambda p: p["a"], count=10)
+    for index in range(90):
+        study.add(TrialState.PRUNED, {"a": 0.3 * index / 90, "b": 2 * (index * 7 % 90) / 90})
+    assert _shares(study)["a"] > 0.8
 
 
 def test_too_few_or_equal_results_give_nothing(tmp_path: Path) -> None:
-    study = _random(tmp_path, (A, B), lambda p: p["a"], count=7)
-    assert attribute(read_sweep(tmp_path, study)) == Attribution()
-    equal = attribute(read_sweep(tmp_path, _random(tmp_path, (A, B), lambda _: 0.5, count=20)))
-    assert equal.ranked(0) == []
-    assert math.isnan(equal.explained[0])
-    assert all(math.isnan(item.shares[0]) and not item.is_clear(0) for item in equal.items)
+    assert _shares(_random(tmp_path, (A, B), lambda p: p["a"], count=19)) == {}
+    assert len(_shares(_random(tmp_path, (A, B), lambda p: p["a"], count=20))) == 2
+    assert _shares(_random(tmp_path, (A, B), lambda _: 0.5, count=40)) == {}
+    assert _shares(_random(tmp_path, (A, B), lambda p: float(p["a"] > 0.9), count=60)) == {}  # most are equally bad
+    few = _random(tmp_path, (A, B), lambda p: p["a"], count=9)
+    for _ in range(20):
+        few.add(TrialState.PRUNED, {"a": 0.1, "b": 0.1})
+    assert _shares(few) == {}
 
 
-def test_a_long_sweep_is_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-
-    def eigh(matrix: np.ndarray) -> Any:
-        sizes.append(len(matrix))
-        return decompose(matrix)
-
-    decompose = np.linalg.eigh
-    monkeypatch.setattr(importance.np.linalg, "eigh", eigh)
-    monkeypatch.setattr(importance, "_MOST_TRIALS", 60)
-    study = _random(tmp_path, (A, B), lambda p: 0.8 + 0.1 * p["a"])
-    assert _shares(attribute(read_sweep(tmp_path, study)))["a"] > 0.95
-    assert sizes == [60]
-
-
-def test_it_is_the_same_every_time(tmp_path: Path) -> None:
-    sweep = read_sweep(tmp_path, search(tmp_path, 60, dimensions=TWELVE))
-    assert attribute(sweep) == attribute(sweep)
-
-
-def test_leaving_one_out_is_what_it_says() -> None:
-    """The closed form against fits without each trial: kernel ridge regression with a free mean."""
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=(25, 2))
-    target = np.sin(4 * x[:, 0]) + 0.1 * rng.standard_normal(25)
-    plain = [np.exp(-0.5 * ((c[:, None] - c[None]) / 0.3) ** 2) for c in x.T]
-    centred = [k + k.mean() - k.mean(0, keepdims=True) - k.mean(1, keepdims=True) for k in plain]
-    _, explained = _AdditiveModel(centred).fit(target)
-
-    def errors(noise: float) -> float:
-        kernel, total = sum(plain) / 2, 0.0
-        for out in range(25):
-            keep = np.arange(25) != out
-            size = keep.sum()
-            # [K + noise, 1; 1, 0] [w; b] = [y; 0]
-            system = np.zeros((size + 1, size + 1))
-            system[:size, :size] = kernel[np.ix_(keep, keep)] + noise * np.eye(size)
-            system[:size, size] = system[size, :size] = 1.0
-            solution = np.linalg.solve(system, np.append(target[keep], 0.0))
-            total += float(target[out] - kernel[out, keep] @ solution[:size] - solution[size]) ** 2
-        return total / 25
-
-    best = min(errors(noise) for noise in 10.0 ** np.arange(-2.5, 2.01, 0.25))
-    assert explained == pytest.approx(1 - best / target.var(), abs=1e-9)
+def test_a_result_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    study = _random(tmp_path, (A, B), lambda p: p["a"], count=40)
+    before = _shares(study)
+    study.add(TrialState.COMPLETE, {"a": 0.0, "b": 0.0}, values=[math.inf])
+    assert _shares(study) == before

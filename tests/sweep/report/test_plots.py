@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
 from medtrain.sweep.report.canvas import Scale, log_ticks, plain
-from medtrain.sweep.report.importance import Attribution, Importance, attribute
+from medtrain.sweep.report.importance import rate
 from medtrain.sweep.report.plots import draw_history, draw_importance, draw_pictures
 from medtrain.sweep.report.plots_progress import cut_pauses, draw_curves, draw_timeline, lanes, timeline_bars
 from medtrain.sweep.report.plots_space import draw_contour, draw_parallel, draw_slice
 from medtrain.sweep.report.plots_winners import draw_pareto, draw_reruns
 from medtrain.sweep.report.records import SweepState, read_sweep
 from medtrain.sweep.report.rerun_summary import Rerun, RerunRow
-from medtrain.sweep.report.smoothing import smooth_field, smooth_line
 from tests.sweep.report.studies import (
     BATCH,
     DEFAULT,
@@ -62,8 +61,8 @@ def _texts(figure: Figure) -> list[str]:
 
 def test_the_best_so_far_rises_at_candidates_only(tmp_path: Path) -> None:
     study = FakeStudy(define(tmp_path, (LR,), constraints=("parameters <= 10",), default={"optimizer.lr": 0.01}))
-    for dice, parameters, rate in ((0.80, 1, 0.01), (0.95, 99, 0.02), (0.79, 1, 0.03), (0.85, 1, 0.04)):
-        study.add(C, {"optimizer.lr": rate}, values=[dice], metrics={"parameters": parameters})
+    for dice, parameters, lr in ((0.80, 1, 0.01), (0.95, 99, 0.02), (0.79, 1, 0.03), (0.85, 1, 0.04)):
+        study.add(C, {"optimizer.lr": lr}, values=[dice], metrics={"parameters": parameters})
     study.add(P, {"optimizer.lr": 0.01}, curve={5: 0.99})
     study.add(F, {"optimizer.lr": 0.01})
     study.add(R, {"optimizer.lr": 0.01})
@@ -106,18 +105,18 @@ def test_each_objective_has_its_history(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- importance
 
 
-def test_bars_that_chance_may_give_are_pale(tmp_path: Path) -> None:
-    sweep = _state(FakeStudy(define(tmp_path)))
-    items = (Importance("optimizer.lr", (0.9,), (0.3,)), Importance("loss", (0.1,), (0.2,)))
-    figure = draw_importance(sweep, Attribution(items, (0.5,)))
+def test_a_bar_for_each_parameter_and_objective(tmp_path: Path) -> None:
+    sweep = _state(FakeStudy(define(tmp_path, objectives=(DICE, LATENCY))))
+    figure = draw_importance(sweep, [{"loss": 0.6, "optimizer.lr": 0.4}, {"optimizer.lr": 1.0}])
     assert figure is not None
-    strong, weak = figure.axes[0].patches
-    assert (strong.get_width(), strong.get_alpha()) == (0.9, 1.0)
-    assert (weak.get_width(), weak.get_alpha()) == (0.1, 0.3)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["optimizer.lr", "loss"]
-    assert [text for text in _texts(figure) if text.endswith(" %")] == ["90 %", "10 %"]
-    unknown = Attribution((Importance("loss", (math.nan,), (math.nan,)),), (math.nan,))
-    assert draw_importance(sweep, unknown) is None
+    widths = [patch.get_width() for patch in figure.axes[0].patches]
+    assert widths == [0.4, 0.6, 1.0, 0.0]
+    assert [text for text in _texts(figure) if text.endswith((" %", "rated"))] == ["40 %", "60 %", "100 %", "not rated"]
+    figure = draw_importance(sweep, [{}, {"loss": 1.0}])
+    assert figure is not None
+    assert len(figure.axes[0].patches) == 1  # nothing is known for the first objective
+    assert draw_importance(sweep, [{}, {}]) is None
 
 
 # -------------------------------------------------------------------------------------------------- curves, timeline
@@ -300,45 +299,51 @@ def test_a_slice_per_parameter_with_the_star_at_the_best(tmp_path: Path) -> None
     heights = (points[:, 1] - low) / (high - low)
     assert heights.min() >= 0.09 - 1e-9  # above the band with the ticks
     assert heights.max() < 1
-    pruned = [c.get_segments() for c in figure.axes[1].collections if isinstance(c, LineCollection)]
-    assert sum(map(len, pruned)) == len(sweep.select("pruned", "failed"))
+    lines = [c for c in figure.axes[1].collections if isinstance(c, LineCollection)]
+    assert sum(len(c.get_segments()) for c in lines if c.get_linewidth() == 1) == len(sweep.select("pruned", "failed"))
 
 
-def test_slices_of_means(tmp_path: Path) -> None:
+def _medians(figure: Figure) -> list[np.ndarray]:
+    """The lines that are no ticks of trials without a value."""
+    return [line for c in figure.axes[0].collections if isinstance(c, LineCollection) for line in c.get_segments()]
+
+
+def test_slices_of_medians(tmp_path: Path) -> None:
     study = FakeStudy(define(tmp_path, (LOSS,)))
-    for loss, value in (("focal", 0.7), ("focal", 0.9), ("dice_ce", 0.85)):
+    for loss, value in (("focal", 0.7), ("focal", 0.9), ("focal", 0.75), ("dice_ce", 0.85), ("dice_ce", 0.86)):
         study.add(C, {"loss": loss}, values=[value])
     figure = draw_slice(_state(study), ["loss"])
     assert figure is not None
-    means = [c.get_segments()[0] for c in figure.axes[0].collections if isinstance(c, LineCollection)]
-    assert [segment[0][1] for segment in means] == [pytest.approx(0.8)]  # one value has no mean to tell
-    assert means[0][:, 0].mean() == pytest.approx(1.0)  # focal is the second choice
+    (median,) = _medians(figure)  # of two values there is none to tell
+    assert median[:, 1] == pytest.approx([0.75, 0.75])
+    assert median[:, 0].mean() == pytest.approx(1.0)  # focal is the second choice
 
 
-def test_the_smooth_map_is_a_weighted_mean() -> None:
-    points = [(1e-3, "dice_ce"), (1e-2, "dice_ce"), (5e-3, "focal")]
-    values = np.array([0.5, 0.9, 0.7])
-    x, y = Scale(LR), Scale(LOSS)
-    field = smooth_field(x, y, points, values)
-    assert field.values.shape == (3, 120)
-    assert field.values.mask[2].all()  # nothing was tried with tversky
-    # beside choices that are not mixed, the kernel is one-dimensional
-    spots = np.array([x.unit(point[0]) for point in points])
-    width = max(3 ** (-1 / 6) * spots.std(), 0.03)
-    middle = math.sqrt(field.x_edges[60] * field.x_edges[61])
-    weights = np.exp(-0.5 * ((x.unit(middle) - spots[:2]) / width) ** 2)
-    assert field.values[0, 60] == pytest.approx((weights * values[:2]).sum() / weights.sum())
-    assert field.values[1].compressed() == pytest.approx(0.7)
-    assert field.x_edges[0] < 1e-4
-    assert field.x_edges[-1] > 1e-1
+def test_medians_along_a_range(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (LR,)))  # 1e-4 .. 1e-1, in 8 parts of 3/8 of a decade
+    points = ((1e-4, 0.5), (2e-4, 0.6), (1.5e-4, 0.9), (1e-1, 0.7), (9e-2, 0.72), (8e-2, 0.71), (1e-2, 0.8))
+    for lr, value in points:
+        study.add(C, {"optimizer.lr": lr}, values=[value])
+    figure = draw_slice(_state(study), ["optimizer.lr"])
+    assert figure is not None
+    low, high = _medians(figure)
+    assert low.tolist() == [pytest.approx([1e-4, 0.6]), pytest.approx([10**-3.625, 0.6])]
+    assert high.tolist() == [pytest.approx([10**-1.375, 0.71]), pytest.approx([1e-1, 0.71])]
 
 
-def test_a_smooth_line_is_known_near_points_only() -> None:
-    scale = Scale(Dimension(key="x", kind="float", low=0.0, high=1.0))
-    places = [0.1 + 0.001 * index for index in range(20)]
-    xs, ys = smooth_line(scale, places, np.full(20, 0.4))
-    assert np.isnan(ys[xs > 0.5]).all()
-    assert ys[(xs > 0.09) & (xs < 0.13)] == pytest.approx(0.4)
+def test_the_map_is_the_median_of_each_part(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (LR, LOSS)))  # 6 parts of half a decade
+    for index in range(9):
+        study.add(C, {"optimizer.lr": 1.5e-4, "loss": "focal"}, values=[0.8 + 0.01 * index])
+    study.add(C, {"optimizer.lr": 1e-1, "loss": "dice_ce"}, values=[0.9])
+    figure = draw_contour(_state(study), ["optimizer.lr", "loss"])
+    assert figure is not None
+    (mesh,) = [c for c in figure.axes[0].collections if isinstance(c, QuadMesh)]
+    cells = mesh.get_array().filled(math.nan)  # [loss, lr]
+    assert cells.shape == (3, 6)
+    assert cells[1, 0] == pytest.approx(0.84)
+    assert cells[0, 5] == pytest.approx(0.9)
+    assert np.isnan(cells).sum() == 16
 
 
 def test_contours_need_enough_trials_with_both(tmp_path: Path) -> None:
@@ -427,7 +432,7 @@ _CASES: dict[str, tuple[Callable[[Path], FakeStudy], list[str]]] = {
 def test_everything_there_is_enough_for_is_drawn(tmp_path: Path, case: str) -> None:
     make, expected = _CASES[case]
     sweep = _state(make(tmp_path))
-    pictures = draw_pictures(sweep, attribute(sweep), [])
+    pictures = draw_pictures(sweep, rate(sweep), [])
     assert sorted(picture.path.stem for picture in pictures) == sorted(expected)
     for picture in pictures:
         pixels = imread(picture.path)
@@ -447,7 +452,7 @@ def test_the_same_sweep_gives_the_same_pictures(tmp_path: Path) -> None:
     for folder in (first, second):
         folder.mkdir(parents=True)
         sweep = _state(search(folder, 12))
-        draw_pictures(sweep, attribute(sweep), [])
+        draw_pictures(sweep, rate(sweep), [])
     names = sorted(path.name for path in (first / "plots").iterdir())
     assert names == sorted(path.name for path in (second / "plots").iterdir())
     for name in names:
@@ -459,7 +464,7 @@ def test_a_picture_that_no_longer_holds_is_removed(tmp_path: Path) -> None:
     for name in ("rerun.png", "mine.png"):
         (tmp_path / "plots" / name).write_bytes(b"old")
     sweep = _state(search(tmp_path, 1))
-    draw_pictures(sweep, attribute(sweep), [])
+    draw_pictures(sweep, rate(sweep), [])
     assert not (tmp_path / "plots" / "rerun.png").exists()
     assert (tmp_path / "plots" / "mine.png").exists()
 
@@ -469,7 +474,7 @@ def test_names_in_a_script_without_glyphs_are_drawn(tmp_path: Path) -> None:
     study = FakeStudy(define(tmp_path, (dimension,)))
     study.add(C, {"model.x": "\u8107"}, values=[0.5])
     sweep = _state(study)
-    assert "slice" in {picture.path.stem for picture in draw_pictures(sweep, attribute(sweep), [])}
+    assert "slice" in {picture.path.stem for picture in draw_pictures(sweep, rate(sweep), [])}
 
 
 def test_dollars_are_no_formula() -> None:

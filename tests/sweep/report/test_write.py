@@ -16,7 +16,7 @@ from medtrain.run.folder import RunFolder
 from medtrain.sweep.report.write import write_report
 from medtrain.sweep.result import TrialResult
 from tests.sweep import searches
-from tests.sweep.report.studies import DICE, FIVE, LATENCY, LR, FakeStudy, define, search
+from tests.sweep.report.studies import DICE, DROPOUT, FIVE, LATENCY, LR, FakeStudy, define, search
 
 C, P, F, R, W = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
 
@@ -112,6 +112,24 @@ def test_several_objectives_show_the_front(tmp_path: Path) -> None:
     assert f"Trial {best.number}, the best of the Pareto front in val/dice" in text
     assert f"{len(study.pareto())} trials on the Pareto front" in text
     assert "Objectives val/dice (higher is better), latency_ms (lower is better)" in text
+
+
+def test_how_importances_were_found_is_said(tmp_path: Path) -> None:
+    write_report(tmp_path, search(tmp_path, 19))
+    assert "Importances need 20 trials, 10 of them complete" in _text(tmp_path)
+    write_report(tmp_path, search(tmp_path, 60, dimensions=(LR, DROPOUT)))
+    text = _text(tmp_path)
+    assert "(PED-ANOVA, by Optuna)" in text
+    assert "Small differences mean little." in text
+    assert "not rated where" not in text
+    study = FakeStudy(define(tmp_path, (LR, DROPOUT), objectives=(DICE, LATENCY)))
+    for index in range(20):
+        study.add(C, {"optimizer.lr": 1e-3 * (1 + index), "model.dropout": 0.1}, values=[index, 5.0])
+    write_report(tmp_path, study)
+    text = _text(tmp_path)
+    assert "Only with Importance for val/dice optimizer.lr 0.0001 .. 0.1, logarithmic 100 %" in text
+    assert "model.dropout 0 .. 0.5 not rated" in text
+    assert "A parameter is not rated where" in text
 
 
 def test_what_went_wrong_is_counted_with_what_helps(tmp_path: Path) -> None:
