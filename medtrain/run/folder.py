@@ -299,6 +299,17 @@ class RunFolder:
             finally:
                 self.close()
 
+    def take_over(self) -> None:
+        """Free the run from a process on another machine that is known to be dead, before it has been silent for long.
+
+        Only who knows it from elsewhere, such as a sweep that hands a dead worker's trial to another, may do so.
+        """
+        self._lock.path.unlink(missing_ok=True)
+        status = self.read_status()
+        if status.status in ("created", "running"):
+            stopped = dataclasses.replace(status, status="stopped", message=f"its process on {status.host} is gone")
+            atomic_write_json(self.path / "status.json", dataclasses.asdict(stopped))
+
     def close(self) -> None:
         """Stop giving signs of life and let other processes start the run; the status stays as it is."""
         if self._stop_beating is not None:

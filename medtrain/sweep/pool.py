@@ -27,7 +27,9 @@ from medtrain.run.atomic import atomic_write_json
 from medtrain.sweep.folder import RESULT
 
 _STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-_GRACE_S = 60.0  # to save a checkpoint once the sweep itself is gone
+GRACE_S = 60.0
+"""What a trial has to save a checkpoint once its sweep is gone."""
+
 _PRELOAD = ("medtrain.sweep.trial", "torch._dynamo")  # torch imports the second, for seconds, when an optimizer is made
 
 
@@ -372,5 +374,5 @@ def _end_with_sweep() -> None:
     assert sweep is not None
     sweep.join()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE_S)
+    time.sleep(GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)

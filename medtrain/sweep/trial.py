@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import shutil
+import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -32,11 +33,12 @@ from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, read_status
 from medtrain.run.log import setup_logging
 from medtrain.sweep.folder import RESULT, read_result
-from medtrain.sweep.pool import TrialChannel, TrialTask
+from medtrain.sweep.pool import GRACE_S, TrialChannel, TrialTask
 from medtrain.sweep.result import Failure, TrialResult
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 0.1
 _PRUNED = "pruned by the sweep"
 
 
@@ -161,6 +163,7 @@ def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) 
     """Start the run, or continue it where an earlier process left it."""
     callbacks: dict[str, Callback] = {"sweep": report}
     if (place / "status.json").is_file():
+        _wait_until_free(RunFolder.open(place))
         if any((place / "checkpoints").glob("*/meta.json")):
             return _continue(task, place, callbacks)
         log.info("the trial ended before its first checkpoint: it starts again")
@@ -169,6 +172,16 @@ def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) 
     overrides += [f"data.fold={fold}"] if fold is not None else []
     composed = load_config(overrides, config_dirs=task.config_dirs, imports=task.imports)
     return start_run(composed.tree, overrides=overrides, started=task.started, callbacks=callbacks)
+
+
+def _wait_until_free(folder: RunFolder) -> None:
+    """Let an earlier process of this trial, whose sweep is gone, end: it may still be saving its state."""
+    deadline = time.monotonic() + GRACE_S
+    while (status := folder.read_status()).state in ("created", "running") and time.monotonic() < deadline:
+        if status.host != socket.gethostname():  # the study has given the trial to us: its worker is dead
+            folder.take_over()
+            return
+        time.sleep(_LOOK_S)
 
 
 def _continue(task: TrialTask, place: Path, callbacks: Mapping[str, Callback]) -> Outcome:
