@@ -2,8 +2,8 @@
 
     overhead    Seconds from handing out a trial to its first optimizer step, against starting `medtrain train` for each
                 trial, as an objective around a command line does. Trials take turns with such starts.
-    pruning     Optimizer steps of a study with the default pruner and of the same study without, over several seeds of
-                the sampler, and the best value of each.
+    pruning     Optimizer steps of a study with the default pruner and of one without that tries the same points, over
+                several seeds of the sampler, and the best value of each.
     workers     Trials per hour with two workers and with one; every trial uses one core.
     kills       A study that is killed (SIGKILL) at random moments and resumed, against one that is left alone.
 
@@ -86,14 +86,15 @@ def bench_overhead(folder: Path, rounds: int) -> None:
     print(f"  ratio of the medians {statistics.median(commands) / statistics.median(trials):.1f}")
 
 
-def bench_pruning(folder: Path, seeds: int, trials: int, steps: int) -> None:
+def bench_pruning(folder: Path, seeds: int, trials: int, steps: int, sampler: str) -> None:
     """Compute and best value with and without pruning."""
-    saved = []
+    saved, differences = [], []
     for seed in range(seeds):
         best, spent = {}, {}
         for pruner in ("none", "auto"):
             words = [*settings(folder, steps), LR, DROPOUT, f"sweep.n_trials={trials}", f"sweep.seed={seed}"]
-            place = sweep(folder, f"pruning-{pruner}-{seed}", *words, f"pruner={pruner}", "sweep.workers=2")
+            words += [f"sampler={sampler}", f"pruner={pruner}", "sweep.workers=2"]
+            place = sweep(folder, f"pruning-{pruner}-{seed}", *words)
             found = results(place)
             spent[pruner] = sum(int(result["step"]) for result in found)  # type: ignore[call-overload]
             best[pruner] = max(
@@ -104,8 +105,10 @@ def bench_pruning(folder: Path, seeds: int, trials: int, steps: int) -> None:
             pruned = sum(result["state"] == "pruned" for result in found)
             print(f"seed {seed}, pruner {pruner}: {spent[pruner]} steps, {pruned} pruned, best {best[pruner]:.4f}")
         saved.append(1 - spent["auto"] / spent["none"])
-        print(f"seed {seed}: saved {saved[-1]:.0%}, best {best['median'] - best['none']:+.4f}")
-    print(f"pruning saved {describe(saved)} of the steps over {seeds} seeds of {trials} trials")
+        differences.append(best["auto"] - best["none"])
+        print(f"seed {seed}: saved {saved[-1]:.0%}, best {differences[-1]:+.4f}")
+    print(f"pruning saved {describe(saved)} of the steps over {seeds} seeds of {trials} trials, sampler {sampler};")
+    print(f"  best value with it less without: mean {statistics.fmean(differences):+.4f}")
 
 
 def bench_workers(folder: Path, rounds: int, trials: int, steps: int) -> None:
@@ -192,6 +195,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of overhead and workers")
     parser.add_argument("--seeds", type=int, default=3, help="of the pruning")
     parser.add_argument("--trials", type=int, default=24, help="of each study of the pruning")
+    parser.add_argument(
+        "--sampler", default="random", help="of the pruning; by default both studies try the same points"
+    )
     parser.add_argument("--steps", type=int, default=100, help="of each trial")
     parser.add_argument("--kills", type=int, default=10)
     chosen = parser.parse_args()
@@ -203,7 +209,7 @@ def main() -> None:
         if "workers" in chosen.parts:
             bench_workers(folder, chosen.rounds, 6, chosen.steps)
         if "pruning" in chosen.parts:
-            bench_pruning(folder, chosen.seeds, chosen.trials, chosen.steps)
+            bench_pruning(folder, chosen.seeds, chosen.trials, chosen.steps, chosen.sampler)
         if "kills" in chosen.parts and not bench_kills(folder, chosen.kills, 12, chosen.steps):
             sys.exit("the killed study is not what it should be")
 
