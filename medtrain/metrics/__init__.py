@@ -1,1 +1,1 @@
-"""Metrics of a case on its source grid and their summary over cases."""
+"""Metrics: of a case on its source grid, and of a whole split of images, zones, grades, quantities or survival times."""
