@@ -1,0 +1,407 @@
+"""Samples from the rows of a table: images, targets, patients, views and tabular values by column name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from medtrain.data.cells import Cells, parse_number, read_cells
+from medtrain.data.io.images import SUFFIXES, image_stem
+from medtrain.data.sample import Sample, SampleSet, Target
+from medtrain.data.splits import some
+from medtrain.errors import DataError, Problem, UsageError
+from medtrain.registry import closest
+
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Names of parts as they are found in tables and folders, and what they are called here."""
+
+_T = TypeVar("_T")
+_FIELD = re.compile(r"\{([^{}]+)\}")
+_WHOLE = re.compile(r"-?\d+(\.0*)?")
+_MAX_SHOWN_CLASSES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetColumn:
+    """A column to predict.
+
+    Args:
+        column: Its name.
+        kind: A class, or a number.
+        classes: Values of the column in class order. None for the values that occur: whole numbers from 0 or 1 up to
+            the largest, whether or not each occurs, anything else sorted.
+        low: Smallest number allowed.
+        high: Largest number allowed.
+        required: Whether an empty cell is an error; it means unlabelled otherwise.
+    """
+
+    column: str
+    kind: Literal["class", "number"] = "class"
+    classes: tuple[str, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableColumns:
+    """Which column of a table holds what.
+
+    Args:
+        images: The image column; several are the views of a sample. Cells are paths below the folder.
+        image_pattern: Instead of image columns: a path below the folder with columns in braces, such as
+            `{patient}/{eye}.png`.
+        image_folder: Folder of the images below the root.
+        image_suffix: Added to paths that do not end with it, such as `.png`.
+        missing_images: Whether a sample may have no image at all; a missing view is never an error.
+        targets: What to predict.
+        sample_id: Column of ids. None for the image's path without its suffix, or the line.
+        group: Column of the patient. None where each sample is one.
+        view: Column of view names: rows of one sample id are views of it.
+        views: View names in order; None for those that occur, sorted. Only with `view`.
+        bag: Column of the bag: rows of one value are the instances of one sample. Not with `view`.
+        part: Column that says train, val or test.
+        numeric: Columns of numbers.
+        categorical: Columns of categories.
+        decimal: Decimal mark of numbers.
+    """
+
+    images: tuple[str, ...] = ()
+    image_pattern: str | None = None
+    image_folder: str = ""
+    image_suffix: str = ""
+    missing_images: bool = False
+    targets: tuple[TargetColumn, ...] = ()
+    sample_id: str | None = None
+    group: str | None = None
+    view: str | None = None
+    views: tuple[str, ...] | None = None
+    bag: str | None = None
+    part: str | None = None
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    decimal: Literal[".", ","] = "."
+
+    def names(self) -> list[str]:
+        """Every column that must be there, in order, each once."""
+        fields = _FIELD.findall(self.image_pattern or "")
+        single = [self.sample_id, self.group, self.view, self.bag, self.part]
+        targets = [target.column for target in self.targets]
+        wanted = [*self.images, *fields, *targets, *single, *self.numeric, *self.categorical]
+        return list(dict.fromkeys(name for name in wanted if name is not None))
+
+
+def read_table(
+    path: Path,
+    columns: TableColumns,
+    *,
+    root: Path | None = None,
+    separator: str | None = None,
+    encoding: str = "utf-8-sig",
+) -> SampleSet:
+    """Read the samples of a table and see that every file they name is there.
+
+    Args:
+        path: CSV, TSV or Parquet; see `medtrain.data.cells.read_cells`.
+        columns: Which column holds what.
+        root: Folder that image paths are below; the table's own if None.
+        separator: Of a text file.
+        encoding: Of a text file.
+
+    Raises:
+        UsageError: No such table, or settings that contradict each other.
+        DataError: Everything that is wrong with columns, cells, ids and files, at once.
+    """
+    _check_settings(columns)
+    cells = read_cells(path, separator=separator, encoding=encoding)
+    absent = [cells.missing_column(name) for name in columns.names() if name not in cells.header]
+    if absent:
+        raise DataError(absent, heading=f"{path} lacks {len(absent)} columns:")
+    if not cells.rows:
+        raise DataError([Problem(where=str(path), message="has a header and no rows")])
+    return _Reading(cells, columns, root or path.parent).result()
+
+
+def _check_settings(columns: TableColumns) -> None:
+    if columns.images and columns.image_pattern:
+        raise UsageError("give image columns or an image pattern, not both")
+    if columns.view and columns.bag:
+        raise UsageError("give a view column or a bag column, not both")
+    if columns.view and columns.sample_id is None:
+        raise UsageError("a view column needs a column of sample ids: rows of one id are views of one sample")
+    if columns.views is not None and columns.view is None:
+        raise UsageError("view names are given, but no view column")
+    if (columns.view or columns.bag) and len(columns.images) > 1:
+        raise UsageError("with a view or bag column each row holds one image, but several image columns are given")
+    if not (columns.images or columns.image_pattern or columns.numeric or columns.categorical):
+        raise UsageError("neither images nor tabular columns are given: there is nothing to learn from")
+
+
+class _Reading:
+    """One pass over a table; problems are gathered on the way."""
+
+    def __init__(self, cells: Cells, columns: TableColumns, root: Path) -> None:
+        self.cells, self.columns, self.root = cells, columns, root
+        self.problems: list[Problem] = []
+        self.views: list[str] = []
+
+    def add(self, message: str, hint: str | None = None, where: str | None = None) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(where=where or str(self.cells.path), message=message, hint=hint))
+
+    def result(self) -> SampleSet:
+        columns, cells = self.columns, self.cells
+        targets = [self._target(target) for target in columns.targets]
+        numeric = [self._numbers(name) for name in columns.numeric]
+        categorical = [[value or None for value in cells.column(name)] for name in columns.categorical]
+        images = self._images()
+        ids = self._ids(images)
+        parts = self._parts()
+        groups = cells.column(columns.group) if columns.group else [""] * len(ids)
+        self._report("column {0!r}: the patient is missing", columns.group, groups if columns.group else [])
+        rows: dict[str, list[int]] = {}
+        for row, sample_id in enumerate(ids):
+            rows.setdefault(sample_id, []).append(row)
+        joined = bool(columns.view or columns.bag)
+        if not joined:
+            for sample_id, several in rows.items():
+                if len(several) > 1:
+                    self.add(f"{self._places(several)} have the same id {sample_id!r}")
+                    rows[sample_id] = several[:1]
+        view_names = self._view_names()
+        samples = []
+        for sample_id, several in sorted(rows.items()):
+            one = _Joined(self, sample_id, several)
+            group = one.value("patient", groups) or sample_id
+            samples.append(
+                Sample(
+                    sample_id=sample_id,
+                    images=self._images_of(sample_id, several, images, view_names),
+                    targets=tuple(
+                        one.value(target.column, values) for target, (_, values) in zip(columns.targets, targets)
+                    ),
+                    group=group,
+                    numeric=tuple(one.value(name, values) for name, values in zip(columns.numeric, numeric)),
+                    categorical=tuple(
+                        one.value(name, values) for name, values in zip(columns.categorical, categorical)
+                    ),
+                    part=one.value("part", parts),
+                )
+            )
+        self._check_files(images)
+        if self.problems:
+            raise DataError(self.problems, heading=f"{cells.path} cannot be used as it is:")
+        return SampleSet(
+            set_name=cells.path.stem,
+            root=self.root,
+            samples=tuple(samples),
+            targets=tuple(Target(target.column, classes) for target, (classes, _) in zip(columns.targets, targets)),
+            view_names=view_names or (columns.images if len(columns.images) > 1 else ()),
+            numeric_names=columns.numeric,
+            categorical_names=columns.categorical,
+        )
+
+    def _places(self, rows: Sequence[int]) -> str:
+        return self.cells.places([self.cells.lines[row] for row in rows])
+
+    def _report(self, text: str, column: str | None, values: Sequence[str]) -> None:
+        """Say where a required cell is empty."""
+        empty = [row for row, value in enumerate(values) if not value]
+        if empty:
+            self.add(f"{text.format(column)} in {self._places(empty)}")
+
+    def _by_value(self, values: Sequence[str], wrong: Callable[[str], bool]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for row, value in enumerate(values):
+            if value and wrong(value):
+                found.setdefault(value, []).append(row)
+        return found
+
+    def _target(self, target: TargetColumn) -> tuple[tuple[str, ...] | None, list[int | float | None]]:
+        texts = self.cells.column(target.column)
+        if target.required:
+            self._report("column {0!r}: the target is missing", target.column, texts)
+        if not any(texts):
+            self.add(f"column {target.column!r} is empty: no sample is labelled")
+        if target.kind == "number":
+            return None, list(self._numbers(target.column, low=target.low, high=target.high))
+        texts = [_whole(text) for text in texts]
+        classes = tuple(_whole(name) for name in target.classes) if target.classes else derive_classes(texts)
+        index = {name: position for position, name in enumerate(classes)}
+        for value, rows in self._by_value(texts, lambda value: value not in index).items():
+            near = None if _WHOLE.fullmatch(value) else closest(value, classes)
+            self.add(
+                f"column {target.column!r}: {value!r} in {self._places(rows)} is none of the classes "
+                f"{some(classes, _MAX_SHOWN_CLASSES)}",
+                hint=f"did you mean {near!r}?" if near else None,
+            )
+        return classes, [index.get(text) for text in texts]
+
+    def _numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float | None]:
+        decimal = self.columns.decimal
+        texts = self.cells.column(name)
+        numbers = [parse_number(text, decimal=decimal) if text else None for text in texts]
+        for value, rows in self._by_value(texts, lambda text: parse_number(text, decimal=decimal) is None).items():
+            comma = decimal == "." and parse_number(value, decimal=",") is not None
+            self.add(
+                f"column {name!r}: {value!r} in {self._places(rows)} is not a number",
+                hint="the decimal mark is a comma: set decimal=','" if comma else None,
+            )
+        for limit, beyond, word in ((low, float.__lt__, "below"), (high, float.__gt__, "above")):
+            if limit is not None:
+                rows = [
+                    row for row, number in enumerate(numbers) if number is not None and beyond(number, float(limit))
+                ]
+                if rows:
+                    shown = f"{numbers[rows[0]]:g} in {self._places(rows)}"
+                    self.add(f"column {name!r}: {shown} is {word} {limit:g}")
+        return numbers
+
+    def _images(self) -> list[list[Path | None]]:
+        """Paths by row; None where the cell is empty."""
+        columns, cells = self.columns, self.cells
+        folder = self.root / columns.image_folder
+        if columns.image_pattern is None:
+            texts = [cells.column(name) for name in columns.images]
+        else:
+            fields = {name: cells.column(name) for name in _FIELD.findall(columns.image_pattern)}
+            texts = [[self._fill(row, fields) for row in range(len(cells.rows))]]
+        suffix = columns.image_suffix
+        return [
+            [
+                (folder / (text if text.lower().endswith(suffix.lower()) else text + suffix)) if text else None
+                for text in row
+            ]
+            for row in zip(*texts)
+        ] or [[] for _ in cells.rows]
+
+    def _fill(self, row: int, fields: dict[str, list[str]]) -> str:
+        assert self.columns.image_pattern is not None
+        values = {name: column[row] for name, column in fields.items()}
+        if not all(values.values()):
+            return ""
+        return _FIELD.sub(lambda match: values[match[1]], self.columns.image_pattern)
+
+    def _ids(self, images: list[list[Path | None]]) -> list[str]:
+        columns, cells = self.columns, self.cells
+        named = columns.bag or columns.sample_id
+        if named:
+            ids = cells.column(named)
+            self._report("column {0!r}: the id is missing", named, ids)
+            return ids
+        folder = self.root / columns.image_folder
+        ids = []
+        for row, paths in enumerate(images):
+            first = next((path for path in paths if path is not None), None)
+            place = f"{cells.unit}_{cells.lines[row]}"
+            ids.append(place if first is None else image_stem(Path(os.path.relpath(first, folder)).as_posix()))
+        return ids
+
+    def _parts(self) -> list[str | None]:
+        name = self.columns.part
+        if name is None:
+            return [None] * len(self.cells.rows)
+        texts = [text.lower() for text in self.cells.column(name)]
+        self._report("column {0!r}: the part is missing", name, texts)
+        for value, rows in self._by_value(texts, lambda value: value not in PARTS).items():
+            self.add(f"column {name!r}: {value!r} in {self._places(rows)} is none of train, val, test")
+        return [PARTS.get(text) for text in texts]
+
+    def _view_names(self) -> tuple[str, ...]:
+        name = self.columns.view
+        if name is None:
+            return ()
+        texts = self.cells.column(name)
+        self._report("column {0!r}: the view is missing", name, texts)
+        self.views = texts
+        allowed = self.columns.views or tuple(sorted({text for text in texts if text}))
+        for value, rows in self._by_value(texts, lambda value: value not in allowed).items():
+            near = closest(value, allowed)
+            self.add(
+                f"column {name!r}: {value!r} in {self._places(rows)} is none of the views {', '.join(allowed)}",
+                hint=f"did you mean {near!r}?" if near else None,
+            )
+        return allowed
+
+    def _images_of(
+        self, sample_id: str, rows: list[int], images: list[list[Path | None]], view_names: tuple[str, ...]
+    ) -> tuple[Path | None, ...]:
+        found: list[Path | None]
+        if self.columns.view is None:
+            found = [path for row in rows for path in images[row]]
+            if self.columns.bag:
+                found = [path for path in found if path is not None]
+        else:
+            by_view: dict[str, Path | None] = {}
+            for row in rows:
+                if self.views[row] in by_view:
+                    self.add(f"{self._places([row])}: {sample_id!r} has the view {self.views[row]!r} twice")
+                by_view[self.views[row]] = images[row][0] if images[row] else None
+            found = [by_view.get(name) for name in view_names]
+        wanted = bool(self.columns.images or self.columns.image_pattern)
+        if wanted and not self.columns.missing_images and not any(path is not None for path in found):
+            self.add(f"{self._places(rows)}: {sample_id!r} has no image")
+        return tuple(found)
+
+    def _check_files(self, images: list[list[Path | None]]) -> None:
+        places: dict[Path, list[int]] = {}
+        for row, paths in enumerate(images):
+            for path in paths:
+                if path is not None:
+                    places.setdefault(path, []).append(row)
+        folders: dict[Path, dict[str, str]] = {}
+        for path, rows in places.items():
+            if not path.is_file():
+                where = os.path.relpath(path, self.root)
+                self.add(f"no such file ({self._places(rows)})", _other_suffix(path, folders), where=where)
+
+
+class _Joined:
+    """The rows of one sample, which must agree."""
+
+    def __init__(self, reading: _Reading, sample_id: str, rows: list[int]) -> None:
+        self.reading, self.sample_id, self.rows = reading, sample_id, rows
+
+    def value(self, column: str, values: Sequence[_T | None]) -> _T | None:
+        """What the rows say, empty cells aside."""
+        first, *others = self.rows
+        found = values[first]
+        for row in others:
+            if found is None or found == "":
+                found = values[row]
+            elif values[row] not in (None, "", found):
+                reading = self.reading
+                place = reading._places(self.rows)
+                reading.add(f"{place}: the rows of {self.sample_id!r} differ in {column!r}")
+                break
+        return found
+
+
+def derive_classes(texts: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a column: whole numbers from 0 or 1 to the largest, anything else sorted; see `TargetColumn`."""
+    names = {text for text in texts if text}
+    if names and all(_WHOLE.fullmatch(name) for name in names):
+        numbers = sorted(int(name) for name in names)
+        if numbers[0] in (0, 1) and numbers[-1] < 1000:
+            numbers = list(range(numbers[0], numbers[-1] + 1))
+        return tuple(str(number) for number in numbers)
+    return tuple(sorted(names))
+
+
+def _whole(text: str) -> str:
+    """`3.0`, as tables with empty cells come to hold it, is the class `3`."""
+    return str(int(float(text))) if _WHOLE.fullmatch(text) else text
+
+
+def _other_suffix(path: Path, folders: dict[Path, dict[str, str]]) -> str | None:
+    """Whether the file is there under another suffix."""
+    parent = path.parent
+    if parent not in folders:
+        names = [child.name for child in parent.iterdir()] if parent.is_dir() else []
+        folders[parent] = {image_stem(name): name for name in names if name.lower().endswith(SUFFIXES)}
+    name = folders[parent].get(image_stem(path.name))
+    return f"there is {name}: set image_suffix" if name else None
