@@ -91,6 +91,10 @@ class MissingExtraError(MedtrainError):
         )
 
 
+class ProcessKilledError(MedtrainError):
+    """A process of the run was killed from outside: the same again may go well."""
+
+
 class NonFiniteError(MedtrainError):
     """Training produced NaN or infinity and the policy says to stop (exit code 3)."""
 

@@ -40,6 +40,8 @@ def resume(
             from medtrain.config.sweeps import load_saved_sweep
             from medtrain.sweep.launch import resume_sweep
 
+            if imports:
+                raise UsageError("--import is for runs: the sweep knows its own modules")
             if nproc > 1:
                 raise UsageError("--nproc is for runs: a sweep has sweep.workers", hint="resume it without --nproc")
             raise typer.Exit(resume_sweep(run, load_saved_sweep(run, overrides or ())))

@@ -63,6 +63,8 @@ def sweep(
         modes = {"--report": report, "--worker": worker, "--serve": serve, "--wandb-agent": wandb_agent}
         chosen = [name for name, value in modes.items() if value is not None]
         chosen += ["--wandb-init"] if wandb_init else []
+        if chosen and chosen[0] != "--wandb-init" and (config_dirs or imports):
+            raise UsageError(f"{chosen[0]} takes no --config-dir and no --import: the sweep knows its own")
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other", hint="give one of them")
         if report is not None:

@@ -36,13 +36,13 @@ import torch.multiprocessing  # teaches ForkingPickler to hand tensors over in s
 
 from medtrain.data.patches import PatchDataset, collate
 from medtrain.data.sampler import SampleKey
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, ProcessKilledError
+from medtrain.run.forkserver import STOP_SIGNALS, start_forkserver
 
 Batch = dict[str, Any]
 
 _AHEAD = 2  # batches per worker that are asked for before they are needed
 _GRACE_S = 5.0  # for a worker to notice that it is no longer needed, or for the news that it is dead
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_ahead(
         finish: Applied to each batch in a thread of this process, one batch ahead.
 
     Raises:
-        MedtrainError: A worker was killed. What a worker raises is raised here, too.
+        ProcessKilledError: A worker was killed. What a worker raises is raised here, too.
     """
     context = _make_context()
     started: list[_Worker] = []
@@ -138,7 +138,7 @@ def _noticing_death(worker: _Worker) -> Iterator[None]:
         why = "the machine probably ran out of memory"
         if code == -signal.SIGBUS:
             why = "the shared memory in /dev/shm is probably full (a container gets more with --shm-size=8g)"
-        raise MedtrainError(
+        raise ProcessKilledError(
             f"a process that reads training data {how}", hint=f"{why}: choose a smaller data.num_workers, or 0"
         ) from error
 
@@ -189,24 +189,8 @@ def _make_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
         context.set_forkserver_preload([__name__])  # one import of torch for all workers
-        _start_forkserver()
+        start_forkserver()
     return context
-
-
-def _start_forkserver() -> None:
-    """Start the process that workers are forked from, and its helper, with the signals blocked that stop a run.
-
-    A scheduler sends them to every process of a job. Without its server nobody could tell how a worker ended.
-    """
-    from multiprocessing import forkserver, resource_tracker  # not on every system
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # unblocks two of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(context: BaseContext, patches: PatchDataset) -> _Worker:
@@ -247,7 +231,7 @@ def _end(workers: Sequence[_Worker]) -> None:
 
 def _work(connection: Connection, patches: PatchDataset) -> None:
     """Read what is asked for until nobody asks any more; the training process may end in any way."""
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # stopping is left to the training process
     torch.set_num_threads(1)  # the other cores belong to the other workers
     blosc2.set_nthreads(1)

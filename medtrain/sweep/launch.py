@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from medtrain.config.compose import load_config
 from medtrain.config.render import experiment_yaml
@@ -17,8 +19,8 @@ from medtrain.config.space import Space
 from medtrain.config.sweeps import SweepConfig
 from medtrain.engine.cadence import parse_time
 from medtrain.engine.signals import StopSignals
-from medtrain.errors import MedtrainError, UsageError
-from medtrain.registry import builtin_modules
+from medtrain.errors import ConfigError, MedtrainError, Problem, UsageError
+from medtrain.registry import builtin_modules, get
 from medtrain.run.atomic import atomic_write
 from medtrain.run.log import setup_logging
 from medtrain.sweep.folder import SweepFolder
@@ -26,7 +28,7 @@ from medtrain.sweep.objectives import choose_objectives, default_point, digest
 from medtrain.sweep.pool import Place, TrialPool, divide
 from medtrain.sweep.report.write import write_report
 from medtrain.sweep.rerun import best_configuration, run_reruns
-from medtrain.sweep.result import Definition
+from medtrain.sweep.result import Definition, Objective
 from medtrain.sweep.run import LocalFolders, Search
 from medtrain.sweep.storage import open_storage, serve
 from medtrain.sweep.study import SweepStudy
@@ -62,32 +64,41 @@ def begin(config: SweepConfig) -> tuple[SweepFolder, Definition, Any]:
         log.info(note)
     tree = config.composed.tree
     section, run = tree["sweep"], tree["run"]
+    _refuse(section)
     facts = _probe(config, section)
     objectives, constraints = choose_objectives(section, facts)
+    monitor = _monitor(objectives, facts)
+    if monitor:  # once more, with what the trials will watch
+        facts = _probe(config, section, monitor)
     experiment = run["experiment"] or f"{facts.dataset}_{tree['model']['name']}_sweep".lower()
     folder = SweepFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
     folder = SweepFolder(folder.path.absolute())
-    places = _absolute_paths(config.train.tree, config.space)
-    overrides = (*config.overrides, *places, *_group(config.train.tree, folder.name))
-    base = load_config(overrides, config_dirs=config.config_dirs, imports=config.imports).tree
-    definition = Definition(
-        overrides=overrides,
-        imports=config.imports,
-        config_dirs=config.config_dirs,
-        digest=digest(base),
-        space=config.space,
-        objectives=objectives,
-        constraints=constraints,
-        sweep=section,
-        sampler=tree["sampler"],
-        pruner=tree["pruner"],
-        folder=str(folder.path),
-        split_hash=",".join(facts.split_hashes),
-        default=default_point(config.space, facts.config),
-        full_overrides=(*config.full_overrides, *places),
-        is_grid=config.is_grid,
-    )
-    folder.write_inputs(tree, config.composed.overrides, sys.argv)
+    try:
+        places = (*monitor, *_absolute_paths(config.train.tree, config.space))
+        overrides = (*config.overrides, *places, *_group(config.train.tree, folder.name))
+        base = load_config(overrides, config_dirs=config.config_dirs, imports=config.imports).tree
+        definition = Definition(
+            overrides=overrides,
+            imports=config.imports,
+            config_dirs=config.config_dirs,
+            digest=digest(base),
+            space=config.space,
+            objectives=objectives,
+            constraints=constraints,
+            sweep=section,
+            sampler=tree["sampler"],
+            pruner=tree["pruner"],
+            folder=str(folder.path),
+            split_hash=",".join(facts.split_hashes),
+            default=default_point(config.space, facts.config),
+            full_overrides=(*config.full_overrides, *places),
+            token=secrets.token_hex(4),
+            is_grid=config.is_grid,
+        )
+        folder.write_inputs(tree, config.composed.overrides, sys.argv)
+    except BaseException:
+        shutil.rmtree(folder.path)
+        raise
     return folder, definition, facts
 
 
@@ -131,7 +142,7 @@ def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
     tree = _check_same(definition)
     folder = Path(definition.folder)
     shared = folder.is_dir() and os.access(folder, os.W_OK)
-    folders = SweepFolder(folder) if shared else LocalFolders(Path("outputs", name).absolute())
+    folders = SweepFolder(folder) if shared else LocalFolders(Path("outputs", f"{name}-{definition.token}").absolute())
     gpus = _count_gpus(tree)
     log.info("joined %s; trials are kept in %s", name, folders.path)
     section = {**definition.sweep, "workers": workers}
@@ -142,7 +153,9 @@ def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
             reason = search.run()
         finally:
             table.close()
-    return EXIT_STOPPED if reason not in ("done", "timeout") else EXIT_DONE
+    if reason == "failures":
+        raise MedtrainError(f"{search.failed_in_row} trials failed in a row; the last one: {search.last_message}")
+    return EXIT_STOPPED if reason != "done" else EXIT_DONE
 
 
 def serve_storage(storage: str, address: str) -> None:
@@ -190,30 +203,42 @@ def _search(folder: SweepFolder, study: SweepStudy, *, gpus: int, tree: Mapping[
     log.info("%s", _describe(study))
     table = make_table(study, folder.path)
 
+    finished = study.counts().finished
+
     def on_result(state: str, is_best: bool) -> None:
+        nonlocal finished
+        finished = study.counts().finished
         if is_best:
             _write_best(folder, study)
-        folder.heartbeat(study.counts().finished, best=_best_so_far(study) if is_best else None)
+        folder.heartbeat(finished, best=_best_so_far(study) if is_best else None)
 
-    reason, pool = "failed", _pool(section, gpus, tree)
-    message = ""
+    reason, message = "failed", ""
     try:
         with StopSignals() as signals:
+            pool = _pool(section, gpus, tree)
             timeout = parse_time(section["timeout"]) if section["timeout"] is not None else None
             search = Search(study, folder, pool, table, signals, timeout_s=timeout, on_result=on_result)
             try:
                 reason = search.run()
-                if reason == "done" and section["rerun_best"]:
-                    reason = run_reruns(folder, study, pool, signals, seed=tree["seed"])
             finally:
                 table.close()
-                _report(folder, study)
+            if reason == "done" and section["rerun_best"]:
+                reason = run_reruns(folder, study, pool, signals, seed=tree["seed"])
+        _report(folder, study)
+        if reason == "failures":
+            message = search.last_message
     except BaseException as error:
-        message = f"{type(error).__name__}: {error}"
+        reason, message = "failed", f"{type(error).__name__}: {error}"
         raise
     finally:
-        state: Any = "done" if reason == "done" else "failed" if reason == "failed" else "stopped"
-        folder.finish(state, step=study.counts().finished, message=message or ("" if state == "done" else reason))
+        states: dict[str, Any] = {"done": "done", "failed": "failed", "failures": "failed"}
+        state = states.get(reason, "stopped")
+        folder.finish(state, step=finished, message=message or ("" if state == "done" else reason))
+    if reason == "failures":
+        raise MedtrainError(
+            f"{search.failed_in_row} trials failed in a row; the last one: {message}",
+            hint=f"mend the cause and continue with `medtrain resume {folder.path}`, or allow more: sweep.max_failures",
+        )
     return _conclude(folder, study, reason)
 
 
@@ -247,8 +272,8 @@ def _conclude(folder: SweepFolder, study: SweepStudy, reason: str) -> int:
 
 def _report(folder: SweepFolder, study: SweepStudy) -> None:
     """Write the winner and the report; a picture that fails must not cost the sweep."""
-    _write_best(folder, study)
     try:
+        _write_best(folder, study)
         write_report(folder.path, study)
     except Exception as error:
         log.warning("the report could not be written: %s: %s", type(error).__name__, error)
@@ -288,12 +313,36 @@ def _check_same(definition: Definition) -> dict[str, Any]:
     return tree
 
 
-def _probe(config: SweepConfig, section: Mapping[str, Any]) -> Any:
+def _monitor(objectives: Sequence[Objective], facts: Any) -> list[str]:
+    """Let a trial's own best evaluation be the one that the sweep judges it by, where the task's monitor is another."""
+    name = objectives[0].metric
+    if len(objectives) > 1 or name == facts.monitor or name not in facts.metrics:
+        return []
+    return [f"task.monitor={name.removeprefix('val/')}"]
+
+
+def _refuse(section: Mapping[str, Any]) -> None:
+    """What would be without effect, or kept where it should not be."""
+    problems = []
+    if section["storage"] is not None and "://" in section["storage"] and urlsplit(section["storage"]).password:
+        why = "holds a password, which would be kept in the sweep's files"
+        problems.append(Problem("sweep.storage", why, "leave it out; set PGPASSWORD, or write it into ~/.pgpass"))
+    defaults = get("sweep", "default").defaults()
+    idle = [key for key in ("rerun_seeds", "rerun_folds") if section[key] != defaults[key]]
+    if idle and not section["rerun_best"]:
+        problems += [Problem(f"sweep.{key}", "has no effect without sweep.rerun_best") for key in idle]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _probe(config: SweepConfig, section: Mapping[str, Any], extra: Sequence[str] = ()) -> Any:
     """Look at the data in a process of its own, so that this one holds neither data nor device."""
-    log.info("checking the configuration and the data")
+    if not extra:
+        log.info("checking the configuration and the data")
     pool = TrialPool([Place(0)], preload=component_modules(config.train.tree))
     folds = section["folds"]
-    return pool.call("medtrain.sweep.trial:probe", config.overrides, config.imports, config.config_dirs, folds)
+    overrides = (*config.overrides, *extra)
+    return pool.call("medtrain.sweep.trial:probe", overrides, config.imports, config.config_dirs, folds)
 
 
 def _count_gpus(tree: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import multiprocessing
 import os
 import signal
@@ -17,16 +18,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from medtrain.run.atomic import atomic_write_json
+from medtrain.run.forkserver import hear_signals, start_forkserver
 from medtrain.sweep.folder import RESULT
 
-_STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 GRACE_S = 60.0
 """What a trial has to save a checkpoint once its sweep is gone."""
 
@@ -134,11 +134,19 @@ class TrialChannel:
         try:
             return bool(self._connection.recv())
         except (EOFError, OSError):
-            return False  # the sweep is gone: the signal that ends this process is on its way
+            _stop_here()
+            return False
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._connection.send(message)
+        except OSError:
+            _stop_here()
+
+
+def _stop_here() -> None:
+    """Save and end this process: the sweep no longer listens, and will have the trial continued."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class TrialPool:
@@ -154,7 +162,8 @@ class TrialPool:
         self._context.set_forkserver_preload([*_PRELOAD, *preload])
         self._free = list(reversed(places))
         self._running: dict[int, tuple[BaseProcess, Connection, Place]] = {}
-        _start_server()
+        self._kill_at = math.inf
+        start_forkserver()
 
     @property
     def running(self) -> list[int]:
@@ -165,10 +174,6 @@ class TrialPool:
     def has_room(self) -> bool:
         """Whether a place is free."""
         return bool(self._free)
-
-    def place(self, key: int) -> Place:
-        """Where a trial runs."""
-        return self._running[key][2]
 
     def start(self, key: int, task: TrialTask, *, log: Path) -> None:
         """Start a trial in a free place.
@@ -181,6 +186,8 @@ class TrialPool:
         self._launch(key, _train, (task,), log)
 
     def _launch(self, key: int, work: Callable[..., None], arguments: tuple[Any, ...], log: Path | None) -> None:
+        start_forkserver()  # again, should it have died
+        self._kill_at = math.inf
         place = self._free.pop()
         here, there = self._context.Pipe()
         process = self._context.Process(target=_enter, args=(work, arguments, place, there, log), name=f"trial-{key}")
@@ -213,7 +220,7 @@ class TrialPool:
             process.join()
             raise RuntimeError(f"the process ended with code {process.exitcode}") from None
         except BaseException:
-            process.terminate()
+            process.kill()
             process.join()
             raise
         finally:
@@ -223,7 +230,10 @@ class TrialPool:
         return outcome
 
     def wait(self, timeout: float) -> list[Event]:
-        """Wait for news of the trials, at most `timeout` seconds."""
+        """Wait for news of the trials, at most `timeout` seconds; end those that do not stop as they were asked to."""
+        if time.monotonic() > self._kill_at:
+            for process, _, _ in self._running.values():
+                process.kill()
         lines = {connection: key for key, (_, connection, _) in self._running.items()}
         ends = {process.sentinel: key for key, (process, _, _) in self._running.items()}
         if not lines:
@@ -252,7 +262,8 @@ class TrialPool:
                 self._running[key][1].send(prune)
 
     def stop(self) -> None:
-        """Ask every trial to save a checkpoint and end."""
+        """Ask every trial to save a checkpoint and end; `wait` ends those that take too long."""
+        self._kill_at = time.monotonic() + GRACE_S
         for process, _, _ in self._running.values():
             process.terminate()
 
@@ -278,22 +289,6 @@ class TrialPool:
         _, connection, place = self._running.pop(key)
         connection.close()
         self._free.append(place)
-
-
-def _start_server() -> None:
-    """Start the server that trials are forked from, deaf to signals.
-
-    What is sent to the whole process group, by a scheduler say, is for the sweep, which stops its trials in order; a
-    server that ended at once could no longer tell how they ended.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return  # only the main thread may choose who hears signals; it has started the server before
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
-    try:
-        forkserver.ensure_running()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def divide(workers: int, gpus: Sequence[str]) -> list[Place]:
@@ -323,8 +318,7 @@ def _enter(
     """Set up a trial process and do its work."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for the sweep, which then stops its trials in order
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # the server is deaf to them
+    hear_signals()
     threading.Thread(target=_end_with_sweep, name="sweep-watch", daemon=True).start()
     if place.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, place.cores)
@@ -373,6 +367,6 @@ def _end_with_sweep() -> None:
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     sweep.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    _stop_here()
     time.sleep(GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)

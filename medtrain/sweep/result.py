@@ -13,8 +13,9 @@ from medtrain.config.space import Space
 State = Literal["complete", "pruned", "failed", "stopped"]
 """`stopped`: by a signal or the time limit, with a checkpoint to continue from."""
 
-Failure = Literal["oom", "nonfinite", "error", "crash", "killed"]
-"""`error` is one sentence for the user (a setting that contradicts the data); it and the first two would come again."""
+Failure = Literal["oom", "nonfinite", "error", "crash", "killed", "machine"]
+"""`machine` says nothing about the trial: a full disk, data that cannot be read, a device that is gone. `error` is one
+sentence for the user (a setting that contradicts the data); it and the first two would come again."""
 
 EXTRA_OBJECTIVES = {"parameters": "min", "latency_ms": "min", "train_s": "min"}
 """What every trial reports besides the task's metrics, and which way is better."""
@@ -32,7 +33,8 @@ class TrialResult:
         message: The reason in one line; empty when it is complete.
         step: Optimizer steps done.
         seconds: Wall-clock time of the trial, over all its sessions.
-        overhead_s: Part of it before the first optimizer step.
+        overhead_s: Part of it before the first optimizer step, of the first session.
+        overhead: What that is made of, in seconds, by name.
     """
 
     state: State
@@ -42,6 +44,7 @@ class TrialResult:
     step: int = 0
     seconds: float = 0.0
     overhead_s: float = 0.0
+    overhead: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_final(self) -> bool:
@@ -133,6 +136,9 @@ class Definition:
         default: The point of the space that is the configuration as it is.
         full_overrides: The same as `overrides` for a run by itself, with the callbacks, loggers and the final
             evaluation that trials do without.
+        default_moved: Keys at which the configuration itself lies outside of the space, with its values there: `default`
+            is only near it.
+        token: Tells this sweep from others of the same name.
         is_grid: Whether every dimension was typed as a plain list, so that every point is to be tried.
     """
 
@@ -150,6 +156,8 @@ class Definition:
     split_hash: str
     default: Mapping[str, Any] | None
     full_overrides: tuple[str, ...] = ()
+    default_moved: Mapping[str, Any] = field(default_factory=dict)
+    token: str = ""
     is_grid: bool = False
 
     def to_json(self) -> dict[str, Any]:

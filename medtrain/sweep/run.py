@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 from medtrain.engine.signals import StopSignals
-from medtrain.errors import MedtrainError
 from medtrain.sweep.folder import RESULT, drop_checkpoints, read_result
 from medtrain.sweep.pool import Ended, Evaluated, Event, Progress, TrialPool, TrialTask
 from medtrain.sweep.result import EXTRA_OBJECTIVES, Definition, TrialResult
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 BEAT_S = 60.0
 _LOOK_S = 1.0
 _OTHERS_S = 5.0
+_SERVER_GONE = 255  # how multiprocessing says that it cannot know the exit code
 
 
 class TrialFolders(Protocol):
@@ -80,13 +80,13 @@ class Search:
         self.stopping: str | None = None
         self._deadline = time.monotonic() + timeout_s if timeout_s is not None else None
         self._assignments: dict[int, Assignment] = {}
-        self._failed_in_row = 0
-        self._last_message = ""
+        self.failed_in_row = 0
+        self.last_message = ""
         self._beaten = time.monotonic()
         self._recovered = -BEAT_S
 
     def run(self) -> str:
-        """Search; return why it ended: `done`, or what asked to stop."""
+        """Search; return why it ended: `done`, `timeout`, `failures`, or the name of a signal."""
         try:
             while True:
                 self._check_stop()
@@ -97,18 +97,26 @@ class Search:
                     self._recovered = min(self._recovered, time.monotonic() - BEAT_S + _OTHERS_S)
                 for event in self.pool.wait(_LOOK_S):
                     self._handle(event)
+                self.table.refresh()
                 self._beat()
-        except BaseException:
+        except KeyboardInterrupt:
             self.pool.kill()
-            for assignment in self._assignments.values():
-                self.study.release(assignment)
             raise
-        if self.stopping == "failures":
-            raise MedtrainError(
-                f"{self._failed_in_row} trials failed in a row; the last one: {self._last_message}",
-                hint="mend the cause and continue with `medtrain resume`, or allow more with sweep.max_failures",
-            )
+        except BaseException:
+            self._save_trials()
+            raise
         return self.stopping or "done"
+
+    def _save_trials(self) -> None:
+        """Let the running trials save their state when the study itself cannot be reached or something is wrong.
+
+        They stay marked as running under this process, and are put back once it is gone.
+        """
+        self.pool.stop()
+        while self.pool.running:
+            for event in self.pool.wait(_LOOK_S):
+                if isinstance(event, Evaluated):
+                    self.pool.answer(event.key, prune=False)
 
     def _check_stop(self) -> None:
         if self.stopping is not None:
@@ -117,7 +125,7 @@ class Search:
             self.stopping = self.signals.received
         elif self._deadline is not None and time.monotonic() >= self._deadline:
             self.stopping = "timeout"
-        elif self._failed_in_row >= self.study.definition.sweep["max_failures"]:
+        elif self.failed_in_row >= self.study.definition.sweep["max_failures"]:
             self.stopping = "failures"
         if self.stopping is not None:
             if self._assignments:
@@ -159,7 +167,8 @@ class Search:
             self.table.progress(event.key, event.percent, event.numbers)
         elif isinstance(event, Evaluated):
             prune = self.study.report(self._assignments[event.key], event.step, event.value)
-            self.pool.answer(event.key, prune=prune and event.intermediate)
+            if not prune or not self._drop_lost():
+                self.pool.answer(event.key, prune=prune and event.intermediate)
         elif isinstance(event, Ended):
             self._finish(event.key, ended_result(self.folders.trial(event.key), event, self.stopping))
 
@@ -169,13 +178,19 @@ class Search:
             self.study.release(assignment)
             self.table.finished(number, "stopped", result.metrics, result.message, best=False)
             return
+        if result.failure == "machine":
+            self.study.release(assignment)
+            self.table.finished(number, "again", result.metrics, result.message, best=False)
+            self.failed_in_row += 1
+            self.last_message = result.message
+            return
         before = self._best_number()
         state = self.study.finish(assignment, result)
         is_best = state == "complete" and self._best_number() not in (None, before)
         self.table.finished(number, state, result.metrics, result.message, best=is_best)
         failed = state in ("failed", "again") and result.failure in ("error", "crash", "killed")
-        self._failed_in_row = self._failed_in_row + 1 if failed else 0
-        self._last_message = result.message
+        self.failed_in_row = self.failed_in_row + 1 if failed else 0
+        self.last_message = result.message
         self._free_disk()
         if self.on_result is not None:
             self.on_result(state, is_best)
@@ -196,10 +211,16 @@ class Search:
     def _beat(self) -> None:
         if time.monotonic() - self._beaten >= BEAT_S:
             self._beaten = time.monotonic()
-            for lost in self.study.beat(list(self._assignments.values())):
-                log.warning("trial %d was taken over by another worker: it ends here", lost.number)
-                self.pool.drop(lost.number)
-                del self._assignments[lost.number]
+            self._drop_lost()
+
+    def _drop_lost(self) -> bool:
+        """End the trials that another worker has taken over, because this one was taken for dead."""
+        lost = self.study.beat(list(self._assignments.values()))
+        for assignment in lost:
+            log.warning("trial %d was taken over by another worker: it ends here", assignment.number)
+            self.pool.drop(assignment.number)
+            del self._assignments[assignment.number]
+        return bool(lost)
 
 
 def trial_task(definition: Definition, overrides: Sequence[str], place: Path) -> TrialTask:
@@ -235,6 +256,8 @@ def ended_result(place: Path, event: Ended, stopping: str | None) -> TrialResult
     where = place.with_suffix(".log")
     if event.exit_code < 0 and stopping is not None:
         return TrialResult(state="stopped", message="stopped before it began to train")
+    if event.exit_code == _SERVER_GONE:
+        return TrialResult(state="stopped", message="the process that trials are forked from was killed")
     if event.exit_code < 0:
         name = signal.Signals(-event.exit_code).name
         more = ", perhaps because the machine ran out of memory" if name == "SIGKILL" else ""

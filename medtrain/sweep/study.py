@@ -320,11 +320,17 @@ class SweepStudy:
         return sorted(self._feasible(), key=lambda trial: sign * trial.values[0])[:k]
 
     def pareto(self) -> list[FrozenTrial]:
-        """The trials that meet the constraints and that no other one beats in every objective, by number."""
+        """The trials that meet the constraints and that no other one beats in every objective.
+
+        The best in the first objective comes first.
+        """
         signs = [-1.0 if objective.mode == "max" else 1.0 for objective in self.definition.objectives]
         trials = self._feasible()
         costs = [tuple(sign * value for sign, value in zip(signs, trial.values)) for trial in trials]
-        return [trial for trial, mine in zip(trials, costs) if not any(_dominates(other, mine) for other in costs)]
+        front = [
+            (mine, trial) for trial, mine in zip(trials, costs) if not any(_dominates(other, mine) for other in costs)
+        ]
+        return [trial for _, trial in sorted(front, key=lambda item: (item[0], item[1].number))]
 
     def _feasible(self) -> list[FrozenTrial]:
         return [

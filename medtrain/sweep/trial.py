@@ -27,7 +27,7 @@ from medtrain.engine.derive import derive
 from medtrain.engine.device import choose_device
 from medtrain.engine.distributed import Dist
 from medtrain.engine.launch import EXIT_STOPPED, Outcome, log_progress, open_data, resume_run, start_run
-from medtrain.errors import MedtrainError, NonFiniteError
+from medtrain.errors import DataError, MedtrainError, NonFiniteError, Problem, ProcessKilledError, UsageError
 from medtrain.registry import plain
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, read_status
@@ -39,6 +39,7 @@ from medtrain.sweep.result import Failure, TrialResult
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
+_MARGIN_S = 30.0
 _PRUNED = "pruned by the sweep"
 
 
@@ -55,23 +56,32 @@ class TrialReport(Callback):
         self._channel, self._task = channel, task
         self._fold, self._folds = fold
         self._last_percent = 0
+        self._last_mark = task.started
+        self.overhead: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
         self.pruned = False
         self.overhead_s = 0.0
+        self.elapsed_s = 0.0
+
+    def mark(self, part: str) -> None:
+        """A part of what comes before training is over."""
+        now = time.monotonic()
+        self.overhead[part] = now - self._last_mark
+        self._last_mark = now
 
     def on_fit_start(self, view: EngineView) -> None:
         """Training is about to begin, on the cases that every trial must have."""
         now = json.loads((view.run_dir / "data.json").read_text(encoding="utf-8"))["split_hash"]
         if self._task.split_hashes and now != self._task.split_hashes[self._fold]:
-            raise MedtrainError(
-                "the cases or their split changed since the sweep began: trials could not be compared",
-                hint="restore the data, or start a new sweep",
-            )
+            why = "the cases or their split changed since the sweep began: trials could not be compared"
+            raise DataError([Problem(str(view.run_dir), why, "restore the data, or start a new sweep")])
         if self._fold == 0:
-            self.overhead_s = time.monotonic() - self._task.started
+            self.mark("data and network")
+            self.overhead_s = sum(self.overhead.values())
 
     def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
         """Say how far it is."""
+        self.elapsed_s = view.elapsed_s
         self._channel.progress(self._percent(view), {key: scalars[key] for key in ("train/loss",) if key in scalars})
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
@@ -88,6 +98,7 @@ class TrialReport(Callback):
 
     def on_fit_end(self, view: EngineView, status: str) -> None:
         """Gather the metrics of the best evaluation."""
+        self.elapsed_s = view.elapsed_s
         if status != "done":
             return
         best: Mapping[str, float] = {}
@@ -96,7 +107,7 @@ class TrialReport(Callback):
             if not best or view.monitor.improves(value, best[view.monitor.name]):
                 best = row
         self.metrics = {key: float(value) for key, value in best.items() if "/" in key}
-        self.metrics |= {"parameters": float(view.parameters), "train_s": view.elapsed_s}
+        self.metrics |= {"parameters": float(view.parameters), "train_s": view.elapsed_s - self.overhead_s}
         if self._task.latency and not self.pruned:
             self.metrics["latency_ms"] = view.measure_latency()
 
@@ -155,13 +166,16 @@ def _run_fold(
         failure=failure,
         message=message,
         step=read_status(place).step if place.is_dir() else 0,
+        seconds=report.elapsed_s,
         overhead_s=report.overhead_s,
+        overhead=report.overhead,
     )
 
 
 def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) -> Outcome:
     """Start the run, or continue it where an earlier process left it."""
     callbacks: dict[str, Callback] = {"sweep": report}
+    report.mark("process")
     if (place / "status.json").is_file():
         _wait_until_free(RunFolder.open(place))
         if any((place / "checkpoints").glob("*/meta.json")):
@@ -171,12 +185,13 @@ def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) 
     overrides = [*task.overrides, f"run.dir={json.dumps(str(place), ensure_ascii=False)}"]
     overrides += [f"data.fold={fold}"] if fold is not None else []
     composed = load_config(overrides, config_dirs=task.config_dirs, imports=task.imports)
+    report.mark("configuration")
     return start_run(composed.tree, overrides=overrides, started=task.started, callbacks=callbacks)
 
 
 def _wait_until_free(folder: RunFolder) -> None:
     """Let an earlier process of this trial, whose sweep is gone, end: it may still be saving its state."""
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + GRACE_S + _MARGIN_S
     while (status := folder.read_status()).state in ("created", "running") and time.monotonic() < deadline:
         if status.host != socket.gethostname():  # the study has given the trial to us: its worker is dead
             folder.take_over()
@@ -205,8 +220,9 @@ def _join(results: Sequence[TrialResult], seconds: float) -> TrialResult:
         last,
         metrics=metrics,
         step=sum(result.step for result in results),
-        seconds=seconds,
+        seconds=max(seconds, sum(result.seconds for result in results)),
         overhead_s=results[0].overhead_s,
+        overhead=results[0].overhead,
     )
 
 
@@ -221,6 +237,9 @@ def _explain(error: BaseException) -> tuple[Failure, str]:
         return "oom", "out of memory: " + text[:200]
     if isinstance(error, NonFiniteError):
         return "nonfinite", text
+    outside = UsageError | DataError | ProcessKilledError | OSError  # the sweep has seen that all is well with the data
+    if isinstance(error, outside) or (isinstance(error, MedtrainError) and isinstance(error.__cause__, OSError)):
+        return "machine", text
     if isinstance(error, MedtrainError):
         return "error", text
     return "crash", f"{type(error).__name__}: {text}"

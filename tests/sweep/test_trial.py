@@ -65,7 +65,9 @@ def test_a_trial_of_a_dead_machine_is_taken_over_at_once(tmp_path: Path) -> None
         (MemoryError(), "oom"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"), "oom"),
         (NonFiniteError("the gradient was NaN"), "nonfinite"),
-        (DataError([Problem("a.nii", "truncated")]), "error"),
+        (DataError([Problem("a.nii", "truncated")]), "machine"),
+        (OSError(28, "No space left on device"), "machine"),
+        (MedtrainError("model.kernel_size is even"), "error"),
         (RuntimeError("a bug"), "crash"),
     ],
 )

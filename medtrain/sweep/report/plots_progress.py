@@ -33,7 +33,13 @@ from medtrain.sweep.report.names import elide, format_duration, format_number
 from medtrain.sweep.report.records import Record, SweepState
 from medtrain.sweep.report.values import Mode
 
-_STATE_COLORS: dict[str, Any] = {"complete": MAIN, "pruned": PRUNED, "failed": FAILED, "running": RUNNING}
+_STATE_COLORS: dict[str, Any] = {
+    "complete": MAIN,
+    "pruned": PRUNED,
+    "failed": FAILED,
+    "running": RUNNING,
+    "waiting": RUNNING,
+}
 _MOST_LANES = 40
 _PAUSE = 0.08  # of the time in which something ran: longer breaks are cut out
 _PAUSE_WIDTH = 0.03
