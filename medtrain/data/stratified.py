@@ -19,6 +19,7 @@ import numpy as np
 
 from medtrain.data.cells import read_cells
 from medtrain.data.io.description import parse_json
+from medtrain.data.sample import SampleSet
 from medtrain.data.splits import Fold, some
 from medtrain.errors import DataError, Problem, UsageError
 from medtrain.registry import closest
@@ -48,6 +49,12 @@ class Member:
     sample_id: str
     group: str
     strata: tuple[Hashable, ...] = ()
+
+
+def members_of(sample_set: SampleSet) -> list[Member]:
+    """The samples of a set as a split sees them: classes are balanced, and labelled with unlabelled entries."""
+    strata = sample_set.strata()
+    return [Member(sample.sample_id, sample.group, values) for sample, values in zip(sample_set.samples, strata)]
 
 
 def make_parts(members: Sequence[Member], shares: Mapping[str, float] = SPLIT_70_15_15, *, seed: int = 42) -> Parts:

@@ -293,12 +293,12 @@ class _Reading:
             ids = cells.column(named)
             self._report("column {0!r}: the id is missing", named, ids)
             return ids
-        folder = self.root / columns.image_folder
+        prefix = f"{self.root / columns.image_folder}{os.sep}"
         ids = []
         for row, paths in enumerate(images):
             first = next((path for path in paths if path is not None), None)
             place = f"{cells.unit}_{cells.lines[row]}"
-            ids.append(place if first is None else image_stem(Path(os.path.relpath(first, folder)).as_posix()))
+            ids.append(place if first is None else image_stem(str(first).removeprefix(prefix).replace(os.sep, "/")))
         return ids
 
     def _parts(self) -> list[str | None]:
@@ -356,7 +356,7 @@ class _Reading:
         folders: dict[Path, dict[str, str]] = {}
         for path, rows in places.items():
             if not path.is_file():
-                where = os.path.relpath(path, self.root)
+                where = str(path).removeprefix(f"{self.root}{os.sep}")
                 self.add(f"no such file ({self._places(rows)})", _other_suffix(path, folders), where=where)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.stratified import (
     SPLIT_70_15_15,
     SPLIT_80_20,
@@ -18,6 +19,7 @@ from medtrain.data.stratified import (
     load_parts,
     make_parts,
     make_stratified_folds,
+    members_of,
     parts_from_column,
     parts_hash,
     save_parts,
@@ -25,13 +27,13 @@ from medtrain.data.stratified import (
 from medtrain.errors import DataError, UsageError
 
 
-def members_of(labels: list[int] | np.ndarray, groups: list[int] | np.ndarray | None = None) -> list[Member]:
+def people(labels: list[int] | np.ndarray, groups: list[int] | np.ndarray | None = None) -> list[Member]:
     patients = range(len(labels)) if groups is None else groups
     return [Member(f"s{i:05d}", f"p{group}", (int(y),)) for i, (y, group) in enumerate(zip(labels, patients))]
 
 
 def test_seventy_fifteen_fifteen_by_hand() -> None:
-    members = members_of([0] * 100 + [1] * 40 + [2] * 20)  # one sample a patient: every class divides evenly
+    members = people([0] * 100 + [1] * 40 + [2] * 20)  # one sample a patient: every class divides evenly
     parts = make_parts(members, SPLIT_70_15_15)
     label = {member.sample_id: member.strata[0] for member in members}
     assert {name: dict(Counter(label[i] for i in ids)) for name, ids in parts.items()} == {
@@ -45,7 +47,7 @@ def test_seventy_fifteen_fifteen_by_hand() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_single_samples_deviate_by_less_than_one(rng: np.random.Generator, shares: dict[str, float], seed: int) -> None:
     labels = rng.choice(5, 203, p=[0.5, 0.2, 0.15, 0.1, 0.05])
-    parts = make_parts(members_of(labels), shares, seed=seed)
+    parts = make_parts(people(labels), shares, seed=seed)
     for name, share in shares.items():
         chosen = labels[[int(sample_id[1:]) for sample_id in parts[name]]]
         assert abs(len(chosen) - share * len(labels)) < 2
@@ -55,7 +57,7 @@ def test_single_samples_deviate_by_less_than_one(rng: np.random.Generator, share
 
 def test_patients_are_whole_and_every_sample_lies_in_one_part(rng: np.random.Generator) -> None:
     groups = rng.integers(0, 60, 300)
-    members = members_of(rng.integers(0, 4, 300), groups)
+    members = people(rng.integers(0, 4, 300), groups)
     parts = make_parts(members)
     assert sorted(name for ids in parts.values() for name in ids) == sorted(member.sample_id for member in members)
     assert check_parts(parts, {member.sample_id: member.group for member in members}) == []
@@ -65,7 +67,7 @@ def test_patients_are_whole_and_every_sample_lies_in_one_part(rng: np.random.Gen
 
 
 def test_the_order_of_samples_does_not_matter_and_the_seed_does(rng: np.random.Generator) -> None:
-    members = members_of(rng.integers(0, 4, 200), rng.integers(0, 90, 200))
+    members = people(rng.integers(0, 4, 200), rng.integers(0, 90, 200))
     mixed = [members[index] for index in rng.permutation(200)]
     assert make_parts(members) == make_parts(mixed)
     assert make_parts(members, seed=1) != make_parts(members, seed=2)
@@ -73,7 +75,7 @@ def test_the_order_of_samples_does_not_matter_and_the_seed_does(rng: np.random.G
 
 
 def test_a_split_is_the_same_for_ever() -> None:
-    parts = make_parts(members_of([index % 3 for index in range(30)], [index // 2 for index in range(30)]))
+    parts = make_parts(people([index % 3 for index in range(30)], [index // 2 for index in range(30)]))
     assert parts_hash(parts) == "f637cc160581d3fb"
 
 
@@ -112,7 +114,7 @@ def test_folds_are_as_balanced_as_scikit_learns(count: int, patients: int, class
         labels = rng.choice(classes, count, p=rng.dirichlet(np.full(classes, 4.0)))
         labels[:classes] = np.arange(classes)
         groups = rng.integers(0, patients, count)
-        found = make_stratified_folds(members_of(labels, groups), folds, seed=seed)
+        found = make_stratified_folds(people(labels, groups), folds, seed=seed)
         ours.append(deviation([[int(name[1:]) for name in fold["val"]] for fold in found], labels))
         reference = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
@@ -124,7 +126,7 @@ def test_folds_are_as_balanced_as_scikit_learns(count: int, patients: int, class
 
 def test_folds_of_single_samples_have_scikit_learns_counts(rng: np.random.Generator) -> None:
     labels = rng.permutation([0] * 50 + [1] * 30 + [2] * 20)
-    folds = make_stratified_folds(members_of(labels), 5)
+    folds = make_stratified_folds(people(labels), 5)
     theirs = [np.bincount(labels[val]).tolist() for _, val in StratifiedKFold(5).split(labels, labels)]
     assert [np.bincount(labels[[int(n[1:]) for n in fold["val"]]]).tolist() for fold in folds] == theirs
     assert sorted(name for fold in folds for name in fold["val"]) == [f"s{i:05d}" for i in range(100)]
@@ -135,29 +137,29 @@ def test_folds_of_single_samples_have_scikit_learns_counts(rng: np.random.Genera
 
 def test_one_huge_patient_leaves_something_for_every_part() -> None:
     groups = [0] * 90 + [1, 2, 3]
-    parts = make_parts(members_of([0] * 93, groups), SPLIT_70_15_15)
+    parts = make_parts(people([0] * 93, groups), SPLIT_70_15_15)
     assert len(parts["train"]) >= 90
     assert parts["val"]
     assert parts["test"]
 
 
 def test_classes_that_a_part_lacks_are_told() -> None:
-    members = members_of([0] * 10 + [1])
+    members = people([0] * 10 + [1])
     parts = make_parts(members)
     assert absent_strata(parts, members) == [("test", 0, 1), ("val", 0, 1)]  # train comes first
 
 
 def test_splits_that_cannot_be_made() -> None:
     with pytest.raises(UsageError, match="2 patients cannot be divided into 3 parts"):
-        make_parts(members_of([0, 1, 0], [1, 2, 2]))
+        make_parts(people([0, 1, 0], [1, 2, 2]))
     with pytest.raises(UsageError, match=r"add up to 1, got train 0\.8, val 0\.3"):
-        make_parts(members_of([0, 1, 0]), {"train": 0.8, "val": 0.3})
+        make_parts(people([0, 1, 0]), {"train": 0.8, "val": 0.3})
     with pytest.raises(UsageError, match="positive"):
-        make_parts(members_of([0, 1, 0]), {"train": 1.0, "val": 0.0})
+        make_parts(people([0, 1, 0]), {"train": 1.0, "val": 0.0})
     with pytest.raises(UsageError, match="3 patients cannot be divided into 5 folds"):
-        make_stratified_folds(members_of([0, 1, 0]))
+        make_stratified_folds(people([0, 1, 0]))
     with pytest.raises(UsageError, match="at least 2 folds"):
-        make_stratified_folds(members_of([0, 1, 0]), 1)
+        make_stratified_folds(people([0, 1, 0]), 1)
 
 
 def test_parts_of_the_source() -> None:
@@ -170,7 +172,7 @@ def test_parts_of_the_source() -> None:
 
 
 def test_parts_are_saved_hashed_and_read(tmp_path: Path) -> None:
-    members = members_of([0, 1] * 20)
+    members = people([0, 1] * 20)
     parts = make_parts(members)
     save_parts(tmp_path / "split.json", parts)
     assert load_parts(tmp_path / "split.json", members) == parts
@@ -185,7 +187,7 @@ def test_a_given_split_is_checked_all_at_once(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"train": [], "val": ["s00001", "s00001", "s0000x"], "test": ["s00001", "s00002"]}))
     with pytest.raises(DataError) as error:
-        load_parts(path, members_of([0] * 5, [0, 1, 7, 7, 1]))
+        load_parts(path, people([0] * 5, [0, 1, 7, 7, 1]))
     assert [problem.message for problem in error.value.problems] == [
         "val names samples that the data set does not have: s0000x",
         "val names a sample twice: s00001",
@@ -195,7 +197,7 @@ def test_a_given_split_is_checked_all_at_once(tmp_path: Path) -> None:
     assert str(error.value.problems[0].hint).startswith("did you mean s0000")
     path.write_text(json.dumps({"train": ["s00002"], "test": ["s00003"]}))
     with pytest.raises(DataError, match="patients in both train and test: p7"):
-        load_parts(path, members_of([0] * 5, [0, 1, 7, 7, 1]))
+        load_parts(path, people([0] * 5, [0, 1, 7, 7, 1]))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"training": ["a"]}', '{"train": "a"}', '{"train": [1]}'])
@@ -214,3 +216,12 @@ def test_a_table_that_is_no_split(tmp_path: Path) -> None:
         load_parts(tmp_path / "s.csv", [])
     with pytest.raises(UsageError, match="no such split file"):
         load_parts(tmp_path / "t.json", [])
+
+
+def test_the_members_of_a_sample_set(tmp_path: Path) -> None:
+    targets = (Target("grade", ("0", "1")), Target("age", None))
+    samples = (Sample("a", (), (1, 5.5), "p"), Sample("b", (), (None, None), "q"))
+    assert members_of(SampleSet("set", tmp_path, samples, targets)) == [
+        Member("a", "p", (1, "labelled")),
+        Member("b", "q", (None, None)),
+    ]

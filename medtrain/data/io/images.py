@@ -81,10 +81,8 @@ def is_image(path: Path) -> bool:
 
 def image_stem(name: str) -> str:
     """A file's name without its image suffix; other dots stay (`1.2.840.png` -> `1.2.840`)."""
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    lower = name.lower()
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if lower.endswith(suffix)), name)
 
 
 def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None) -> Image:
