@@ -242,11 +242,7 @@ class RunFolder:
         if holder is not None or (status.state == "running" and not status.is_mine):
             self._lock.release()
             pid, host = (holder.pid, holder.host) if holder is not None else (status.pid, status.host)
-            where = "" if host == socket.gethostname() else f" on {host}"
-            raise MedtrainError(
-                f"{self.path} is being trained by process {pid} on {host}",
-                hint=f"wait for it, or stop it first{where}: kill {pid}",
-            )
+            raise self._busy(pid, host)
         try:
             step = status.step if step is None else step
             self._write(dataclasses.replace(status, status="running", step=step, message=""))
@@ -256,6 +252,23 @@ class RunFolder:
         if self._stop_beating is None:
             self._stop_beating = threading.Event()
             threading.Thread(target=self._beat, args=(self._stop_beating,), name="heartbeat", daemon=True).start()
+
+    def refuse_if_busy(self) -> None:
+        """Say at once, before anything is read, that another living process trains the run.
+
+        Raises:
+            MedtrainError: One does, as far as its status says; `start` makes sure.
+        """
+        status = self.read_status()
+        if status.state == "running" and not status.is_mine:
+            raise self._busy(status.pid, status.host)
+
+    def _busy(self, pid: int, host: str) -> MedtrainError:
+        where = "" if host == socket.gethostname() else f" on {host}"
+        return MedtrainError(
+            f"{self.path} is being trained by process {pid} on {host}",
+            hint=f"wait for it, or stop it first{where}: kill {pid}",
+        )
 
     def heartbeat(self, step: int, *, best: Best | None = None) -> None:
         """Note the step and the best evaluation; cheap, since it writes at most every 10 s unless `best` is news."""

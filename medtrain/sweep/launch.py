@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -25,11 +26,14 @@ from medtrain.run.atomic import atomic_write
 from medtrain.run.log import setup_logging
 from medtrain.sweep.folder import SweepFolder
 from medtrain.sweep.objectives import choose_objectives, default_point, digest
+from medtrain.sweep.plan import SearchPlan
 from medtrain.sweep.pool import Place, TrialPool, divide
+from medtrain.sweep.pruners import make_pruner
 from medtrain.sweep.report.write import write_report
 from medtrain.sweep.rerun import best_configuration, run_reruns
 from medtrain.sweep.result import Definition, Objective
 from medtrain.sweep.run import LocalFolders, Search
+from medtrain.sweep.samplers import make_sampler
 from medtrain.sweep.storage import open_storage, serve
 from medtrain.sweep.study import SweepStudy
 from medtrain.sweep.table import SweepTable
@@ -59,47 +63,86 @@ def start_sweep(config: SweepConfig) -> int:
 
 
 def begin(config: SweepConfig) -> tuple[SweepFolder, Definition, Any]:
-    """Check a sweep against its data and make its folder; return it with the definition and the facts."""
+    """Check a sweep, alone and against its data, and make its folder; return it with the definition and the facts."""
     for note in config.notes:
         log.info(note)
     tree = config.composed.tree
     section, run = tree["sweep"], tree["run"]
-    _refuse(section)
-    facts = _probe(config, section)
-    objectives, constraints = choose_objectives(section, facts)
-    monitor = _monitor(objectives, facts)
-    if monitor:  # once more, with what the trials will watch
-        facts = _probe(config, section, monitor)
-    experiment = run["experiment"] or f"{facts.dataset}_{tree['model']['name']}_sweep".lower()
-    folder = SweepFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
-    folder = SweepFolder(folder.path.absolute())
+    _check_early(config, section)
+    folder = SweepFolder.create(experiment="", path=run["dir"]) if run["dir"] is not None else None
     try:
+        facts = _probe(config, section)
+        objectives, constraints = choose_objectives(section, facts)
+        monitor = _monitor(objectives, facts)
+        if monitor:  # once more, with what the trials will watch
+            facts = _probe(config, section, monitor)
+        if folder is None:
+            experiment = run["experiment"] or f"{facts.dataset}_{tree['model']['name']}_sweep".lower()
+            folder = SweepFolder.create(experiment=experiment, root=run["root"])
+        folder = SweepFolder(folder.path.absolute())
         places = (*monitor, *_absolute_paths(config.train.tree, config.space))
         overrides = (*config.overrides, *places, *_group(config.train.tree, folder.name))
         base = load_config(overrides, config_dirs=config.config_dirs, imports=config.imports).tree
-        definition = Definition(
+        point, moved = default_point(config.space, facts.config)
+        definition = dataclasses.replace(
+            _draft(config, section),
             overrides=overrides,
-            imports=config.imports,
-            config_dirs=config.config_dirs,
+            full_overrides=(*config.full_overrides, *places),
             digest=digest(base),
-            space=config.space,
             objectives=objectives,
             constraints=constraints,
-            sweep=section,
-            sampler=tree["sampler"],
-            pruner=tree["pruner"],
             folder=str(folder.path),
             split_hash=",".join(facts.split_hashes),
-            default=default_point(config.space, facts.config),
-            full_overrides=(*config.full_overrides, *places),
+            default=point,
+            default_moved=moved,
             token=secrets.token_hex(4),
-            is_grid=config.is_grid,
         )
         folder.write_inputs(tree, config.composed.overrides, sys.argv)
     except BaseException:
-        shutil.rmtree(folder.path)
+        if folder is not None:
+            shutil.rmtree(folder.path)  # nothing has begun
         raise
     return folder, definition, facts
+
+
+def _draft(config: SweepConfig, section: Mapping[str, Any]) -> Definition:
+    """What is known of a sweep before its data were seen."""
+    tree = config.composed.tree
+    names = section["objectives"] or ["val/?"]
+    return Definition(
+        overrides=config.overrides,
+        full_overrides=config.full_overrides,
+        imports=config.imports,
+        config_dirs=config.config_dirs,
+        digest="",
+        space=config.space,
+        objectives=tuple(Objective(name, "max") for name in names),
+        constraints=(),
+        sweep=section,
+        sampler=tree["sampler"],
+        pruner=tree["pruner"],
+        folder="",
+        split_hash="",
+        default=None,
+        is_grid=config.is_grid,
+    )
+
+
+def _check_early(config: SweepConfig, section: Mapping[str, Any]) -> None:
+    """Refuse what needs no look at the data: what has no effect, cannot work, or should not be kept."""
+    problems = []
+    if section["storage"] is not None and "://" in section["storage"] and urlsplit(section["storage"]).password:
+        why = "holds a password, which would be kept in the sweep's files"
+        problems.append(Problem("sweep.storage", why, "leave it out; set PGPASSWORD, or write it into ~/.pgpass"))
+    defaults = get("sweep", "default").defaults()
+    idle = [key for key in ("rerun_seeds", "rerun_folds") if section[key] != defaults[key]]
+    if idle and not section["rerun_best"]:
+        problems += [Problem(f"sweep.{key}", "has no effect without sweep.rerun_best") for key in idle]
+    if problems:
+        raise ConfigError(problems)
+    plan = SearchPlan.of(_draft(config, section))
+    make_sampler(dict(config.composed.tree["sampler"]), plan)
+    make_pruner(dict(config.composed.tree["pruner"]), plan)
 
 
 def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
@@ -110,7 +153,9 @@ def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
         sections: Its checked sections, with the changes that are allowed.
     """
     folder = SweepFolder.open(path)
+    folder.refuse_if_busy()
     setup_logging(run_dir=folder.path)
+    log.info("opening the sweep")
     section = sections["sweep"]
     study = SweepStudy.load(open_storage(section["storage"] or str(folder.journal)), section["study"] or folder.name)
     definition = study.definition
@@ -153,6 +198,7 @@ def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
             reason = search.run()
         finally:
             table.close()
+    log.info("this worker is done (%s): %d trials", reason, search.trained)
     if reason == "failures":
         raise MedtrainError(f"{search.failed_in_row} trials failed in a row; the last one: {search.last_message}")
     return EXIT_STOPPED if reason != "done" else EXIT_DONE
@@ -319,20 +365,6 @@ def _monitor(objectives: Sequence[Objective], facts: Any) -> list[str]:
     if len(objectives) > 1 or name == facts.monitor or name not in facts.metrics:
         return []
     return [f"task.monitor={name.removeprefix('val/')}"]
-
-
-def _refuse(section: Mapping[str, Any]) -> None:
-    """What would be without effect, or kept where it should not be."""
-    problems = []
-    if section["storage"] is not None and "://" in section["storage"] and urlsplit(section["storage"]).password:
-        why = "holds a password, which would be kept in the sweep's files"
-        problems.append(Problem("sweep.storage", why, "leave it out; set PGPASSWORD, or write it into ~/.pgpass"))
-    defaults = get("sweep", "default").defaults()
-    idle = [key for key in ("rerun_seeds", "rerun_folds") if section[key] != defaults[key]]
-    if idle and not section["rerun_best"]:
-        problems += [Problem(f"sweep.{key}", "has no effect without sweep.rerun_best") for key in idle]
-    if problems:
-        raise ConfigError(problems)
 
 
 def _probe(config: SweepConfig, section: Mapping[str, Any], extra: Sequence[str] = ()) -> Any:

@@ -52,14 +52,18 @@ def _unknown(where: str, name: str, known: Mapping[str, str]) -> Problem:
     return Problem(where, message, f"did you mean {near}?" if near else None)
 
 
-def default_point(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The point of the space that is the configuration as it is, or nearest to it.
+def default_point(space: Space, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The point of the space that is the configuration as it is, or nearest to it, and what had to be moved.
 
     Args:
         space: What varies.
         config: The configuration with every derived value.
+
+    Returns:
+        The point, and the configuration's own values at the keys where it lies outside of the space.
     """
     point: dict[str, Any] = {}
+    moved: dict[str, Any] = {}
     for dimension in space.dimensions:
         if not dimension.is_active(point):
             continue
@@ -69,9 +73,10 @@ def default_point(space: Space, config: Mapping[str, Any]) -> dict[str, Any]:
             found = dimension.choices[0] if dimension.kind == "choice" else dimension.low
         same = _choice(dimension, value) is not None if dimension.kind == "choice" else found == value
         if not same:
+            moved[dimension.key] = _short(value)
             log.info("%s=%s is not in the space: the first trial takes %s", dimension.key, _short(value), found)
         point[dimension.key] = found
-    return point
+    return point, moved
 
 
 def digest(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from medtrain.sweep.folder import RESULT, SweepFolder, read_result
 from medtrain.sweep.pool import Ended, Evaluated, TrialPool
 from medtrain.sweep.report.records import read_sweep
 from medtrain.sweep.report.rerun_summary import choose, summarize_reruns
-from medtrain.sweep.result import TrialResult
+from medtrain.sweep.result import Objective, TrialResult
 from medtrain.sweep.run import ended_result, trial_task
 from medtrain.sweep.study import SweepStudy
 
@@ -89,7 +89,7 @@ def run_reruns(folder: SweepFolder, study: SweepStudy, pool: TrialPool, signals:
                     pool.answer(event.key, prune=False)
                 elif isinstance(event, Ended):
                     rerun = running.pop(event.key)
-                    _say(rerun, ended_result(rerun.place(folder), event, stopping))
+                    _say(rerun, ended_result(rerun.place(folder), event, stopping), study.definition.objectives[0])
     except BaseException:
         pool.kill()
         raise
@@ -115,11 +115,14 @@ def _start(folder: SweepFolder, study: SweepStudy, pool: TrialPool, key: int, re
     return True
 
 
-def _say(rerun: Rerun, result: TrialResult) -> None:
+def _say(rerun: Rerun, result: TrialResult, goal: Objective) -> None:
     if result.state == "failed":
         log.warning("trial %d with seed %d failed: %s", rerun.trial, rerun.seed, result.message)
     else:
-        log.info("trial %d with seed %d: %s", rerun.trial, rerun.seed, result.state)
+        value = result.metrics.get(goal.metric)
+        shown = f"{goal.metric} {value:.4g}" if result.state == "complete" and value is not None else result.state
+        fold = "" if rerun.fold is None else f", fold {rerun.fold}"
+        log.info("trial %d with seed %d%s: %s", rerun.trial, rerun.seed, fold, shown)
 
 
 def best_configuration(folder: SweepFolder, study: SweepStudy) -> tuple[dict[str, Any], str] | None:

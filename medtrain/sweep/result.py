@@ -136,8 +136,8 @@ class Definition:
         default: The point of the space that is the configuration as it is.
         full_overrides: The same as `overrides` for a run by itself, with the callbacks, loggers and the final
             evaluation that trials do without.
-        default_moved: Keys at which the configuration itself lies outside of the space, with its values there: `default`
-            is only near it.
+        default_moved: Keys at which the configuration itself lies outside of the space, with its values there:
+            `default` is only near it.
         token: Tells this sweep from others of the same name.
         is_grid: Whether every dimension was typed as a plain list, so that every point is to be tried.
     """

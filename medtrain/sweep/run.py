@@ -82,6 +82,7 @@ class Search:
         self._assignments: dict[int, Assignment] = {}
         self.failed_in_row = 0
         self.last_message = ""
+        self.trained = 0
         self._beaten = time.monotonic()
         self._recovered = -BEAT_S
 
@@ -191,6 +192,7 @@ class Search:
         failed = state in ("failed", "again") and result.failure in ("error", "crash", "killed")
         self.failed_in_row = self.failed_in_row + 1 if failed else 0
         self.last_message = result.message
+        self.trained += state in ("complete", "pruned", "failed")
         self._free_disk()
         if self.on_result is not None:
             self.on_result(state, is_best)

@@ -89,7 +89,7 @@ def test_the_default_point_is_the_configuration_as_it_is(caplog: pytest.LogCaptu
         "model": {"channels": [16, 32]},
     }
     with caplog.at_level(logging.INFO, "medtrain"):
-        point = default_point(SPACE, config)
+        point, moved = default_point(SPACE, config)
     assert point == {
         "loss": "focal",
         "loss.gamma": 2.0,
@@ -99,6 +99,7 @@ def test_the_default_point_is_the_configuration_as_it_is(caplog: pytest.LogCaptu
         "optimizer.weight_decay": "1e-3",
     }
     assert not caplog.records
+    assert not moved
 
 
 def test_what_lies_outside_of_the_space_is_moved_in_and_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +110,7 @@ def test_what_lies_outside_of_the_space_is_moved_in_and_said(caplog: pytest.LogC
         "model": {"channels": [4, 8]},
     }
     with caplog.at_level(logging.INFO, "medtrain"):
-        point = default_point(SPACE, config)
+        point, moved = default_point(SPACE, config)
     assert point == {
         "loss": "dice_ce",
         "optimizer.lr": 1e-2,
@@ -117,6 +118,9 @@ def test_what_lies_outside_of_the_space_is_moved_in_and_said(caplog: pytest.LogC
         "model.channels": "[8,16]",
         "optimizer.weight_decay": "0",
     }
+    assert moved == {
+        "loss": "tversky", "optimizer.lr": "1.0", "data.batch_size": "None", "model.channels": "[4, 8]",
+    }  # fmt: skip
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "loss=tversky is not in the space" in said
     assert "optimizer.lr=1.0" in said
