@@ -95,7 +95,7 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
         centred = values - values.mean()
         norm = float(np.linalg.norm(centred))
         # The mean of equal numbers is rounded: what is left would correlate with anything.
-        if np.ptp(values) == 0 or norm <= 1e-13 * float(np.linalg.norm(values)):
+        if norm <= 1e-13 * float(np.linalg.norm(values)):
             return float("nan")
         deviations.append(centred / norm)
     return float(np.clip(deviations[0] @ deviations[1], -1.0, 1.0))

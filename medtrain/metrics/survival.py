@@ -101,22 +101,24 @@ def survival_specs(*, curves: bool = False) -> dict[str, MetricSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def kaplan_meier(times: Values, events: Values) -> tuple[np.ndarray, np.ndarray]:
+def kaplan_meier(times: Values, events: Values, *, reverse: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Estimate the share that survives beyond each time (Kaplan & Meier, JASA 53, 1958).
 
     Args:
         times: Time of the event or of censoring [N].
         events: Whether the event was seen [N].
+        reverse: Estimate the share that stays uncensored instead. At equal times events come first: who had the event
+            is no longer at risk of being censored.
 
     Returns:
-        The distinct times [T], ascending, and the survival from each of them on [T].
+        The distinct times [T], ascending, and the share beyond each of them [T].
     """
     last, seen, _ = _checked(times, events, times)
     distinct, position = np.unique(last, return_inverse=True)
-    died = np.bincount(position, seen, distinct.size)
-    left = np.bincount(position, minlength=distinct.size)
-    at_risk = last.size - np.concatenate([[0], np.cumsum(left)[:-1]]) if distinct.size else left
-    return distinct, np.cumprod(1.0 - died / np.maximum(at_risk, 1))
+    died, left = np.bincount(position, seen, distinct.size), np.bincount(position, minlength=distinct.size)
+    at_risk = last.size - (np.cumsum(left) - left)
+    lost, at_risk = (left - died, at_risk - died) if reverse else (died, at_risk)
+    return distinct, np.cumprod(1.0 - lost / np.maximum(at_risk, 1))
 
 
 def brier_scores(times: Values, events: Values, survival: Values, grid: Values) -> np.ndarray:
@@ -138,7 +140,7 @@ def brier_scores(times: Values, events: Values, survival: Values, grid: Values) 
     said, points = finite_values(survival, "survival probabilities"), finite_values(grid, "times")
     last, seen, _ = _checked(times, events, times)
     assert said.shape == (last.size, points.size), f"survival {said.shape}, {last.size} subjects, {points.size} times"
-    distinct, uncensored = kaplan_meier(last, ~seen)
+    distinct, uncensored = kaplan_meier(last, seen, reverse=True)
     steps = np.concatenate([[1.0], uncensored])
     before = steps[np.searchsorted(distinct, last, side="left")]
     at = steps[np.searchsorted(distinct, points, side="right")]

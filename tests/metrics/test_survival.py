@@ -116,6 +116,16 @@ def test_brier_score_by_hand() -> None:
     assert found == pytest.approx([np.mean((said[:, 0] - (times > 2.5)) ** 2)])
 
 
+def test_at_equal_times_events_come_before_censoring() -> None:
+    times, events = np.array([1.0, 2.0, 2.0, 3.0]), np.array([1, 1, 0, 1])
+    # at 2 two are at risk of censoring, the dead one no longer: G is 1 before and 1/2 from then on
+    assert kaplan_meier(times, events, reverse=True)[1] == pytest.approx([1, 1 / 2, 1 / 2])
+    said = np.array([[0.3], [0.4], [0.5], [0.8]])
+    # at 2 itself the second is dead, weight 1 / G(2-) = 1, and the last lives, weight 1 / G(2) = 2
+    expected = (0.3**2 + 0.4**2 + 2 * 0.2**2) / 4
+    assert brier_scores(times, events, said, np.array([2.0])) == pytest.approx([expected])
+
+
 def test_beyond_the_last_observation_nothing_is_known() -> None:
     times, grid = np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.5, 3.0, 9.0])
     said = np.full((3, 4), 0.5)
