@@ -312,7 +312,7 @@ def _conclude(folder: SweepFolder, study: SweepStudy, reason: str) -> int:
             hint=f"the reasons are in {folder.path / 'trials.csv'}",
         )
     log.info("done: %s", folder.path)
-    log.info("train the winner with: medtrain train experiment=%s", folder.best)
+    log.info("train the winner, for longer if you like, with: medtrain train experiment=%s", folder.best)
     return EXIT_DONE
 
 
