@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import Range, build, get, register
 from medtrain.sweep.plan import SearchPlan
 
@@ -39,20 +39,20 @@ class Pruner:
         """See that this pruner can serve this sweep.
 
         Raises:
-            MedtrainError: It cannot.
+            UsageError: It cannot.
         """
         if plan.objectives > 1:
-            raise MedtrainError(
+            raise UsageError(
                 f"pruner={self._name} compares one value, and this sweep has {plan.objectives} objectives",
                 hint="choose pruner=none",
             )
         if self._folds == "with" and plan.folds < 2:
-            raise MedtrainError(
+            raise UsageError(
                 f"pruner={self._name} compares two trials fold by fold, and this sweep trains on one fold",
                 hint="set sweep.folds=[0,1,2,3,4], or choose pruner=median",
             )
         if self._folds == "without" and plan.folds > 1:
-            raise MedtrainError(
+            raise UsageError(
                 f"pruner={self._name} divides the budget of a trial, and with sweep.folds a trial reports whole folds",
                 hint="choose pruner=wilcoxon or pruner=median",
             )
@@ -187,7 +187,7 @@ class Gradual(Pruner):
         """See the base class."""
         super().check(plan)
         if self.last > self.first:
-            raise MedtrainError(
+            raise UsageError(
                 f"pruner.last={self.last:g} is above pruner.first={self.first:g}: pruner=gradual becomes stricter",
                 hint="for the same share throughout choose pruner=percentile",
             )
@@ -288,9 +288,9 @@ class Threshold(Pruner):
         """See the base class."""
         super().check(plan)
         if self.lower is None and self.upper is None:
-            raise MedtrainError("pruner=threshold has no threshold", hint="set pruner.lower or pruner.upper, or both")
+            raise UsageError("pruner=threshold has no threshold", hint="set pruner.lower or pruner.upper, or both")
         if self.lower is not None and self.upper is not None and self.lower > self.upper:
-            raise MedtrainError(f"pruner.lower={self.lower:g} is above pruner.upper={self.upper:g}")
+            raise UsageError(f"pruner.lower={self.lower:g} is above pruner.upper={self.upper:g}")
 
     def build(self, plan: SearchPlan) -> BasePruner:
         """See the base class."""
@@ -361,7 +361,7 @@ class Wilcoxon(Pruner):
         super().check(plan)
         least = 0.5 ** (plan.folds - 1)  # of all folds but the last: when every one of them is worse
         if least >= self.p_threshold:
-            raise MedtrainError(
+            raise UsageError(
                 f"pruner=wilcoxon cannot find a trial worse before its last fold: with {plan.folds} folds the smallest "
                 f"probability of error is {least:g}, and pruner.p_threshold is {self.p_threshold:g}",
                 hint="set more folds, raise pruner.p_threshold, or choose pruner=median",
@@ -381,7 +381,7 @@ def make_pruner(section: dict[str, Any], plan: SearchPlan) -> Pruner:
     """The pruner of a checked section `pruner`, resolved and seen to fit.
 
     Raises:
-        MedtrainError: It cannot serve this sweep.
+        UsageError: It cannot serve this sweep.
     """
     settings: Pruner = build("pruner", section)
     pruner = settings.resolve(plan)

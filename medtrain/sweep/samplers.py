@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from medtrain.config.space import Dimension
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import Range, build, register
 from medtrain.sweep.plan import SearchPlan
 
@@ -37,7 +37,7 @@ class Sampler:
         """See that this sampler can search this space for these objectives.
 
         Raises:
-            MedtrainError: It cannot.
+            UsageError: It cannot.
         """
 
     def build(self, plan: SearchPlan, *, seed: int, scramble_seed: int = 0) -> BaseSampler:
@@ -127,7 +127,7 @@ class Gp(Sampler):
     def check(self, plan: SearchPlan) -> None:
         """See the base class."""
         if not any(not dimension.when for dimension in plan.space.dimensions):
-            raise MedtrainError(
+            raise UsageError(
                 "sampler=gp models the dimensions that every trial has, and all of these are conditional",
                 hint="choose sampler=tpe",
             )
@@ -167,14 +167,14 @@ class Cmaes(Sampler):
     def check(self, plan: SearchPlan) -> None:
         """See the base class."""
         if plan.objectives > 1:
-            raise MedtrainError(
+            raise UsageError(
                 f"sampler=cmaes knows one objective, and this sweep has {plan.objectives}",
                 hint="choose sampler=tpe or sampler=nsga2",
             )
         if plan.constraints:
-            raise MedtrainError("sampler=cmaes does not know constraints", hint="choose sampler=tpe or sampler=gp")
+            raise UsageError("sampler=cmaes does not know constraints", hint="choose sampler=tpe or sampler=gp")
         if not self._numbers(plan):
-            raise MedtrainError(
+            raise UsageError(
                 "sampler=cmaes searches numbers, and no dimension that every trial has is a range of numbers",
                 hint="choose sampler=tpe",
             )
@@ -227,7 +227,7 @@ class Qmc(Sampler):
         """See the base class."""
         if plan.space.is_conditional:
             key = next(dimension.key for dimension in plan.space.dimensions if dimension.when)
-            raise MedtrainError(
+            raise UsageError(
                 f"sampler=qmc covers a space that is the same for every trial, and {key} is conditional",
                 hint="choose sampler=random or sampler=tpe",
             )
@@ -271,7 +271,7 @@ class Grid(Sampler):
         _check_finite("grid", plan)
         if plan.space.is_conditional:
             key = next(dimension.key for dimension in plan.space.dimensions if dimension.when)
-            raise MedtrainError(
+            raise UsageError(
                 f"sampler=grid tries each value with each other, and {key} is conditional",
                 hint="choose sampler=brute_force, which tries every point of such a space",
             )
@@ -323,7 +323,7 @@ class _Genetic(Sampler):
         """See the base class."""
         size = self.population_size
         if size is not None and size >= plan.expected_trials:
-            raise MedtrainError(
+            raise UsageError(
                 f"sampler.population_size={size} leaves nothing to {self._name}: the first generation is random, and "
                 f"there are {plan.expected_trials} trials",
                 hint="lower it (null chooses by itself) or raise sweep.n_trials",
@@ -384,7 +384,7 @@ def make_sampler(section: dict[str, Any], plan: SearchPlan) -> Sampler:
     """The sampler of a checked section `sampler`, resolved and seen to fit.
 
     Raises:
-        MedtrainError: It cannot search this space for these objectives.
+        UsageError: It cannot search this space for these objectives.
     """
     settings: Sampler = build("sampler", section)
     sampler = settings.resolve(plan)
@@ -404,14 +404,14 @@ def _for_the_rest(plan: SearchPlan, seed: int) -> BaseSampler:
 def _check_finite(name: str, plan: SearchPlan) -> None:
     for dimension in plan.space.dimensions:
         if dimension.values() is None:
-            raise MedtrainError(
+            raise UsageError(
                 f"sampler={name} tries every point, and {dimension.key} has infinitely many values",
                 hint=f"list them ({dimension.key}=VALUE,VALUE), give the range a step, or choose sampler=tpe",
             )
     size = plan.space.size
     assert size is not None
     if size > MOST_POINTS:
-        raise MedtrainError(
+        raise UsageError(
             f"sampler={name} tries every point, and there are {size:,}; at most {MOST_POINTS:,} can be listed",
             hint="search fewer values, or choose sampler=tpe or sampler=random",
         )

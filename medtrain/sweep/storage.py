@@ -30,17 +30,19 @@ PATIENCE_S = 300.0
 
 _SQLITE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 _SQLITE_BUSY_S = 60.0
+_WHERE = "a sweep keeps its study in its folder: medtrain sweep --worker FOLDER/journal.log STUDY"
 
 
-def open_storage(text: str) -> BaseStorage:
-    """Open where a study is kept, and make it if it is not there.
+def open_storage(text: str, *, create: bool = True) -> BaseStorage:
+    """Open where a study is kept.
 
     Args:
         text: A path (`x.db` is SQLite, anything else a journal), `sqlite:///x.db`, `postgresql://user@host/db` or
             `grpc://host:port`.
+        create: Make the file or the tables if they are not there; else nothing is written.
 
     Raises:
-        UsageError: The text is none of these.
+        UsageError: The text is none of these, or what must be there is not.
         MissingExtraError: PostgreSQL's driver is not installed.
         MedtrainError: It cannot be reached, opened or made.
     """
@@ -48,11 +50,11 @@ def open_storage(text: str) -> BaseStorage:
     scheme, separator, rest = text.partition("://")
     if not separator:
         path = Path(text).expanduser()
-        return _open_sqlite(path) if path.suffix in _SQLITE_SUFFIXES else _open_journal(path)
+        return _open_sqlite(path, create) if path.suffix in _SQLITE_SUFFIXES else _open_journal(path, create)
     if scheme == "sqlite":
-        return _open_sqlite(Path(rest.removeprefix("/")).expanduser())
+        return _open_sqlite(Path(rest.removeprefix("/")).expanduser(), create)
     if re.fullmatch(r"postgres(ql)?(\+psycopg)?", scheme):
-        return _open_postgres(f"postgresql+psycopg://{rest}")
+        return _open_postgres(f"postgresql+psycopg://{rest}", create)
     if scheme == "grpc":
         return _open_proxy(text, rest)
     raise UsageError(
@@ -155,14 +157,14 @@ def _enduring(inner: BaseStorage, name: str) -> BaseStorage:
     return Enduring(inner, name)  # type: ignore[abstract]
 
 
-def _open_journal(path: Path) -> BaseStorage:
-    _check_folder(path)
+def _open_journal(path: Path, create: bool) -> BaseStorage:
+    _check_file(path, create)
     with disk_errors(path):
         return Journal(JournalFile(path))
 
 
-def _open_sqlite(path: Path) -> BaseStorage:
-    _check_folder(path)
+def _open_sqlite(path: Path, create: bool) -> BaseStorage:
+    _check_file(path, create)
     import sqlalchemy
 
     storage = _connect(
@@ -170,6 +172,7 @@ def _open_sqlite(path: Path) -> BaseStorage:
         str(path),
         {"connect_args": {"timeout": _SQLITE_BUSY_S}},
         hint="is it a database of Optuna?",
+        create=create,
     )
     engine = storage.engine
     engine.dispose()
@@ -187,12 +190,13 @@ def _open_sqlite(path: Path) -> BaseStorage:
     return _enduring(optuna.storages.get_storage(storage), str(path))
 
 
-def _open_postgres(url: str) -> BaseStorage:
+def _open_postgres(url: str, create: bool) -> BaseStorage:
     if importlib.util.find_spec("psycopg") is None:
         raise MissingExtraError("psycopg", extra="postgres", purpose="a study in PostgreSQL")
     name = _hide_password(url).replace("+psycopg", "")
     arguments = {"connect_args": {"connect_timeout": round(ANSWER_S)}, "pool_pre_ping": True}
-    storage = _connect(url, name, arguments, hint="is the server running, and may this user create tables there?")
+    hint = "is the server running, and may this user create tables there?"
+    storage = _connect(url, name, arguments, hint=hint, create=create)
     return _enduring(optuna.storages.get_storage(storage), name)
 
 
@@ -213,28 +217,32 @@ def _open_proxy(text: str, address: str) -> BaseStorage:
     return _enduring(proxy, text)
 
 
-def _connect(url: str, name: str, arguments: dict[str, Any], *, hint: str) -> RDBStorage:
+def _connect(url: str, name: str, arguments: dict[str, Any], *, hint: str, create: bool) -> RDBStorage:
     """Open a database; several workers may make its tables at the same time."""
     import sqlalchemy.exc
 
     attempts = 5
     for attempt in range(attempts):
         try:
-            return RDBStorage(url, engine_kwargs=dict(arguments))
+            return RDBStorage(url, engine_kwargs=dict(arguments), skip_table_creation=not create)
         except (sqlalchemy.exc.ArgumentError, ValueError) as error:
             raise UsageError(f"{name} is no valid address: {_reason(error)}") from error
         except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+            if not create and re.search(r"no such table|relation .* does not exist", _reason(error)):
+                raise UsageError(f"there is no study in {name}", hint=_WHERE) from error
             if attempt == attempts - 1 or _is_final(error):
                 raise MedtrainError(f"cannot open {name}: {_reason(error)}", hint=hint) from error
             time.sleep(random.uniform(0.05, 0.3))
     raise AssertionError
 
 
-def _check_folder(path: Path) -> None:
+def _check_file(path: Path, create: bool) -> None:
     if path.is_dir():
-        raise MedtrainError(f"{path} is a folder, and a storage is a file", hint=f"write {path / 'journal.log'}")
+        raise UsageError(f"{path} is a folder, and a storage is a file", hint=f"write {path / 'journal.log'}")
+    if not create and not path.exists():
+        raise UsageError(f"there is no file {path}", hint=_WHERE)
     if not path.parent.is_dir():
-        raise MedtrainError(f"cannot make {path}: there is no folder {path.parent}")
+        raise UsageError(f"cannot make {path}: there is no folder {path.parent}")
 
 
 def _is_disconnect(error: Exception) -> bool:

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import closest
 from medtrain.sweep.assignment import (
     ATTEMPT,
@@ -62,7 +62,7 @@ _OUTCOMES: dict[TrialState, Outcome] = {
 }
 
 
-class StudyNotFoundError(MedtrainError):
+class StudyNotFoundError(UsageError):
     """There is no such study, or its creator died before it was set up."""
 
 
@@ -100,7 +100,7 @@ class SweepStudy:
             definition: What it is about.
 
         Raises:
-            MedtrainError: There is such a study already; the sampler or the pruner cannot serve the sweep; a warm start
+            UsageError: There is such a study already; the sampler or the pruner cannot serve the sweep; a warm start
                 cannot be read.
         """
         from medtrain.sweep.warm_start import first_points
@@ -119,7 +119,7 @@ class SweepStudy:
         except DuplicatedStudyError:
             study_id = storage.get_study_id_from_name(name)
             if storage.get_study_user_attrs(study_id).get(READY):
-                raise MedtrainError(
+                raise UsageError(
                     f"there is a study {name} in this storage already",
                     hint="continue it with `medtrain resume`, join it with `medtrain sweep --worker`, or choose "
                     "another name with sweep.study",

@@ -13,7 +13,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from medtrain.config.space import Dimension, Space
-from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.registry import closest
 from medtrain.sweep.assignment import DUPLICATE, IMPORTED, ORIGIN, READY, SURPLUS, Origin, definition_of
 from medtrain.sweep.points import FIXED, canonical, contains, distributions, point_of
@@ -33,7 +33,7 @@ def first_points(definition: Definition) -> list[FrozenTrial]:
     """The trials that a study begins with: those of earlier sweeps that count for this one, then points to try.
 
     Raises:
-        MedtrainError: A warm start cannot be read, or has a point that does not belong to the space.
+        UsageError: A warm start cannot be read, or has a point that does not belong to the space.
     """
     finished: list[FrozenTrial] = []
     planned: list[tuple[Mapping[str, Any], Origin]] = []
@@ -102,29 +102,29 @@ def _read_sweep(folder: Path) -> tuple[Definition, list[FrozenTrial]]:
     """What an earlier sweep was about, and its trials that have ended.
 
     Raises:
-        MedtrainError: The folder is no sweep's, or its study cannot be read.
+        UsageError: The folder is no sweep's, or its study cannot be read.
     """
     try:
         section = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["sweep"]
         where, name = section["storage"], section["study"] or folder.absolute().name
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise MedtrainError(
+        raise UsageError(
             f"sweep.warm_start: {folder} is no folder of a sweep", hint="name a folder that `medtrain sweep` has made"
         ) from error
     journal = folder / "journal.log"
     if where is None and not journal.is_file():
-        raise MedtrainError(f"sweep.warm_start: there is no study in {folder}: it has no {journal.name}")
-    storage = open_storage(where or str(journal))
+        raise UsageError(f"sweep.warm_start: there is no study in {folder}: it has no {journal.name}")
+    storage = open_storage(where or str(journal), create=False)
     try:
         study_id = storage.get_study_id_from_name(name)
         attrs = storage.get_study_user_attrs(study_id)
         trials = storage.get_all_trials(study_id)
     except KeyError as error:
-        raise MedtrainError(f"sweep.warm_start: the study {name} of {folder} is no longer in its storage") from error
+        raise UsageError(f"sweep.warm_start: the study {name} of {folder} is no longer in its storage") from error
     finally:
         close_storage(storage)
     if not attrs.get(READY):
-        raise MedtrainError(f"sweep.warm_start: the sweep {folder} has never begun")
+        raise UsageError(f"sweep.warm_start: the sweep {folder} has never begun")
     ended = [
         trial for trial in trials if trial.state.is_finished() and not {DUPLICATE, SURPLUS} & trial.user_attrs.keys()
     ]
@@ -186,17 +186,17 @@ def _from_list(path: Path, space: Space) -> list[dict[str, Any]]:
     """The points of a YAML file.
 
     Raises:
-        MedtrainError: There is no such file, or it is no list of mappings.
+        UsageError: There is no such file, or it is no list of mappings.
         ConfigError: A key is not searched, or a value is not in its range.
     """
     if not path.is_file():
-        raise MedtrainError(f"sweep.warm_start: there is no file or folder {path}")
+        raise UsageError(f"sweep.warm_start: there is no file or folder {path}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MedtrainError(f"sweep.warm_start: {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"sweep.warm_start: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise MedtrainError(
+        raise UsageError(
             f"sweep.warm_start: {path} is no list of points", hint="write one per line: - {optimizer.lr: 0.001}"
         )
     problems: list[Problem] = []

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from medtrain.config.space import Space
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import names
 from medtrain.sweep.plan import SearchPlan
 from medtrain.sweep.pruners import make_pruner
@@ -88,7 +88,7 @@ def test_auto_chooses_by_the_sweep(plan: SearchPlan, chosen: str) -> None:
 def test_a_pruner_refuses_what_it_cannot_serve(
     name: str, plan: SearchPlan, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(MedtrainError) as caught:
+    with pytest.raises(UsageError) as caught:
         make_pruner({"name": name, **options}, plan)
     assert message in caught.value.message
 

@@ -14,7 +14,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from medtrain.config.space import Dimension, Space
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.registry import names
 from medtrain.sweep.plan import SearchPlan
 from medtrain.sweep.points import distribution
@@ -167,7 +167,7 @@ def test_auto_tries_every_point_of_a_grid_and_uses_tpe_elsewhere() -> None:
 def test_a_sampler_refuses_what_it_cannot_search(
     name: str, of: SearchPlan, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(MedtrainError, match=r"^sampler[.=]") as caught:
+    with pytest.raises(UsageError, match=r"^sampler[.=]") as caught:
         make_sampler({"name": name, **options}, of)
     assert message in caught.value.message
     assert caught.value.hint
@@ -175,9 +175,9 @@ def test_a_sampler_refuses_what_it_cannot_search(
 
 def test_a_study_is_not_made_for_an_impossible_sampler() -> None:
     storage = InMemoryStorage()
-    with pytest.raises(MedtrainError, match="infinitely many"):
+    with pytest.raises(UsageError, match="infinitely many"):
         create_quick(define(NUMBERS, sampler="grid"), storage)
-    with pytest.raises(MedtrainError, match="compares one value"):
+    with pytest.raises(UsageError, match="compares one value"):
         create_quick(define(NUMBERS, objectives=(DICE, SIZE), pruner="median"), storage)
     assert storage.get_all_studies() == []
 

@@ -255,9 +255,9 @@ def test_the_kind_is_read_from_the_name(tmp_path: Path, opened: Any, monkeypatch
         ("grpc://host", UsageError, "names no port"),
         ("grpc://:13000", UsageError, "names no port"),
         ("postgresql://me@host:port/x", UsageError, "is no valid address"),
-        ("{folder}", MedtrainError, "is a folder, and a storage is a file"),
-        ("{folder}/no/x.log", MedtrainError, "there is no folder .*/no"),
-        ("{folder}/no/x.db", MedtrainError, "there is no folder .*/no"),
+        ("{folder}", UsageError, "is a folder, and a storage is a file"),
+        ("{folder}/no/x.log", UsageError, "there is no folder .*/no"),
+        ("{folder}/no/x.db", UsageError, "there is no folder .*/no"),
         ("{folder}/text.db", MedtrainError, "cannot open .*text.db: file is not a database"),
         ("postgresql://me:secret@127.0.0.1:1/x", MedtrainError, r"cannot open postgresql://me:\*\*\*@127.0.0.1:1/x: "),
     ],
@@ -270,6 +270,29 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(
         open_storage(text.format(folder=tmp_path))
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{}/nothere.log", "{}/nothere.db", "sqlite:///{}/nothere.db", "{}/no/x.log"])
+def test_a_storage_that_must_be_there_is_not_made(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no file .*(nothere|x)\.") as caught:
+        open_storage(text.format(tmp_path), create=False)
+    assert "--worker" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_studies_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(UsageError, match=r"there is no study in .*empty\.db"):
+        open_storage(str(tmp_path / "empty.db"), create=False)
+    assert (tmp_path / "empty.db").stat().st_size == 0
+
+
+@pytest.mark.parametrize("name", ["x.log", "x.db"])
+def test_a_storage_that_is_there_is_opened_without_making_it(name: str, tmp_path: Path, opened: Any) -> None:
+    SweepStudy.create(opened(str(tmp_path / name)), "study", define((LR,)))
+    again = open_storage(str(tmp_path / name), create=False)
+    assert SweepStudy.load(again, "study").name == "study"
+    close_storage(again)
 
 
 def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

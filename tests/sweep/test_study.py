@@ -18,7 +18,7 @@ import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.run.lock import Holder
 from medtrain.sweep import study as module
 from medtrain.sweep.assignment import Assignment
@@ -392,7 +392,7 @@ class TestOpening:
     def test_a_second_one_of_the_same_name_is_refused(self) -> None:
         storage = InMemoryStorage()
         create_quick(define(), storage)
-        with pytest.raises(MedtrainError, match="there is a study study in this storage already") as caught:
+        with pytest.raises(UsageError, match="there is a study study in this storage already") as caught:
             create_quick(define(), storage)
         assert "medtrain resume" in (caught.value.hint or "")
 
@@ -403,6 +403,7 @@ class TestOpening:
         create_quick(define(), storage, "liver_unet")
         create_quick(define(), storage, "spleen")
         storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "liver_unet (lock 0)")
+        assert issubclass(StudyNotFoundError, UsageError)
         with pytest.raises(StudyNotFoundError, match=r"there are: liver_unet, spleen$") as caught:
             SweepStudy.load(storage, "liver-unet")
         assert caught.value.hint == "did you mean liver_unet?"

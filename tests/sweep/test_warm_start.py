@@ -10,7 +10,7 @@ import yaml
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from medtrain.errors import ConfigError, MedtrainError
+from medtrain.errors import ConfigError, UsageError
 from medtrain.sweep.result import TrialResult
 from medtrain.sweep.storage import open_storage
 from medtrain.sweep.study import SweepStudy
@@ -248,7 +248,7 @@ class TestList:
         if content is not None:
             path.write_text(content, encoding="utf-8")
         storage = InMemoryStorage()
-        with pytest.raises(MedtrainError, match=message):
+        with pytest.raises(UsageError, match=message):
             create_quick(define(warm_start=[str(path)]), storage)
         assert storage.get_all_studies() == []
 
@@ -265,14 +265,14 @@ class TestList:
 def test_a_folder_that_is_no_sweeps_is_named(spoil: Any, message: str, tmp_path: Path) -> None:
     earlier_sweep(tmp_path / "one")
     spoil(tmp_path / "one")
-    with pytest.raises(MedtrainError, match=message):
+    with pytest.raises(UsageError, match=message):
         create_quick(define(warm_start=[str(tmp_path / "one")]))
 
 
 def test_a_sweep_that_never_began_is_named(tmp_path: Path) -> None:
     study = earlier_sweep(tmp_path / "one")
     study._storage.set_study_user_attr(study._id, "ready", False)
-    with pytest.raises(MedtrainError, match="has never begun"):
+    with pytest.raises(UsageError, match="has never begun"):
         create_quick(define(warm_start=[str(tmp_path / "one")]))
 
 
