@@ -15,7 +15,7 @@ from medtrain.config.overrides import parse
 from medtrain.config.sources import COMMAND_LINE, Sources
 from medtrain.config.tree import OriginTree
 from medtrain.config.validate import validate
-from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.errors import ConfigError, MedtrainError, Problem, UsageError
 
 CONFIG_FILE = "config.yaml"
 
@@ -30,7 +30,7 @@ def load_saved(run: Path, overrides: Sequence[str] = (), *, imports: Sequence[st
         imports: Modules to import first; a run never names modules to import by itself.
 
     Raises:
-        MedtrainError: The folder is not a run.
+        UsageError: The folder is not a run.
         ConfigError: Lists every problem.
     """
     import_modules(imports)
@@ -55,13 +55,14 @@ def read_config(file: Path) -> dict[str, Any]:
     """Read a config.yaml as it is.
 
     Raises:
-        MedtrainError: It is missing, or no config.
+        UsageError: It is missing.
+        MedtrainError: It is no config.
     """
     hint = "give the folder of a run; `medtrain runs` lists them"
     if not file.parent.is_dir():
-        raise MedtrainError(f"there is no folder {file.parent}", hint=hint)
+        raise UsageError(f"there is no folder {file.parent}", hint=hint)
     if not file.is_file():
-        raise MedtrainError(f"{file.parent} is not a run: it has no {CONFIG_FILE}", hint=hint)
+        raise UsageError(f"{file.parent} is not a run: it has no {CONFIG_FILE}", hint=hint)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ from medtrain.engine.ema import EMA
 from medtrain.engine.loop import Cadences, Engine
 from medtrain.engine.precision import Precision
 from medtrain.engine.settings import TrainerSettings
-from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
 from medtrain.optim.schedulers import Schedule
 from medtrain.registry import build, plain
@@ -112,7 +112,7 @@ def build_engine(
         callbacks: Told of the run besides those of the configuration, by name.
 
     Raises:
-        MedtrainError: Components contradict each other; said before the first step.
+        UsageError: Components contradict each other; said before the first step.
     """
     settings: TrainerSettings = build("trainer", config["trainer"])
     _set_up_torch(settings, device)
@@ -220,13 +220,13 @@ def _check_together(
 ) -> None:
     if not data.evaluation_cases("val"):
         if schedule.interval == "metric":
-            raise MedtrainError(
+            raise UsageError(
                 "scheduler=plateau follows the evaluations, and with data.fold=null there are none",
                 hint="choose a fold, or another scheduler",
             )
         log.info("no case is held out: nothing is evaluated, and the last weights are the result")
     if not task.loss.decomposable and (settings.accumulate > 1 or dist.world_size > 1):
-        raise MedtrainError(
+        raise UsageError(
             "loss.batch_dice=true cannot be used with trainer.accumulate > 1 or several processes: the Dice of a whole "
             "batch is not the mean of its parts",
             hint="set loss.batch_dice=false, or trainer.accumulate=1 with a larger data.batch_size",

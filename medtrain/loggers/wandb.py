@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.loggers.base import Logger, RunInfo
 from medtrain.registry import register
 from medtrain.run.atomic import atomic_write
@@ -57,7 +57,7 @@ class WandbLogger(Logger):
         import wandb
 
         if mode == "online" and not has_key():
-            raise MedtrainError(
+            raise UsageError(
                 "logger.wandb.mode=online needs a W&B key, and there is none",
                 hint="set WANDB_API_KEY or run `wandb login`; or use logger.wandb.mode=offline",
             )

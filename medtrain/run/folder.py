@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import yaml
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.registry import plain
 from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors
 from medtrain.run.lock import SILENCE_S, RunLock, process_start, same_process_lives
@@ -124,7 +124,8 @@ class RunFolder:
             path: Take exactly this folder instead.
 
         Raises:
-            MedtrainError: `path` holds a run or other files already, or the folder cannot be made.
+            UsageError: `path` holds a run or other files already.
+            MedtrainError: The folder cannot be made.
         """
         if path is not None:
             folder = cls(_claim(Path(path)))
@@ -150,7 +151,7 @@ class RunFolder:
         """Open the folder of an existing run.
 
         Raises:
-            MedtrainError: There is no run; runs nearby are named.
+            UsageError: There is no run; runs nearby are named.
         """
         folder = Path(path)
         if (folder / "status.json").is_file():
@@ -158,7 +159,7 @@ class RunFolder:
         nearby = sorted(folder.rglob("status.json"), key=os.path.getmtime) if folder.is_dir() else []
         what = "holds no run" if folder.is_dir() else "does not exist"
         hint = f"the newest run below it is {nearby[-1].parent}" if nearby else "`medtrain runs` lists the runs"
-        raise MedtrainError(f"{folder} {what}", hint=hint)
+        raise UsageError(f"{folder} {what}", hint=hint)
 
     @property
     def name(self) -> str:
@@ -362,16 +363,16 @@ def read_status(run_dir: Path) -> Status:
 
 def _claim(path: Path) -> Path:
     if (path / "status.json").exists():
-        raise MedtrainError(
+        raise UsageError(
             f"{path} already holds a run", hint=f"continue it with `medtrain resume {path}`, or choose another run.dir"
         )
     with disk_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise MedtrainError(f"{path} is not a folder", hint="choose another run.dir") from error
+            raise UsageError(f"{path} is not a folder", hint="choose another run.dir") from error
     if any(path.iterdir()):
-        raise MedtrainError(f"{path} is not empty", hint="choose another run.dir; a run needs a folder of its own")
+        raise UsageError(f"{path} is not empty", hint="choose another run.dir; a run needs a folder of its own")
     return path
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.run.folder import State, read_status
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def list_runs(root: str | os.PathLike[str]) -> list[RunSummary]:
         root: A folder of experiments, an experiment, or one run.
 
     Raises:
-        MedtrainError: The folder does not exist.
+        UsageError: The folder does not exist.
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise MedtrainError(f"{folder} is not a folder", hint="`medtrain runs FOLDER` looks below another folder")
+        raise UsageError(f"{folder} is not a folder", hint="`medtrain runs FOLDER` looks below another folder")
     return sorted(map(_summarize, _find(folder, _DEPTH)), key=lambda run: (run.started, run.run))
 
 

@@ -9,7 +9,7 @@ import pytest
 from medtrain.config.compose import load_config
 from medtrain.config.render import to_yaml
 from medtrain.config.saved import load_saved
-from medtrain.errors import ConfigError, MedtrainError
+from medtrain.errors import ConfigError, MedtrainError, UsageError
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def test_all_problems_at_once(run: Path) -> None:
 
 @pytest.mark.usefixtures("conf")
 def test_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(MedtrainError, match="there is no folder"):
+    with pytest.raises(UsageError, match="there is no folder"):
         load_saved(tmp_path / "nowhere")
-    with pytest.raises(MedtrainError, match=r"is not a run: it has no config\.yaml"):
+    with pytest.raises(UsageError, match=r"is not a run: it has no config\.yaml"):
         load_saved(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [1")
     with pytest.raises(MedtrainError, match="not valid YAML"):

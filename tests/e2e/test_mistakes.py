@@ -158,11 +158,11 @@ def test_a_folder_that_holds_a_run_already(
     words = [*common, "trainer.max_steps=1", "trainer.sanity_check=false", "trainer.final_evaluation=false"]
     assert medtrain("train", *words, f"run.dir={run}") == 0
     before = (run / "metrics.jsonl").read_bytes()
-    assert medtrain("train", *words, f"run.dir={run}") == 1
+    assert medtrain("train", *words, f"run.dir={run}") == 2
     assert f"medtrain resume {run}" in capsys.readouterr().err
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_resume_of_what_is_no_run(tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    assert medtrain("resume", tmp_path) == 1
+    assert medtrain("resume", tmp_path) == 2
     assert "is not a run" in capsys.readouterr().err

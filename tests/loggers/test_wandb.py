@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.loggers.base import RunInfo
 from medtrain.loggers.wandb import WandbLogger
 
@@ -161,7 +161,7 @@ def test_a_job_that_cannot_be_read(fake: _FakeWandb, tmp_path: Path, content: st
 
 
 def test_online_without_a_key_is_an_error_and_does_not_ask(fake: _FakeWandb, tmp_path: Path) -> None:
-    with pytest.raises(MedtrainError, match="needs a W&B key"):
+    with pytest.raises(UsageError, match="needs a W&B key"):
         WandbLogger(run_dir=tmp_path, run_info=_INFO, mode="online")
     assert fake.calls == []
 

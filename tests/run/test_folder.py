@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.run import folder as folder_module
 from medtrain.run.folder import RunFolder, Status, read_status
 from medtrain.run.lock import Holder, process_start
@@ -51,15 +51,15 @@ def test_latest_points_to_the_newest(tmp_path: Path) -> None:
 def test_create_at_a_given_path(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     assert RunFolder.create(experiment="x", path=path).path == path
-    with pytest.raises(MedtrainError, match="already holds a run") as caught:
+    with pytest.raises(UsageError, match="already holds a run") as caught:
         RunFolder.create(experiment="x", path=path)
     assert caught.value.hint is not None
     assert f"medtrain resume {path}" in caught.value.hint
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.doc").write_text("")
-    with pytest.raises(MedtrainError, match="is not empty"):
+    with pytest.raises(UsageError, match="is not empty"):
         RunFolder.create(experiment="x", path=tmp_path / "mine")
-    with pytest.raises(MedtrainError, match="is not a folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         RunFolder.create(experiment="x", path=tmp_path / "mine" / "thesis.doc")
 
 
@@ -76,10 +76,10 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_open_names_a_run_nearby(tmp_path: Path) -> None:
     run = RunFolder.create(experiment="liver", root=tmp_path)
     assert RunFolder.open(run.path).read_status().state == "created"
-    with pytest.raises(MedtrainError, match="holds no run") as caught:
+    with pytest.raises(UsageError, match="holds no run") as caught:
         RunFolder.open(tmp_path)
     assert run.name in str(caught.value.hint)
-    with pytest.raises(MedtrainError, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         RunFolder.open(tmp_path / "nowhere")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import UsageError
 from medtrain.run.folder import RunFolder
 from medtrain.run.runs import list_runs, print_runs
 
@@ -48,7 +48,7 @@ def test_one_experiment_one_run_and_no_folder(root: Path) -> None:
     assert len(list_runs(root / "liver")) == 2
     (run,) = list_runs(list_runs(root)[2].run)
     assert run.status == "done"
-    with pytest.raises(MedtrainError, match="is not a folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         list_runs(root / "nowhere")
 
 
@@ -121,5 +121,5 @@ def test_the_command_without_runs(tmp_path: Path) -> None:
     assert "no runs below" in empty.stderr
     assert json.loads(CliRunner().invoke(app, ["runs", str(tmp_path), "--format", "json"]).stdout) == []
     missing = CliRunner().invoke(app, ["runs", str(tmp_path / "x")])
-    assert missing.exit_code == 1
+    assert missing.exit_code == 2
     assert "error:" in missing.stderr
