@@ -46,6 +46,7 @@ from medtrain.sweep.pruners import make_pruner
 from medtrain.sweep.result import Definition, TrialResult
 from medtrain.sweep.samplers import make_sampler
 from medtrain.sweep.storage import silence_optuna
+from medtrain.sweep.verdict import check_number, why_none
 from medtrain.sweep.workers import OWNER, Crew, is_lock
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,13 @@ class SweepStudy:
 
         Args:
             section: The checked section.
+
+        Raises:
+            UsageError: Another number of trials is asked for, and more are finished, or every point was tried.
         """
+        if section["n_trials"] != self.definition.sweep["n_trials"]:
+            exhausted, size = self._drawer.is_exhausted(self._all()), self.definition.space.size
+            check_number(section["n_trials"], self.counts(), size=size, exhausted=exhausted)
         self._storage.set_study_user_attr(self._id, SWEEP, dict(section))
         self._refresh()
 
@@ -331,6 +338,10 @@ class SweepStudy:
             (mine, trial) for trial, mine in zip(trials, costs) if not any(_dominates(other, mine) for other in costs)
         ]
         return [trial for _, trial in sorted(front, key=lambda item: (item[0], item[1].number))]
+
+    def why_none(self) -> str:
+        """Why no trial can be used, in one line with the facts; empty when one can."""
+        return "" if self._feasible() else why_none(self.trials(), self.definition.constraints)
 
     def _feasible(self) -> list[FrozenTrial]:
         return [

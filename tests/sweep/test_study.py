@@ -125,6 +125,24 @@ class TestNext:
         assert study.next() is None
         assert study.counts().waiting == 2
 
+    def test_no_fewer_than_are_finished(self) -> None:
+        study = create_quick(define(n_trials=4))
+        search(study)
+        with pytest.raises(UsageError, match=r"sweep\.n_trials=2, and 4 trials are finished already"):
+            study.update_sweep({**study.definition.sweep, "n_trials": 2})
+        assert study.definition.sweep["n_trials"] == 4
+        for same in (4, 5, 4, None):  # a change of something else must not fail; neither may as many as there are
+            study.update_sweep({**study.definition.sweep, "n_trials": same, "workers": 2})
+        assert study.definition.sweep["workers"] == 2
+
+    def test_no_more_than_there_are_points_once_all_were_tried(self) -> None:
+        study = create_quick(define(FINITE, sampler="grid", is_grid=True))
+        last = search(study, most=5)[-1]
+        study.update_sweep({**study.definition.sweep, "n_trials": 9})  # one is left
+        assert search(study) != [last]
+        with pytest.raises(UsageError, match=r"sweep\.n_trials=12, and every one of the 6 points .* was tried"):
+            study.update_sweep({**study.definition.sweep, "n_trials": 12})
+
     def test_a_released_trial_goes_on_before_anything_new(self) -> None:
         study = create_quick(define(n_trials=9))
         first, second = take(study), take(study)
@@ -313,6 +331,38 @@ class TestBest:
             study.finish(take(study), failed("oom"))
             assert [trial.number for trial in study.best(3)] == order
             assert len(study.best(99)) == 4
+
+    def test_without_one_the_constraint_that_was_missed_is_named_with_what_was_reached(self) -> None:
+        limits = ["parameters <= 1000", "val/dice/tumour >= 0.4", "latency_ms <= 5", "train_s <= 60"]
+        study = create_quick(define(constraints=limits, n_trials=9))
+        for size, tumour in ((19_000.0, 0.35), (25_000.0, 0.3)):
+            metrics = {"val/dice": 0.9, "parameters": size, "val/dice/tumour": tumour, "train_s": 50.0}
+            study.finish(take(study), TrialResult(state="complete", metrics=metrics))
+        study.finish(take(study), failed("error", "boom"))
+        assert study.why_none() == (
+            "parameters <= 1000: the smallest was 1.9e4; val/dice/tumour >= 0.4: the largest was 0.35; "
+            "latency_ms <= 5: no trial has a value of it"
+        )
+
+    def test_constraints_that_are_met_one_at_a_time(self) -> None:
+        study = create_quick(define(constraints=["parameters <= 10", "val/dice >= 0.5"], n_trials=9))
+        for size, dice in ((10.0, 0.4), (11.0, 0.6)):
+            study.finish(take(study), complete(val__dice=dice, parameters=size))
+        assert (
+            study.why_none() == "each is met by some trial, but no trial meets all: parameters <= 10, val/dice >= 0.5"
+        )
+
+    def test_without_one_the_last_failure_is_named(self) -> None:
+        study = create_quick(define(n_trials=9))
+        assert study.why_none() == "none has ended"
+        study.finish(take(study), PRUNED)
+        assert study.why_none() == "every trial was pruned"
+        study.finish(take(study), failed("error", "no such file"))
+        study.finish(take(study), failed("oom", "out of memory"))
+        study.finish(take(study), PRUNED)
+        assert study.why_none() == "the last that failed: out of memory"
+        study.finish(take(study), complete())
+        assert study.why_none() == ""
 
     def test_a_front_is_who_is_beaten_by_nobody(self) -> None:
         study = create_quick(define(objectives=(DICE, SIZE), n_trials=9))
