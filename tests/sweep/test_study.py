@@ -368,9 +368,9 @@ class TestBest:
         study = create_quick(define(objectives=(DICE, SIZE), n_trials=9))
         for dice, size in ((0.5, 10.0), (0.6, 20.0), (0.4, 20.0), (0.5, 10.0), (0.7, 30.0), (0.7, 31.0)):
             study.finish(take(study), complete(val__dice=dice, parameters=size))
-        assert [trial.number for trial in study.pareto()] == [0, 1, 3, 4]
-        assert [trial.number for trial in study.pareto()] == sorted(trial.number for trial in study.study.best_trials)
-        assert [trial.number for trial in study.best(2)] == [0, 1]
+        assert [trial.number for trial in study.pareto()] == [4, 1, 0, 3]  # the best Dice first
+        assert {trial.number for trial in study.pareto()} == {trial.number for trial in study.study.best_trials}
+        assert [trial.number for trial in study.best(2)] == [4, 1]
 
 
 class TestWorkers:
