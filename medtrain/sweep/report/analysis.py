@@ -98,7 +98,10 @@ def advice(sweep: SweepState) -> list[str]:
     best = sweep.best[0]
     lines = []
     if best.is_default:
-        lines.append("No trial was better than the configuration as it is: keep it, or search in other places.")
+        if sweep.is_default_near:
+            lines.append("No trial was better than the one nearest to the configuration as it is: widen the space.")
+        else:
+            lines.append("No trial was better than the configuration as it is: keep it, or search in other places.")
     for dimension in sweep.definition.space.dimensions:
         if end := _edge(dimension, sweep.best[:5]):
             lines.append(f"The best values of {dimension.key} lie at the {end} end of its range: widen it if you can.")

@@ -93,6 +93,17 @@ def format_duration(seconds: float) -> str:
     return f"{days} d {hours} h" if days else f"{hours} h {minutes:02} min"
 
 
+def count_of(count: int, thing: str, things: str = "") -> str:
+    """A number with what it counts: `1 trial`, `2 trials`.
+
+    Args:
+        count: How many.
+        thing: One of them.
+        things: Several of them, where that is more than an added s.
+    """
+    return f"{count} {thing if count == 1 else things or f'{thing}s'}"
+
+
 def elide(text: str, width: int) -> str:
     """Cut the middle out of a text that is too long.
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+from medtrain import registry
 from medtrain.config.space import Dimension
 from medtrain.run.provenance import mask_command, mask_secrets
+from medtrain.sweep.plan import SearchPlan
+from medtrain.sweep.pruners import make_pruner
 from medtrain.sweep.report.analysis import failure_groups
 from medtrain.sweep.report.html import Cell, heading, paragraph, table
 from medtrain.sweep.report.importance import LEAST_COMPLETE, LEAST_TRIALS, Shares
 from medtrain.sweep.report.names import elide, format_duration, format_number, format_score, format_value, short_names
 from medtrain.sweep.report.records import Record, SweepState
+from medtrain.sweep.result import Definition, Objective
+from medtrain.sweep.samplers import make_sampler
 
 _ADVICE = {
     "oom": "Allow smaller batches or patches only, or a smaller network.",
@@ -30,6 +36,7 @@ _STATE_TEXTS = {
     "running": "being trained",
     "waiting": "to be trained next",
 }
+_MOST_CLASSES = 12
 _TONES = {"complete": "", "pruned": "faint", "failed": "bad", "running": "good", "waiting": "faint"}
 
 
@@ -38,7 +45,51 @@ def best_trials(sweep: SweepState) -> str:
     if len(sweep.best) < 2:
         return ""
     title = "The Pareto front" if sweep.is_multi else f"The best {len(sweep.best)}"
-    return heading(title) + _trials(sweep, sweep.best, best=None if sweep.is_multi else 0)
+    over = ", on average over its folds" if sweep.num_folds else ""
+    remark = f"A value is that of the trial's best evaluation{over}."
+    if sweep.num_finished < LEAST_TRIALS:
+        remark += (
+            f" How much each parameter matters is told from {LEAST_TRIALS} finished trials on; there are "
+            f"{sweep.num_finished}."
+        )
+    rows = _trials(sweep, sweep.best, best=None if sweep.is_multi else 0, classes=True)
+    return heading(title) + paragraph(remark, "faint") + rows
+
+
+def by_class(sweep: SweepState, record: Record) -> str:
+    """What a trial reached for each class in the first objective, and a warning where that is nothing.
+
+    Args:
+        sweep: The sweep.
+        record: The trial.
+    """
+    goal = sweep.definition.objectives[0]
+    found = record.by_class(goal.metric)
+    if not found:
+        return ""
+    lost = [name for name, value in found.items() if _is_lost(value, goal)]
+    rows = [
+        (Cell(name), Cell(format_score(value), is_number=True, tone="bad" if name in lost else ""))
+        for name, value in found.items()
+    ]
+    parts = [table(("Class", goal.metric), rows)]
+    if lost:
+        what = "no value" if all(math.isnan(found[name]) for name in lost) else "0 or no value"
+        what = "0" if all(found[name] == 0 for name in lost) else what
+        parts.append(
+            paragraph(
+                f"Warning: {goal.metric} of {', '.join(lost)} is {what}. The mean hides that this trial does not find "
+                f"{'it' if len(lost) == 1 else 'them'} at all, or that no case of the validation set has "
+                f"{'it' if len(lost) == 1 else 'them'}: see to that before you use it.",
+                "bad",
+            )
+        )
+    return "\n".join(parts)
+
+
+def _is_lost(value: float, goal: Objective) -> bool:
+    """Whether nothing of a class was found; an error of 0 is perfect."""
+    return math.isnan(value) or (goal.mode == "max" and value == 0)
 
 
 def all_trials(sweep: SweepState) -> str:
@@ -46,7 +97,17 @@ def all_trials(sweep: SweepState) -> str:
     return _trials(sweep, sweep.records, full=True)
 
 
-def _trials(sweep: SweepState, records: Sequence[Record], *, best: int | None = None, full: bool = False) -> str:
+def _trials(
+    sweep: SweepState,
+    records: Sequence[Record],
+    *,
+    best: int | None = None,
+    full: bool = False,
+    classes: bool = False,
+) -> str:
+    goal = sweep.definition.objectives[0]
+    labels = list(dict.fromkeys(name for record in records for name in record.by_class(goal.metric)))
+    labels = labels[:_MOST_CLASSES] if classes else []
     keys = [dimension.key for dimension in sweep.definition.space.dimensions]
     keys = [key for key in keys if any(key in record.params for record in records)]
     short = short_names(keys)
@@ -56,22 +117,33 @@ def _trials(sweep: SweepState, records: Sequence[Record], *, best: int | None = 
         if full:
             row.append(Cell(record.state, tone=_TONES[record.state]))
         row += [Cell(format_score(value), is_number=True) for value in record.values]
+        row += [_class_cell(record.by_class(goal.metric), label, goal) for label in labels]
         row += [_value(sweep, record, key) for key in keys]
         row.append(Cell(format_duration(record.seconds) if math.isfinite(record.seconds) else "", is_number=True))
         if full:
             spent = sweep.spent(record)
             row.append(Cell(f"{100 * spent:.0f} %" if math.isfinite(spent) else "", is_number=True))
             reason = record.message or ", ".join(f"misses {limit}" for limit in record.violated)
+            if record.is_default:
+                what = f"{'nearest to ' if sweep.is_default_near else ''}the configuration as it is"
+                reason = "; ".join(filter(None, [what, reason]))
             row.append(Cell(elide(reason, 90), tone="faint"))
         rows.append(row)
     names = [objective.metric for objective in sweep.definition.objectives]
     last = ["Time", "Done", "Reason"] if full else ["Time"]
     return table(
-        ["Trial", *(["State"] if full else []), *names, *(short[key] for key in keys), *last],
+        ["Trial", *(["State"] if full else []), *names, *labels, *(short[key] for key in keys), *last],
         rows,
         best=best,
         dense=True,
     )
+
+
+def _class_cell(found: Mapping[str, float], label: str, goal: Objective) -> Cell:
+    value = found.get(label)
+    if value is None:
+        return Cell("", is_number=True)
+    return Cell(format_score(value), is_number=True, tone="bad" if _is_lost(value, goal) else "")
 
 
 def _value(sweep: SweepState, record: Record, key: str) -> Cell:
@@ -171,8 +243,8 @@ def settings(sweep: SweepState) -> str:
         ("Objectives" if len(goals) > 1 else "Objective", ", ".join(goals)),
         ("Constraints", ", ".join(map(str, definition.constraints))),
         ("Everything else", shlex.join(mask_command(definition.overrides))),
-        ("Sampler", _component(definition.sampler)),
-        ("Pruner", _component(definition.pruner)),
+        ("Sampler", _component("sampler", definition)),
+        ("Pruner", _component("pruner", definition)),
         ("Folds", ", ".join(map(str, section.get("folds") or ()))),
         ("Warm start", ", ".join(section.get("warm_start") or ())),
         ("Points in the space", f"{definition.space.size or 'infinitely many'}"),
@@ -180,11 +252,41 @@ def settings(sweep: SweepState) -> str:
     return table(("", ""), [[Cell(name, tone="faint"), Cell(text)] for name, text in rows if text])
 
 
-def _component(values: object) -> str:
-    """Name and settings of a sampler or pruner, as in the configuration."""
-    assert isinstance(values, dict)
+def _component(group: Literal["sampler", "pruner"], definition: Definition) -> str:
+    """Name and settings of a sampler or pruner, as in the configuration, and what `auto` has chosen."""
+    values = definition.sampler if group == "sampler" else definition.pruner
     given = ", ".join(f"{key}={value}" for key, value in values.items() if key != "name" and value is not None)
-    return f"{values.get('name', '?')}" + (f" ({given})" if given else "")
+    name = str(values.get("name", "?"))
+    if name == "auto":
+        name = f"{_chosen(group, definition)}, chosen by auto"
+    return name + (f" ({given})" if given else "")
+
+
+def _chosen(group: Literal["sampler", "pruner"], definition: Definition) -> str:
+    """The registered name of what `auto` means in a sweep."""
+    plan = SearchPlan.of(definition)
+    if group == "sampler":
+        made: object = make_sampler(dict(definition.sampler), plan)
+    else:
+        made = make_pruner(dict(definition.pruner), plan)
+    return next(name for name in registry.names(group) if registry.get(group, name).target is type(made))
+
+
+def typed_out(sweep: SweepState, record: Record) -> list[str]:
+    """The overrides of a run by itself that repeats a trial, each key once.
+
+    Args:
+        sweep: The sweep.
+        record: The trial.
+    """
+    definition = sweep.definition
+    fixed = definition.full_overrides or definition.overrides
+    words: dict[str, str] = {}
+    for word in (*fixed, *definition.space.overrides(record.params)):
+        key = word.partition("=")[0].lstrip("+")
+        words.pop(key, None)  # the last one holds, in its place
+        words[key] = word
+    return list(words.values())
 
 
 def path_to_type(path: Path) -> str:

@@ -65,7 +65,7 @@ class Record:
         started: When it was first started.
         ended: When it was finished.
         violated: The constraints it misses.
-        is_default: Whether it is the configuration as it is.
+        is_default: Whether it is the point that stands for the configuration as it is, or is nearest to it.
     """
 
     number: int
@@ -105,6 +105,16 @@ class Record:
         """Its run folder, below the sweep's."""
         return f"trials/{self.number:04d}"
 
+    def by_class(self, metric: str) -> dict[str, float]:
+        """The values of a metric for each class, named `METRIC/CLASS`, in the order in which they were told.
+
+        Args:
+            metric: Its name.
+        """
+        start = f"{metric}/"
+        named = {name.removeprefix(start): value for name, value in self.metrics.items() if name.startswith(start)}
+        return {name: value for name, value in named.items() if name and "/" not in name}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepState:
@@ -137,6 +147,11 @@ class SweepState:
         """Folds of every trial; 0 when each is one run."""
         return len(self.definition.sweep.get("folds") or ())
 
+    @property
+    def is_default_near(self) -> bool:
+        """Whether the configuration as it is lies outside of the space, so that the default is only near it."""
+        return bool(self.definition.default_moved)
+
     @cached_property
     def counts(self) -> dict[RecordState, int]:
         """How many trials are in each state."""
@@ -149,7 +164,9 @@ class SweepState:
 
     @property
     def default(self) -> Record | None:
-        """The configuration as it is, if it was tried to the end."""
+        """The configuration as it is, if it lies in the space and was tried to the end."""
+        if self.is_default_near:
+            return None
         return next((record for record in self.records if record.is_default and record.state == "complete"), None)
 
     def dimension(self, key: str) -> Dimension:

@@ -19,6 +19,8 @@ from medtrain.sweep.result import Objective
 
 FOLDER = "rerun"
 TABLE = "rerun.csv"
+LEAST_PAIRS = 3
+"""Pairs of runs below which nothing is said about luck: the spread of two is hardly known."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,15 @@ class RerunRow:
         """Standard deviation between the runs (that of a sample); NaN with fewer than two."""
         return statistics.stdev(self.values(objective)) if len(self.runs) > 1 else math.nan
 
+    def is_far(self, searched: float, objective: int = 0) -> bool:
+        """Whether the search's own value is more than two standard deviations away from the mean of the runs.
+
+        Args:
+            searched: That value; NaN is not far.
+            objective: Its index.
+        """
+        return abs(searched - self.mean(objective)) > 2 * self.std(objective)
+
 
 @dataclass(frozen=True)
 class Lead:
@@ -82,9 +93,14 @@ class Lead:
     pairs: int
 
     @property
+    def is_enough(self) -> bool:
+        """Whether there are enough pairs to know their spread."""
+        return self.pairs >= LEAST_PAIRS
+
+    @property
     def is_clear(self) -> bool:
         """Whether the difference is more than two standard errors, so that luck is an unlikely explanation."""
-        return self.difference > 2 * self.error
+        return self.is_enough and self.difference > 2 * self.error
 
 
 def summarize_reruns(folder: Path, objectives: Sequence[Objective]) -> list[RerunRow]:

@@ -32,7 +32,8 @@ _LAST = (
 def write_trials(sweep: SweepState) -> Path:
     """Write trials.csv: the objectives, every searched parameter, all other metrics, and what became of each trial.
 
-    Empty cells are parameters that a trial does not have and numbers that there are not.
+    Empty cells are parameters that a trial does not have and numbers that there are not. The column `default` holds 1
+    for the configuration as it is, or `nearest` where it lies outside of the space.
 
     Args:
         sweep: The sweep.
@@ -66,7 +67,7 @@ def _facts(sweep: SweepState, record: Record) -> list[Any]:
     """What the columns `_LAST` hold."""
     spent = sweep.spent(record)
     return [
-        int(record.is_default),
+        _default(sweep, record),
         "; ".join(record.violated),
         round(100 * spent, 3) if math.isfinite(spent) else None,
         record.step,
@@ -79,6 +80,11 @@ def _facts(sweep: SweepState, record: Record) -> list[Any]:
         record.ended.isoformat(timespec="seconds") if record.ended else None,
         record.folder if record.state != "waiting" else None,
     ]
+
+
+def _default(sweep: SweepState, record: Record) -> int | str:
+    """1 for the configuration as it is; `nearest` where that lies outside of the space."""
+    return "nearest" if record.is_default and sweep.is_default_near else int(record.is_default)
 
 
 def _cell(value: Any) -> str:

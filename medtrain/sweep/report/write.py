@@ -14,19 +14,21 @@ from medtrain.run.folder import read_status
 from medtrain.sweep.report.analysis import Savings, advice, savings
 from medtrain.sweep.report.html import Cell, commands, details, heading, page, paragraph, picture, table, tiles
 from medtrain.sweep.report.importance import Shares, rate
-from medtrain.sweep.report.names import format_duration, format_score, format_spread, format_value
+from medtrain.sweep.report.names import count_of, format_duration, format_score, format_spread, format_value
 from medtrain.sweep.report.parts import (
     all_trials,
     best_trials,
+    by_class,
     command_lines,
     fates,
     path_to_type,
     searched_space,
     settings,
+    typed_out,
 )
 from medtrain.sweep.report.plots import Picture, draw_pictures
 from medtrain.sweep.report.records import Record, StudyLike, SweepState, read_sweep
-from medtrain.sweep.report.rerun_summary import RerunRow, choose, lead, summarize_reruns, winner
+from medtrain.sweep.report.rerun_summary import Lead, RerunRow, choose, lead, summarize_reruns, winner
 from medtrain.sweep.report.trials_csv import write_trials
 
 NAME = "report.html"
@@ -72,10 +74,14 @@ def _parts(
         heading("What was searched"),
         searched_space(sweep, found),
         settings(sweep),
-        details(f"All {len(sweep.records)} trials (the same as trials.csv)", all_trials(sweep)),
+        details(f"{_all(len(sweep.records))} (the same as trials.csv)", all_trials(sweep)),
         heading("What to do with it"),
         commands(command_lines(sweep)),
     ]
+
+
+def _all(count: int) -> str:
+    return "The one trial" if count == 1 else f"All {count} trials"
 
 
 def _standing(sweep: SweepState) -> str:
@@ -84,7 +90,9 @@ def _standing(sweep: SweepState) -> str:
     parts = [f"Report of {now:%Y-%m-%d %H:%M}"]
     if status.status != "unknown" and not (status.status == "running" and status.is_mine):
         parts.append(f"the sweep is {status.state}{f' ({status.message})' if status.message else ''}")
-    parts += [f"{sweep.counts[state]} trials {state}" for state in ("running", "waiting") if sweep.counts[state]]
+    parts += [
+        f"{count_of(sweep.counts[state], 'trial')} {state}" for state in ("running", "waiting") if sweep.counts[state]
+    ]
     return "; ".join(parts) + "."
 
 
@@ -98,7 +106,7 @@ def _facts(sweep: SweepState, saved: Savings | None) -> list[tuple[str, str]]:
             gain = value - sweep.default.values[0]
             facts.append((f"{'+' if gain > 0 else ''}{format_spread(gain)}", "against the configuration as it is"))
     elif sweep.best:
-        facts.append((str(len(sweep.best)), "trials on the Pareto front"))
+        facts.append((str(len(sweep.best)), f"{'trial' if len(sweep.best) == 1 else 'trials'} on the Pareto front"))
     total = sweep.definition.sweep.get("n_trials")
     facts.append((f"{sweep.num_finished}{f' of {total}' if total else ''}", "trials finished"))
     seconds = sum(record.seconds for record in sweep.records if math.isfinite(record.seconds))
@@ -115,14 +123,38 @@ def _best(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
         text = "No trial is complete yet." if sweep.counts["complete"] == 0 else "No trial meets the constraints."
         return heading("The best") + paragraph(text)
     chosen, first = found
-    parts = [heading("The best"), paragraph(_why(sweep, chosen, first)), _point(sweep, chosen)]
+    parts = [
+        heading("The best"),
+        paragraph(_why(sweep, chosen, first)),
+        by_class(sweep, chosen),
+        paragraph(_about_default(sweep)),
+        _point(sweep, chosen),
+    ]
     lines = [f"medtrain train experiment={path_to_type(sweep.folder / BEST)}"] if (sweep.folder / BEST).exists() else []
     if lines:
         parts.append(commands(lines))
-    overrides = [*sweep.definition.overrides, *sweep.definition.space.overrides(chosen.params)]
-    exact = commands([shlex.join(["medtrain", "train", *overrides])])
+    exact = commands([shlex.join(["medtrain", "train", *typed_out(sweep, chosen)])])
+    parts.append(
+        paragraph(
+            f"{BEST if lines else 'The command'} keeps the budget of a trial: for the final training, raise it with "
+            "trainer.max_steps=NUMBER or trainer.max_time=TIME.",
+            "faint",
+        )
+    )
     parts.append(details("The same, typed out", exact) if lines else exact)
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
+
+
+def _about_default(sweep: SweepState) -> str:
+    """That the configuration as it is was not tried itself; empty when it lies in the space."""
+    moved = sweep.definition.default_moved
+    if not moved:
+        return ""
+    places = ", ".join(f"{key}={format_value(value)}" for key, value in moved.items())
+    near = next((record for record in sweep.records if record.is_default), None)
+    which = "" if near is None else f" Trial {near.number} is only the one nearest to the configuration as it is;"
+    text = f"The configuration as it is lies outside of the space that was searched ({places}).{which}"
+    return f"{text}{'' if which else ' It was not tried:'} what the search gained against it is not known."
 
 
 def _why(sweep: SweepState, chosen: Record, first: RerunRow | None) -> str:
@@ -131,16 +163,17 @@ def _why(sweep: SweepState, chosen: Record, first: RerunRow | None) -> str:
     if first is not None:
         return (
             f"Trial {chosen.number}: {objectives[0].metric} {format_score(first.mean())} on average over "
-            f"{len(first.runs)} runs with other seeds or folds ({scores} in the search)."
+            f"{count_of(len(first.runs), 'run')} with other seeds or folds ({scores} in the search)."
         )
     if sweep.is_multi:
-        others = f"; {len(sweep.best) - 1} more trials are on the front" if len(sweep.best) > 1 else ""
+        more = len(sweep.best) - 1
+        others = f"; {count_of(more, 'more trial is', 'more trials are')} on the front" if more else ""
         return f"Trial {chosen.number}, the best of the Pareto front in {objectives[0].metric}: {scores}{others}."
     return f"Trial {chosen.number}: {scores}. A single run: sweep.rerun_best=3 tells how much of it is luck."
 
 
 def _point(sweep: SweepState, chosen: Record) -> str:
-    default = sweep.definition.default or {}
+    default = {**(sweep.definition.default or {}), **sweep.definition.default_moved}
     rows = [
         (
             Cell(dimension.key, is_code=True),
@@ -185,13 +218,32 @@ def _verdict(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
     text = f"Trial {first.trial} has the best mean."
     if sweep.best and sweep.best[0].number != first.trial:
         text = f"Trial {first.trial} has the best mean, although trial {sweep.best[0].number} won the search."
-    if ahead is None or math.isnan(ahead.error):
-        return text
-    gap = (
-        f"It leads trial {ahead.other.trial} by {format_spread(ahead.difference)} (standard error "
-        f"{format_spread(ahead.error)} over {ahead.pairs} pairs of runs)"
+    if ahead is not None:
+        text += f" {_gap(ahead)}"
+    return f"{text} {_promised(sweep, reruns)}".rstrip()
+
+
+def _gap(ahead: Lead) -> str:
+    """How far the winner is ahead, and what that is worth."""
+    gap = f"It leads trial {ahead.other.trial} by {format_spread(ahead.difference)}"
+    if not ahead.is_enough:
+        few = {0: "no runs with the same seed and fold", 1: "one run of each", 2: "two runs of each"}[ahead.pairs]
+        return f"{gap}: {few} cannot tell whether that is luck; sweep.rerun_seeds=5 could."
+    gap += f" (standard error {format_spread(ahead.error)} over {ahead.pairs} pairs of runs)"
+    return f"{gap}: {'more than luck' if ahead.is_clear else 'luck cannot be ruled out'}."
+
+
+def _promised(sweep: SweepState, reruns: Sequence[RerunRow]) -> str:
+    """Which trials had a value in the search that training them again does not bear out."""
+    searched = {record.number: record.values[0] for record in sweep.records}
+    far = [str(row.trial) for row in reruns if row.is_far(searched.get(row.trial, math.nan))]
+    if not far:
+        return ""
+    which = f"trial {far[0]} is" if len(far) == 1 else f"trials {', '.join(far)} is"
+    return (
+        f"The value in the search of {which} more than two standard deviations away from the mean of the runs: expect "
+        "what the runs say."
     )
-    return f"{text} {gap}: {'more than luck' if ahead.is_clear else 'luck cannot be ruled out'}."
 
 
 def _advice(sweep: SweepState) -> str:
@@ -206,8 +258,9 @@ def _fates(sweep: SweepState, saved: Savings | None) -> str:
     if saved is not None:
         parts.append(
             paragraph(
-                f"Pruning ended {saved.num_pruned} trials after {100 * saved.mean_spent:.0f} % of their budget on "
-                f"average. That saved the work of {saved.trials:.1f} whole trials, about "
+                f"Pruning ended {count_of(saved.num_pruned, 'trial')} after {100 * saved.mean_spent:.0f} % of "
+                f"{'its budget' if saved.num_pruned == 1 else 'their budget on average'}. That "
+                f"saved the work of {saved.trials:.1f} whole trials, about "
                 f"{format_duration(saved.seconds)}: {100 * saved.fraction:.0f} % of what the sweep would have cost."
             )
         )

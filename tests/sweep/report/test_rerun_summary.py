@@ -57,6 +57,25 @@ def test_a_lead_of_many_equal_differences_is_clear(tmp_path: Path) -> None:
     assert rows[0].std() > 2 * ahead.difference
 
 
+def test_two_pairs_are_never_clear(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        _put(tmp_path, 1, seed, 0.7)
+        _put(tmp_path, 2, seed, 0.8 + 1e-6 * seed)
+    ahead = lead(summarize_reruns(tmp_path, [DICE]), [DICE])
+    assert ahead is not None
+    assert ahead.difference > 2 * ahead.error
+    assert not ahead.is_clear
+
+
+def test_how_far_the_search_was_off(tmp_path: Path) -> None:
+    for seed, dice in ((1, 0.80), (2, 0.82), (3, 0.84)):  # 0.82 +- 0.02
+        _put(tmp_path, 1, seed, dice)
+    _put(tmp_path, 2, 1, 0.5)  # one run has no spread
+    row, single = summarize_reruns(tmp_path, [DICE])
+    assert [row.is_far(value) for value in (0.77, 0.79, 0.85, 0.87, math.nan)] == [True, False, False, True, False]
+    assert not single.is_far(0.9)
+
+
 def test_lower_is_better_where_it_is(tmp_path: Path) -> None:
     for trial, latency in ((1, 9.0), (2, 7.0)):
         for seed in (1, 2):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from optuna.trial import TrialState
 from medtrain.config.space import Dimension
 from medtrain.run.folder import RunFolder
 from medtrain.sweep.report.write import write_report
-from medtrain.sweep.result import TrialResult
+from medtrain.sweep.result import Objective, TrialResult
 from tests.sweep import searches
-from tests.sweep.report.studies import DICE, DROPOUT, FIVE, LATENCY, LR, FakeStudy, define, search
+from tests.sweep.report.studies import DICE, DROPOUT, FIVE, LATENCY, LOSS, LR, FakeStudy, define, search
 
+PICK = Dimension(key="loss.kind", kind="choice", choices=("a", "b"), when={"loss": ("focal",)})
 C, P, F, R, W = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
 
 
@@ -62,7 +65,7 @@ def test_one_file_holds_everything(in_tmp: Path) -> None:
     assert "medtrain sweep --report outputs/liver/20261120-09-a1b2" in text
     assert "optuna-dashboard outputs/liver/20261120-09-a1b2/journal.log" in text
     assert "60 of 80 trials finished" in text
-    assert "1 trials running" in text
+    assert "; 1 trial running." in text
     assert "saved by pruning" in text
     assert "loss=focal or tversky" in text  # the condition of loss.gamma
     assert "0.0001 .. 0.1, logarithmic" in text
@@ -84,6 +87,98 @@ def test_the_command_repeats_the_best_trial(tmp_path: Path) -> None:
         "loss.gamma=2.0 model.dropout=0.0 data.batch_size=4"
     )
     assert expected in _text(tmp_path)
+
+
+def test_the_command_gives_the_same_as_the_file(tmp_path: Path) -> None:
+    full = ("model=unet", "data.root=/a", "+data.x=1", "callbacks=none", "data.root=/b", "loss=focal", "data.x=2")
+    study = FakeStudy(replace(define(tmp_path, (LOSS, LR)), full_overrides=full))
+    study.add(C, {"loss": "dice_ce", "optimizer.lr": 0.05}, values=[0.9])
+    (tmp_path / "best.yaml").write_text("defaults: []\n")
+    write_report(tmp_path, study)
+    text = _text(tmp_path)
+    assert (
+        "medtrain train model=unet callbacks=none data.root=/b data.x=2 loss=dice_ce optimizer.lr=0.05 " in text
+    )  # of each key the last
+    assert "best.yaml keeps the budget of a trial" in text
+    assert "trainer.max_steps=NUMBER" in text
+
+
+def test_a_class_that_the_winner_does_not_find_is_told(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (LR,)))
+    for dice, front, back in ((0.4, 0.8, 0.0), (0.3, 0.3, 0.3)):
+        metrics = {"val/dice": dice, "val/dice/front": front, "val/dice/back": back, "val/nsd/front": 0.7}
+        study.add(C, {"optimizer.lr": 0.01}, values=[dice], metrics=metrics)
+    write_report(tmp_path, study)
+    text = _text(tmp_path)
+    assert "Class val/dice front 0.8000 back 0.0000 Warning: val/dice of back is 0." in text
+    assert "Trial val/dice front back lr Time 0 0.4000 0.8000 0.0000 0.01" in text
+    study.frozen[0].user_attrs["metrics"]["val/dice/back"] = math.nan
+    write_report(tmp_path, study)
+    assert "Warning: val/dice of back is no value." in _text(tmp_path)
+    study.frozen[0].user_attrs["metrics"]["val/dice/back"] = 0.1
+    write_report(tmp_path, study)
+    assert "Warning" not in _text(tmp_path)
+
+
+def test_an_error_of_zero_is_no_warning(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (LR,), objectives=(Objective("val/hd95_mm", "min"),)))
+    study.add(C, {"optimizer.lr": 0.01}, values=[0.0], metrics={"val/hd95_mm": 0.0, "val/hd95_mm/front": 0.0})
+    write_report(tmp_path, study)
+    assert "Class val/hd95_mm front 0.0000" in _text(tmp_path)
+    assert "Warning" not in _text(tmp_path)
+
+
+def test_no_gain_is_claimed_against_what_was_not_tried(tmp_path: Path) -> None:
+    study = search(tmp_path, 4, failures=False)
+    write_report(tmp_path, study)
+    assert "against the configuration as it is" in _text(tmp_path)
+    assert [row["default"] for row in _rows(tmp_path)] == ["1", "0", "0", "0"]
+    study.definition = replace(study.definition, default_moved={"optimizer.lr": 0.5})
+    write_report(tmp_path, study)
+    text = _text(tmp_path)
+    assert re.search(r"[+-][\d.]+ against the configuration", text) is None
+    assert "lies outside of the space that was searched (optimizer.lr=0.5). Trial 0 is only the one nearest to" in text
+    best = study.best(1)[0].params["optimizer.lr"]
+    assert f"Parameter Best As it is optimizer.lr {best:.4g} 0.5" in text
+    assert [row["default"] for row in _rows(tmp_path)] == ["nearest", "0", "0", "0"]
+
+
+def test_what_a_value_is_and_how_many_trials_importances_need(tmp_path: Path) -> None:
+    study = search(tmp_path, 19, failures=False)
+    write_report(tmp_path, study)
+    assert (
+        "trial's best evaluation. How much each parameter matters is told from 20 finished trials on; there are 19"
+        in (_text(tmp_path))
+    )
+    write_report(tmp_path, search(tmp_path, 20, failures=False, folds=[0, 1]))
+    text = _text(tmp_path)
+    assert "A value is that of the trial's best evaluation, on average over its folds. Trial" in text
+
+
+@pytest.mark.parametrize(
+    ("is_grid", "dimensions", "sampler", "pruner"),
+    [(False, FIVE, "tpe", "gradual"), (True, (LOSS,), "grid", "none"), (True, (LOSS, PICK), "brute_force", "none")],
+)
+def test_what_auto_has_chosen_is_named(
+    tmp_path: Path, is_grid: bool, dimensions: Any, sampler: str, pruner: str
+) -> None:
+    auto = {"name": "auto"}
+    definition = replace(define(tmp_path, dimensions), sampler=auto, pruner=auto, is_grid=is_grid)
+    write_report(tmp_path, FakeStudy(definition))
+    assert f"Sampler {sampler}, chosen by auto Pruner {pruner}, chosen by auto" in _text(tmp_path)
+
+
+def test_two_runs_cannot_tell_luck(tmp_path: Path) -> None:
+    study = search(tmp_path, 8, failures=False)
+    first, second = (trial.number for trial in study.best(2))
+    for seed in (1, 2):
+        _rerun(tmp_path, first, seed, 0.85 + 0.001 * seed)
+        _rerun(tmp_path, second, seed, 0.80 + 0.0011 * seed)
+    write_report(tmp_path, study)
+    text = _text(tmp_path)
+    assert f"It leads trial {second} by 0.0498: two runs of each cannot tell whether that is luck" in text
+    assert "more than luck" not in text
+    assert f"The value in the search of trials {first}, {second} is more than two standard deviations away" in text
 
 
 def test_the_winner_of_the_reruns_is_the_best(tmp_path: Path) -> None:
@@ -110,7 +205,8 @@ def test_several_objectives_show_the_front(tmp_path: Path) -> None:
     text = _text(tmp_path)
     best = max(study.pareto(), key=lambda trial: trial.values[0])
     assert f"Trial {best.number}, the best of the Pareto front in val/dice" in text
-    assert f"{len(study.pareto())} trials on the Pareto front" in text
+    assert len(study.pareto()) == 1
+    assert "1 trial on the Pareto front" in text
     assert "Objectives val/dice (higher is better), latency_ms (lower is better)" in text
 
 
@@ -144,7 +240,7 @@ def test_what_went_wrong_is_counted_with_what_helps(tmp_path: Path) -> None:
     assert "3 of them ran out of memory or diverged" in text
     assert "3 oom out of memory: tried to allocate 0 MiB 0, 1, 2 Allow smaller batches" in text
     assert "1 crash KeyError: 'x' 3 The console of the trial says more. trials/0003.log" in text
-    assert "Pruning ended 1 trials after 25 % of their budget" in text
+    assert "Pruning ended 1 trial after 25 % of its budget. That" in text
     assert "0.8 whole trials, about 5 min 00 s: 75 %" in text
 
 
