@@ -1,7 +1,8 @@
 """What a sweep costs and saves, on the generated phantom: four measurements, each beside what one would do instead.
 
-    overhead    Seconds from handing out a trial to its first optimizer step, against starting `medtrain train` for each
-                trial, as an objective around a command line does. Trials take turns with such starts.
+    overhead    Seconds from handing out a trial to the start of its training loop, and what they are made of, against
+                starting `medtrain train` for each trial, as an objective around a command line does. Sweeps of three
+                trials take turns with three such starts.
     pruning     Optimizer steps of a study with the default pruner and of one without that tries the same points, over
                 several seeds of the sampler, and the best value of each.
     workers     Trials per hour with two workers and with one; every trial uses one core.
@@ -71,17 +72,26 @@ def describe(values: Sequence[float]) -> str:
 
 def bench_overhead(folder: Path, rounds: int) -> None:
     """Time from the start of a process to its first step: a trial, and a command line of its own."""
-    trials, commands = [], []
+    trials, commands, whole = [], [], []
+    parts: dict[str, list[float]] = {}
     for index in range(rounds):
         words = settings(folder, 1)
         place = sweep(folder, f"overhead{index}", *words, LR, "sweep.n_trials=3", f"sweep.seed={index}")
-        trials += [float(result["overhead_s"]) for result in results(place)]  # type: ignore[arg-type]
+        found = results(place)
+        trials += [float(result["overhead_s"]) for result in found]  # type: ignore[arg-type]
+        whole += [float(result["seconds"]) for result in found]  # type: ignore[arg-type]
+        for result in found:
+            for part, seconds in result["overhead"].items():  # type: ignore[attr-defined]
+                parts.setdefault(part, []).append(seconds)
         for lr in (1e-4, 1e-3, 1e-2):
             run = folder / f"command{index}-{lr}"
             started = time.time()
             medtrain("train", *words, f"optimizer.lr={lr}", "trainer.sanity_check=false", f"run.dir={run}")
             commands.append((run / "data.json").stat().st_mtime - started)  # written when all is ready to train
-    print(f"overhead, process start to first step, {len(trials)} trials: {describe(trials)} s")
+    print(f"overhead, from handing out a trial to the training loop, {len(trials)} trials: {describe(trials)} s")
+    for part, seconds in parts.items():
+        print(f"    {part}: {describe(seconds)} s")
+    print(f"  a whole trial of one step, its evaluation and checkpoint included: {describe(whole)} s")
     print(f"  a command of its own for each: {describe(commands)} s")
     print(f"  ratio of the medians {statistics.median(commands) / statistics.median(trials):.1f}")
 

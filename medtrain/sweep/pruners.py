@@ -178,8 +178,8 @@ class Gradual(Pruner):
 
     _name: ClassVar[str] = "gradual"
 
-    first: Annotated[float, Range(gt=0, lt=100)] = 70.0
-    last: Annotated[float, Range(gt=0, lt=100)] = 20.0
+    first: Annotated[float, Range(gt=0, lt=100)] = 60.0
+    last: Annotated[float, Range(gt=0, lt=100)] = 10.0
     n_startup_trials: Annotated[int, Range(ge=1)] = 3
     warmup: Percent = 10.0
 

@@ -112,23 +112,23 @@ def test_gradual_becomes_stricter() -> None:
         index / 10 for index in range(11)
     ]  # 0, 0.1, ..., 1: the share of x percent that goes on ends at 1 - x/100
     study = study_of([{20: value, 50: value, 100: value} for value in levels])
-    assert verdict("gradual", study, {20: 0.39})  # 70 - 0.2 x 50 = 60 percent go on
-    assert not verdict("gradual", study, {20: 0.41})
-    assert verdict("gradual", study, {50: 0.54})  # 45 percent
-    assert not verdict("gradual", study, {50: 0.56})
-    assert verdict("gradual", study, {100: 0.79})
-    assert not verdict("gradual", study, {100: 0.81})
+    assert verdict("gradual", study, {20: 0.49})  # 60 - 0.2 x 50 = 50 percent go on
+    assert not verdict("gradual", study, {20: 0.51})
+    assert verdict("gradual", study, {50: 0.64})  # 35 percent
+    assert not verdict("gradual", study, {50: 0.66})
+    assert verdict("gradual", study, {100: 0.89})
+    assert not verdict("gradual", study, {100: 0.91})
     assert not verdict("gradual", study, {9: 0.0})
-    assert verdict("gradual", study, {20: 0.79}, first=20.0)
+    assert verdict("gradual", study, {20: 0.79}, first=20.0, last=20.0)
     assert not verdict("gradual", study_of([{50: 0.9}] * 3), {50: 0.1}, n_startup_trials=4)
     smaller = study_of([{20: value, 100: value} for value in levels], "minimize")
-    assert verdict("gradual", smaller, {20: 0.61})
-    assert not verdict("gradual", smaller, {20: 0.59})
+    assert verdict("gradual", smaller, {20: 0.51})
+    assert not verdict("gradual", smaller, {20: 0.49})
     folds = study_of([dict.fromkeys(range(5), value) for value in levels])
-    assert verdict("gradual", folds, {0: 0.29}, FOLDS)
-    assert not verdict("gradual", folds, {0: 0.31}, FOLDS)
-    assert verdict("gradual", folds, {0: 0.81, 4: 0.79}, FOLDS) is False  # its best value counts
-    assert verdict("gradual", folds, {4: 0.79}, FOLDS)
+    assert verdict("gradual", folds, {0: 0.39}, FOLDS)
+    assert not verdict("gradual", folds, {0: 0.41}, FOLDS)
+    assert verdict("gradual", folds, {0: 0.91, 4: 0.89}, FOLDS) is False  # its best value counts
+    assert verdict("gradual", folds, {4: 0.89}, FOLDS)
 
 
 def made_up_search(pruner: str, seed: int) -> tuple[float, float]:
