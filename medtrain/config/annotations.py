@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -135,6 +136,36 @@ def accepts_text(annotation: Any) -> bool:
     return base is str
 
 
+def is_list_of_texts(annotation: Any) -> bool:
+    """Whether a list of texts of any length, or null, is all that is valid."""
+    base, arguments = _unwrap(annotation).base, typing.get_args(_unwrap(annotation).base)
+    if _is_union(base):
+        members = [member for member in arguments if member is not _NONE]
+        return len(members) == 1 and is_list_of_texts(members[0])
+    origin = typing.get_origin(base)
+    is_list = origin is list or (origin is tuple and arguments[-1] is Ellipsis)
+    return is_list and _unwrap(arguments[0]).base is str
+
+
+def split_texts(text: str) -> list[str] | None:
+    """Read `[parameters <= 2e6, a b]`, whose quotes the shell has eaten, or one bare text; None if it is neither."""
+    if text.startswith("[") and text.endswith("]"):
+        items = re.split(r",(?=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)", text[1:-1])
+        return [re.sub(r"^(['\"])(.*)\1$", r"\2", item.strip(), flags=re.S) for item in items if item.strip()]
+    if not text or text.startswith(("[", "{")) or "${" in text or text.lower() in ("none", "null", "~", "???"):
+        return None
+    return [text]
+
+
+def range_words(text: str) -> str | None:
+    """The range that `loguniform(1e-4, 1e-1)`, `log(...)` or `uniform(...)` of other libraries means; else None."""
+    match = re.fullmatch(r"(log|log_?uniform|uniform)\((?:interval\()?([^(),]+),([^(),]+)\)+", text.strip())
+    if match is None:
+        return None
+    words = f"interval({match[2].strip()}, {match[3].strip()})"
+    return f"tag(log, {words})" if match[1].startswith("log") else words
+
+
 def number_kind(annotation: Any) -> Literal["int", "float"] | None:
     """Whether an annotation takes numbers, and which; None when it takes none."""
     base = _unwrap(annotation).base
@@ -233,7 +264,10 @@ def _check_scalar(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]
     if base is str and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # run.name=2024
     if not _is_a(base, value):
-        return _wrong_type(spec, value, path)
+        words = range_words(value) if base in (int, float) and isinstance(value, str) else None
+        hint = f"a range, for `medtrain sweep`, is written `'{path}={words}'`" if words else None
+        value, issues = _wrong_type(spec, value, path)
+        return value, [dataclasses.replace(issues[0], hint=hint)]
     if base is float:
         value = float(value)
         if not math.isfinite(value):
@@ -303,7 +337,10 @@ def accepts_none(annotation: Any) -> bool:
 def _check_sequence(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]:
     if not isinstance(value, list | tuple):
         value, issues = _wrong_type(spec, value, path)
-        return value, [dataclasses.replace(issues[0], hint=f"a list is written in brackets: `{path}=[...]`")]
+        hint = f"a list is written in brackets: `{path}=[...]`"
+        if is_list_of_texts(spec.base):
+            hint = f"a list of text is written as {_example_list(_unwrap(typing.get_args(spec.base)[0], spec), path)}"
+        return value, [dataclasses.replace(issues[0], hint=hint)]
     arguments = typing.get_args(spec.base)
     fixed = typing.get_origin(spec.base) is tuple and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):
@@ -314,8 +351,18 @@ def _check_sequence(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue
         item_spec = _unwrap(arguments[index] if fixed else arguments[0], spec)
         coerced, found = _check(item_spec, item, f"{path}[{index}]")
         items.append(coerced)
+        if item_spec.base is str and item_spec.format:
+            hint = f"write for example {_example_list(item_spec, path)}"
+            found = [dataclasses.replace(issue, hint=hint) for issue in found]
         issues += found
     return (tuple(items) if typing.get_origin(spec.base) is tuple else items), issues
+
+
+def _example_list(item: _Spec, path: str) -> str:
+    """A list of one text as it is typed in a shell, which eats the outer quotes."""
+    match = re.match(r'"[^"]*"', item.format.example) if item.format else None
+    text = match[0] if match else '"..."'
+    return f"`'{path}=[{text}]'`"
 
 
 def _check_dict(spec: _Spec, value: Any, path: str) -> tuple[Any, list[Issue]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medtrain import registry
-from medtrain.config.annotations import accepts_text
+from medtrain.config.annotations import accepts_text, is_list_of_texts, split_texts
 from medtrain.config.imports import import_modules
 from medtrain.config.interpolate import resolve
 from medtrain.config.overrides import Override, Request, parse, plus_problem
@@ -212,6 +212,9 @@ def apply_values(values: Sequence[Override], tree: OriginTree, broken: frozenset
             continue
         if annotation is not None and accepts_text(annotation) and isinstance(value, bool | float):
             value = override.text  # run.note=1e3 means the text
+        if annotation is not None and is_list_of_texts(annotation) and isinstance(value, str):
+            texts = split_texts(value)  # sweep.constraints=[parameters <= 2e6], or one without brackets
+            value = value if texts is None else texts
         reason = tree.set(override.key, value, COMMAND_LINE)
         if reason:
             problems.append(Problem(override.key, reason, None, COMMAND_LINE))

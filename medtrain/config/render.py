@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -101,8 +102,18 @@ def _with_comment(line: str, note: str | None) -> str:
     return f"{line}  # {note}" if note else line
 
 
-def write_override(value: Any) -> str:
-    """Write a value in the grammar of overrides."""
+def shell_word(key: str, value: Any) -> str:
+    """Write `KEY=VALUE` as it is typed in a shell."""
+    return shlex.quote(f"{key}={write_override(value, quote=Quote.double)}")
+
+
+def write_override(value: Any, *, quote: Quote = Quote.single) -> str:
+    """Write a value in the grammar of overrides.
+
+    Args:
+        value: Plain data.
+        quote: What texts are put in where they need it.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -110,14 +121,13 @@ def write_override(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"[{','.join(write_override(item) for item in value)}]"
+        return f"[{','.join(write_override(item, quote=quote) for item in value)}]"
     if isinstance(value, Mapping):
-        return (
-            f"{{{','.join(f'{escape_special_characters(key)}:{write_override(item)}' for key, item in value.items())}}}"
-        )
+        items = (f"{escape_special_characters(key)}:{write_override(item, quote=quote)}" for key, item in value.items())
+        return f"{{{','.join(items)}}}"
     if _BARE.match(value) and not _NUMBER_LIKE.match(value):
         return str(value)
-    return QuotedString(text=value, quote=Quote.single).with_quotes()
+    return QuotedString(text=value, quote=quote).with_quotes()
 
 
 def difference(composed: Composed) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, R
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 
-from medtrain.config.annotations import show
+from medtrain.config.annotations import range_words, show
 from medtrain.config.overrides import Search, grammar
 from medtrain.config.paths import ALL_GROUPS
 from medtrain.config.render import write_override
@@ -150,6 +150,9 @@ def _from_text(entry: Entry, text: str, options: Sequence[str]) -> Entry:
     try:
         parsed = grammar().parse_override(f"value={text}")
     except HydraException as error:
+        words = range_words(text)
+        if words:
+            raise _WrongError(f"`{text}` cannot be read", f"write `{words}`") from error
         raise _WrongError(f"`{text}` cannot be read: {_reason(error)}", _EXAMPLE) from error
     if not parsed.is_sweep_override():
         return _with_choices(entry, [parsed.value()])

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from medtrain import registry
-from medtrain.config.annotations import describe, show
+from medtrain.config.annotations import describe
 from medtrain.config.compose import Composed, Draft, Drafts, apply_values
 from medtrain.config.dimensions import NOTHING_VARIES, SpaceBuilder
 from medtrain.config.imports import import_modules
 from medtrain.config.overrides import Override, Search, plus_problem, read_override
 from medtrain.config.paths import ALL_GROUPS, FILE_GROUPS, MULTI_GROUPS
-from medtrain.config.render import write_override
+from medtrain.config.render import shell_word, write_override
 from medtrain.config.saved import CONFIG_FILE, read_config
 from medtrain.config.search import Entry, read_search, read_yaml, why_unreadable
 from medtrain.config.sources import COMMAND_LINE, Sources
 from medtrain.config.space import Space
 from medtrain.config.tree import OriginTree, leaves, lookup, origin_of
 from medtrain.config.validate import validate
-from medtrain.errors import ConfigError, MedtrainError, Problem
+from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.registry import plain
 
 SPACE = "sweep.space"
@@ -274,14 +274,14 @@ def load_saved_sweep(folder: Path, overrides: Sequence[str] = ()) -> dict[str, d
         The checked sections `sweep`, `sampler` and `pruner`.
 
     Raises:
-        MedtrainError: The folder is not a sweep.
+        UsageError: The folder is not a sweep.
         ConfigError: Lists every problem.
     """
     file = Path(folder) / CONFIG_FILE
     content = read_config(file)
     missing = [group for group in registry.SWEEP_GROUPS if group not in content]
     if missing:
-        raise MedtrainError(f"{folder} is not a sweep: {file} has no `{missing[0]}`", hint="`medtrain runs` lists runs")
+        raise UsageError(f"{folder} is not a sweep: {file} has no `{missing[0]}`", hint="`medtrain runs` lists runs")
     tree = OriginTree()
     tree.merge({group: content[group] for group in registry.SWEEP_GROUPS}, str(file))
     before = copy.deepcopy(tree)
@@ -322,5 +322,6 @@ def _refused(tree: OriginTree, before: OriginTree) -> Iterator[Problem]:
     for group in registry.SWEEP_GROUPS:
         for key, value in new[group].items():
             if value != old[group].get(key) and not (group == "sweep" and key in MAY_CHANGE):
-                message = f"cannot be changed: it is {show(plain(old[group].get(key)))}, not {show(plain(value))}"
-                yield Problem(f"{group}.{key}", message, _BEGIN_ANEW, COMMAND_LINE)
+                where = f"{group}.{key}"
+                is_now, wanted = (shell_word(where, plain(each)) for each in (old[group].get(key), value))
+                yield Problem(where, f"cannot be changed: it is `{is_now}`, not `{wanted}`", _BEGIN_ANEW, COMMAND_LINE)

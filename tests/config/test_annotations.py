@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from medtrain.config.annotations import accepts_none, accepts_text, check, choices, describe, step_into
+from medtrain.config.annotations import (
+    accepts_none,
+    accepts_text,
+    check,
+    choices,
+    describe,
+    is_list_of_texts,
+    split_texts,
+    step_into,
+)
 from medtrain.registry import Format, Range
 
 
@@ -47,6 +56,9 @@ class Outer:
 
 Positive = Annotated[float, Range(gt=0)]
 Even = Annotated[str, Format(_even, '"2" or "4"')]
+
+
+RANGE = "a range, for `medtrain sweep`, is written `'k={}'`"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +190,14 @@ def test_finds_every_issue(annotation: Any, value: Any, messages: list[str]) -> 
         (int | None, "None", "did you mean `k=null`?"),
         (tuple[int, ...], 3, "a list is written in brackets: `k=[...]`"),
         (Even, "3", 'write for example "2" or "4"'),
+        (list[Even], ["3"], """write for example `'k=["2"]'`"""),
+        (list[str], 3, """a list of text is written as `'k=["..."]'`"""),
+        (list[Even] | None, 3, """a list of text is written as `'k=["2"]'`"""),
+        (Positive, "loguniform(1e-4,1e-1)", RANGE.format("tag(log, interval(1e-4, 1e-1))")),
+        (Positive | None, "log(1e-4, 1e-1)", RANGE.format("tag(log, interval(1e-4, 1e-1))")),
+        (Positive, "log(interval(1e-4,1e-1))", RANGE.format("tag(log, interval(1e-4, 1e-1))")),
+        (float, "uniform(0,0.5)", RANGE.format("interval(0, 0.5)")),
+        (float, "uniform(0)", None),
         (Inner, {"gian": 1}, "did you mean `k.gain`?"),
         (Inner, {"zzz": 1}, "known keys: gain, mode"),
         (Outer, {}, "add `k.label=...`"),
@@ -187,6 +207,39 @@ def test_finds_every_issue(annotation: Any, value: Any, messages: list[str]) -> 
 def test_hints(annotation: Any, value: Any, hint: str | None) -> None:
     _, issues = check(annotation, value, "k")
     assert issues[0].hint == hint
+
+
+@pytest.mark.parametrize("text", ["loguniform(1,2)", "log(1,2)"])
+def test_a_text_that_looks_like_a_range_is_a_text(text: str) -> None:
+    assert check(str | None, text, "k") == (text, [])
+
+
+def test_which_lists_are_of_texts() -> None:
+    assert is_list_of_texts(list[str])
+    assert is_list_of_texts(tuple[Even, ...] | None)
+    for other in (str, list[int], tuple[str, str], Literal["all"] | list[str], str | list[str], dict[str, str]):
+        assert not is_list_of_texts(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("[parameters <= 2e6]", ["parameters <= 2e6"]),
+        ("[ parameters <= 2e6, 'a, b' ,~/c]", ["parameters <= 2e6", "a, b", "~/c"]),
+        ('["a <= 1", b >= 2,]', ["a <= 1", "b >= 2"]),
+        ("[it's, here]", ["it's", "here"]),
+        ("[]", []),
+        ("parameters <= 2e6", ["parameters <= 2e6"]),
+        ("[a,b", None),
+        ("{a:b}", None),
+        ("${x}", None),
+        ("none", None),
+        ("???", None),
+        ("", None),
+    ],
+)
+def test_a_text_as_a_list_of_texts(text: str, items: list[str] | None) -> None:
+    assert split_texts(text) == items
 
 
 def test_choices() -> None:

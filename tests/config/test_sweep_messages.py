@@ -173,7 +173,16 @@ GOLDEN = {
     "a constraint": (
         "sweep.constraints=['parameters < 5']",
         "sweep.constraints[0]: 'parameters < 5' is not valid: expected METRIC <= NUMBER or METRIC >= NUMBER"
-        ' (command line) | write for example "parameters <= 5e6" or "val/dice/tumour >= 0.4"',
+        """ (command line) | write for example `'sweep.constraints=["parameters <= 5e6"]'`""",
+    ),
+    "a range of another library": (
+        "optimizer.lr=loguniform(1e-4,1e-1)",
+        "optimizer.lr: expected float > 0, got 'loguniform(1e-4,1e-1)' (command line)"
+        " | a range, for `medtrain sweep`, is written `'optimizer.lr=tag(log, interval(1e-4, 1e-1))'`",
+    ),
+    "the same in the space": (
+        "sweep.space.optimizer.lr=uniform(0.1,0.5)",
+        "optimizer.lr: `uniform(0.1,0.5)` cannot be read (command line) | write `interval(0.1, 0.5)`",
     ),
     "an item of nothing": (
         "optimizer.rules.0.lr_mult=interval(0,1)",

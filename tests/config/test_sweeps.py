@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import yaml
 
 from medtrain.config.compose import load_config
+from medtrain.config.overrides import Override, read_override
 from medtrain.config.render import to_yaml
 from medtrain.config.space import Dimension
 from medtrain.config.sweeps import SweepConfig, load_saved_sweep, load_sweep
-from medtrain.errors import ConfigError, MedtrainError
+from medtrain.errors import ConfigError, UsageError
 from medtrain.registry import GROUPS, SWEEP_GROUPS, plain
 
 LR = "optimizer.lr=tag(log, interval(1e-4,1e-1))"
@@ -349,6 +351,18 @@ def test_more_trials_can_be_asked_for(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_what_is_refused_can_be_typed(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_saved_sweep(folder, ["sweep.constraints=[parameters <= 2e6, val/dice >= 0.4]"])
+    shown = str(caught.value).split("not `")[1].split("` (")[0]
+    assert shown == """'sweep.constraints=["parameters <= 2e6","val/dice >= 0.4"]'"""
+    (word,) = shlex.split(shown)
+    read = read_override(word)
+    assert isinstance(read, Override)
+    assert read.value == ["parameters <= 2e6", "val/dice >= 0.4"]
+
+
+@pytest.mark.usefixtures("folder")
 def test_nothing_else_can_be_changed(folder: Path) -> None:
     anew = "begin a new sweep; `sweep.warm_start=[FOLDER]` takes over what this one has learned"
     words = [
@@ -357,16 +371,20 @@ def test_nothing_else_can_be_changed(folder: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         load_saved_sweep(folder, words)
-    space = "{optimizer.lr: tag(log, interval(1e-4,1e-1)), optimizer: adamw,sgd}"
-    changed = "{optimizer.lr: tag(log, interval(1e-4,1e-1)), optimizer: adamw,sgd, seed: 3}"
+    objectives = "`'sweep.objectives=[]'`, not `'sweep.objectives=[val/iou]'`"
+    space = """'sweep.space={optimizer.lr:"tag(log, interval(1e-4,1e-1))",optimizer:"adamw,sgd"}'"""
+    changed = """'sweep.space={optimizer.lr:"tag(log, interval(1e-4,1e-1))",optimizer:"adamw,sgd",seed:3}'"""
     assert [(f"{problem}", problem.hint) for problem in caught.value.problems] == [
         ("sampler: cannot be changed: the trials of a sweep share their configuration (command line)", anew),
         ("optimizer.lr: cannot be changed: the trials of a sweep share their configuration (command line)", anew),
         ("optimizer.lr: the space of a sweep cannot be changed (command line)", anew),
         ("sweep.n_trials=1,2: a sweep does not search its own settings (command line)", None),
-        (f"sweep.space: cannot be changed: it is {space}, not {changed} (command line)", anew),
-        ("sweep.objectives: cannot be changed: it is [], not [val/iou] (command line)", anew),
-        ("sampler.startup: cannot be changed: it is 10, not 3 (command line)", anew),
+        (f"sweep.space: cannot be changed: it is `{space}`, not `{changed}` (command line)", anew),
+        (f"sweep.objectives: cannot be changed: it is {objectives} (command line)", anew),
+        (
+            "sampler.startup: cannot be changed: it is `sampler.startup=10`, not `sampler.startup=3` (command line)",
+            anew,
+        ),
     ]
     with pytest.raises(ConfigError, match=r"sweep.n_trials: must be >= 1, got 0 \(command line\)"):
         load_saved_sweep(folder, ["sweep.n_trials=0"])
@@ -375,5 +393,27 @@ def test_nothing_else_can_be_changed(folder: Path) -> None:
 @pytest.mark.usefixtures("conf")
 def test_a_run_is_not_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(load_config().tree))
-    with pytest.raises(MedtrainError, match=r"is not a sweep: .* has no `sweep`"):
+    with pytest.raises(UsageError, match=r"is not a sweep: .* has no `sweep`"):
         load_saved_sweep(tmp_path)
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("text", "constraints"),
+    [
+        ("[parameters <= 2e6]", ["parameters <= 2e6"]),
+        ("parameters <= 2e6", ["parameters <= 2e6"]),
+        ("['parameters <= 2e6',\"val/dice >= 0.4\"]", ["parameters <= 2e6", "val/dice >= 0.4"]),
+        ("[parameters <= 2e6, val/dice >= 0.4]", ["parameters <= 2e6", "val/dice >= 0.4"]),
+    ],
+)
+def test_constraints_whose_quotes_the_shell_has_eaten(text: str, constraints: list[str]) -> None:
+    config = load_sweep([f"sweep.constraints={text}", "optimizer.lr=0.1,0.2"])
+    assert config.composed.tree["sweep"]["constraints"] == constraints
+
+
+@pytest.mark.usefixtures("conf")
+def test_one_folder_to_begin_from_needs_no_brackets() -> None:
+    config = load_sweep(["sweep.warm_start=~/old sweep", "sweep.objectives=val/dice", "optimizer.lr=0.1,0.2"])
+    assert config.composed.tree["sweep"]["warm_start"] == ["~/old sweep"]
+    assert config.composed.tree["sweep"]["objectives"] == ["val/dice"]
