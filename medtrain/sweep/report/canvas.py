@@ -22,12 +22,14 @@ from medtrain.callbacks.colors import WRONG_CLASS, class_color
 from medtrain.config.space import Dimension
 from medtrain.run.atomic import atomic_write
 from medtrain.sweep.report.names import elide, elide_all, format_number, format_value
+from medtrain.sweep.report.records import Record
 from medtrain.sweep.report.values import Mode, is_wide, robust_limits
 
 MAIN = "#1f4e79"
 BEST = "#c0504d"
 GREY = "#666666"
 PRUNED = "#a3acb5"
+BOUND = "#b06a00"
 FAILED = tuple(channel / 255 * 0.85 for channel in WRONG_CLASS)
 RUNNING = tuple(channel / 255 for channel in class_color(3))
 GRID = "#dddddd"
@@ -38,8 +40,10 @@ ROUND = (1, 2, 2.5, 5, 10)
 """Steps between ticks."""
 
 _DPI = 110
+_NOTE_DENSITY = 15.5  # characters on an inch of a note
 _MOST_SLOTS = 10  # numbers of a range that are drawn like choices
 _MOST_LABELS = 9
+_MOST_BEYOND = 5
 _ROOM = 26  # characters below an axis before they touch
 
 
@@ -55,8 +59,16 @@ def new_figure(width: float, height: float, title: str, note: str = "") -> Figur
     figure = Figure(figsize=(width, height), dpi=_DPI)
     figure.text(0.16 / width, 1 - 0.12 / height, plain(title), ha="left", va="top", fontsize=11, fontweight="bold")
     if note:
-        figure.text(0.16 / width, 1 - 0.36 / height, plain(note), ha="left", va="top", fontsize=8.5, color=GREY)
+        add_note(figure, note)
     return figure
+
+
+def add_note(figure: Figure, note: str) -> None:
+    """Write the grey lines below the heading of a figure that was made without."""
+    width, height = figure.get_size_inches()
+    lines = [elide(line, int(width * _NOTE_DENSITY)) for line in note.splitlines()]
+    text = plain("\n".join(lines))
+    figure.text(0.16 / width, 1 - 0.36 / height, text, ha="left", va="top", fontsize=8.5, color=GREY)
 
 
 def place(figure: Figure, *, left: float, right: float, top: float, bottom: float, **spaces: float) -> None:
@@ -106,6 +118,48 @@ def corner_legend(figure: Figure, panels: Iterable[Any]) -> None:
     corner = (1 - 0.1 / width, 1 - 0.02 / height)
     style = {"ncols": 3, "fontsize": 8.5, "frameon": False}
     figure.legend(labels.values(), labels.keys(), loc="upper right", bbox_to_anchor=corner, **style)
+
+
+def foot_legend(figure: Figure, panels: Iterable[Any]) -> None:
+    """One legend for several axes, below them in two lines, where many entries hide nothing."""
+    labels = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
+    columns = max(math.ceil(len(labels) / 2), min(len(labels), 4))
+    style = {"ncols": columns, "fontsize": 8.5, "frameon": False}
+    figure.legend(labels.values(), labels.keys(), loc="lower center", **style)
+
+
+def draw_bound(axes: Any, way: Literal["x", "y"], bound: float, label: str) -> None:
+    """A line at the limit that a constraint sets; where it lies beyond the axes, the legend says so.
+
+    Args:
+        axes: With their limits set.
+        way: Along which axis the constrained metric runs.
+        bound: The limit.
+        label: The constraint.
+    """
+    low, high = axes.get_xlim() if way == "x" else axes.get_ylim()
+    dashes = {"color": BOUND, "linewidth": 1.2, "linestyle": (0, (1, 1.5)), "zorder": 2.5}
+    if low <= bound <= high:
+        (axes.axvline if way == "x" else axes.axhline)(bound, label=plain(label), **dashes)
+    else:
+        axes.plot([], [], label=plain(f"{label} (beyond the axis)"), **dashes)
+
+
+def beyond(records: Sequence[Record], index: int, limits: tuple[float, float]) -> str:
+    """Which trials have values that lie beyond an axis, for a caption; empty when none has.
+
+    Args:
+        records: With finite values.
+        index: Of the objective.
+        limits: Of its axis.
+    """
+    low, high = limits
+    found = [(record.number, record.values[index]) for record in records if not low <= record.values[index] <= high]
+    if not found:
+        return ""
+    named = ", ".join(f"{number} ({format_number(value, 3)})" for number, value in found[:_MOST_BEYOND])
+    more = ", ..." if len(found) > _MOST_BEYOND else ""
+    return f"triangles: beyond the axis, {'trial' if len(found) == 1 else 'trials'} {named}{more}"
 
 
 def integer_axis(axis: Any) -> None:
@@ -184,6 +238,11 @@ class Scale:
         self.log = dimension.log and not self.slots
 
     @property
+    def is_named(self) -> bool:
+        """Whether its values are names, between which a point may lie; a listed number has its exact place."""
+        return bool(self.slots) and self.dimension.kind == "choice" and not all(map(_is_number, self.slots))
+
+    @property
     def is_crowded(self) -> bool:
         """Whether the labels of its slots would touch below an axis."""
         return sum(map(len, self.labels)) > _ROOM
@@ -252,6 +311,14 @@ class Scale:
         if rotate and self.is_crowded:
             for text in axis.get_ticklabels():
                 text.set(rotation=25, ha="right", rotation_mode="anchor")
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def jitter(count: int, seed: int, width: float = 0.22) -> np.ndarray:

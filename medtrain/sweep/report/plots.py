@@ -92,7 +92,7 @@ def _figures(
     """Name, title, caption and figure of every picture; one at a time, since each takes some memory."""
     others = [dimension.key for dimension in sweep.definition.space.dimensions]
     keys = list(dict.fromkeys([*ranked(found), *others]))
-    yield "history", "History", _CAPTIONS["history"], draw_history(sweep)
+    yield "history", "History", _history_caption(sweep), draw_history(sweep)
     yield "pareto", "Pareto front", _CAPTIONS["pareto"], draw_pareto(sweep)
     yield "rerun", "The best, trained again", _CAPTIONS["rerun"], draw_reruns(sweep, reruns)
     yield "importance", "Importance", _CAPTIONS["importance"], draw_importance(sweep, found)
@@ -108,8 +108,7 @@ def _figures(
 
 
 _CAPTIONS = {
-    "history": "A best-so-far line that has long been flat says that more trials like these bring little; the dashed "
-    "line is the configuration as it is, without any search.",
+    "history": "A best-so-far line that has long been flat says that more trials like these bring little",
     "pareto": "Take the trial of the front whose price you are willing to pay: every other trial is worse in all "
     "objectives than some trial on it.",
     "rerun": "Small differences vanish in the spread between seeds: prefer a configuration whose runs all lie beyond "
@@ -148,6 +147,18 @@ def draw_history(sweep: SweepState) -> Figure | None:
     axes[-1].set_xlabel("trial", fontsize=9, color=GREY)
     corner_legend(figure, axes)
     return figure
+
+
+def _history_caption(sweep: SweepState) -> str:
+    if sweep.default is not None:
+        return f"{_CAPTIONS['history']}; the dashed line is the configuration as it is, without any search."
+    near = next((record for record in sweep.records if record.is_default and sweep.is_default_near), None)
+    if near is None:
+        return f"{_CAPTIONS['history']}."
+    return (
+        f"{_CAPTIONS['history']}. Trial {near.number} is the one nearest to the configuration as it is, which lies "
+        "outside of the space and was not tried."
+    )
 
 
 def _history_note(sweep: SweepState) -> str:

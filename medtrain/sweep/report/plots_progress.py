@@ -22,24 +22,18 @@ from medtrain.sweep.report.canvas import (
     PRUNED,
     ROUND,
     RUNNING,
+    foot_legend,
     integer_axis,
-    legend,
     new_figure,
     place,
     plain,
     style,
 )
-from medtrain.sweep.report.names import elide, format_duration, format_number
+from medtrain.sweep.report.names import count_of, elide, format_duration, format_number
 from medtrain.sweep.report.records import Record, SweepState
 from medtrain.sweep.report.values import Mode
 
-_STATE_COLORS: dict[str, Any] = {
-    "complete": MAIN,
-    "pruned": PRUNED,
-    "failed": FAILED,
-    "running": RUNNING,
-    "waiting": RUNNING,
-}
+_STATE_COLORS: dict[str, Any] = {"complete": MAIN, "pruned": PRUNED, "failed": FAILED, "running": RUNNING}
 _MOST_LANES = 40
 _PAUSE = 0.08  # of the time in which something ran: longer breaks are cut out
 _PAUSE_WIDTH = 0.03
@@ -52,19 +46,20 @@ def draw_curves(sweep: SweepState) -> Figure | None:
     if not records or sweep.is_multi:
         return None
     objective = sweep.definition.objectives[0]
-    figure = new_figure(9, 4.6, "Curves of the trials", "What each trial reported; a dot is where it was ended")
+    figure = new_figure(9, 5.1, "Curves of the trials", _curves_note(sweep, records))
     axes = figure.add_subplot()
-    place(figure, left=0.8, right=0.15, top=0.75, bottom=0.55)
+    place(figure, left=0.8, right=0.15, top=0.85, bottom=0.95)
     style(axes)
     best = sweep.best[0].number if sweep.best else None
     for layer, state in enumerate(("failed", "pruned", "complete"), start=2):
-        _draw_group(axes, [r for r in records if r.state == state and r.number != best], state, layer)
+        _draw_group(axes, [r for r in records if r.state == state and not r.violated], best, state, layer)
+    _draw_group(axes, [record for record in records if record.violated], None, "misses a constraint", 2)
     for record in records:
         if record.number == best:
             steps, values = zip(*record.curve)
-            mark = "o" if len(steps) <= 30 else None
+            mark = "o" if len(steps) == 1 else None
             label = f"best (trial {best})"
-            axes.plot(steps, values, color=BEST, linewidth=2, marker=mark, markersize=3.5, zorder=6, label=label)
+            axes.plot(steps, values, color=BEST, linewidth=2, marker=mark, markersize=4, zorder=6, label=label)
     axes.set_ylim(*_curve_limits(records, objective.mode))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     axes.set_ylabel(plain(elide(objective.metric, 28)), fontsize=9, color=GREY)
@@ -73,18 +68,30 @@ def draw_curves(sweep: SweepState) -> Figure | None:
         integer_axis(axes.xaxis)
     else:
         axes.set_xlim(0, 101)
-    legend(axes, loc="lower right" if objective.mode == "max" else "upper right")
+    foot_legend(figure, [axes])
     return figure
 
 
-def _draw_group(axes: Any, group: Sequence[Record], state: str, layer: int) -> None:
-    color = _STATE_COLORS[state]
+def _curves_note(sweep: SweepState, records: Sequence[Record]) -> str:
+    note = "What each trial reported; a dot is where one was ended early, or its only report"
+    silent = sweep.num_finished - len(records)
+    return f"{note}\n{count_of(silent, 'trial')} that ended without a report not shown" if silent else note
+
+
+def _draw_group(axes: Any, group: Sequence[Record], best: int | None, name: str, layer: int) -> None:
+    """The curves of trials that ended alike; the best, which is drawn by itself, is counted among them."""
+    look: dict[str, Any] = {"color": _STATE_COLORS.get(name, PRUNED)}
+    look |= {} if name in _STATE_COLORS else {"linestyle": (0, (3, 2))}
     alpha = 0.9 if len(group) < 20 else 0.55 if len(group) < 60 else 0.35
-    for nth, record in enumerate(group):
+    if group:
+        axes.plot([], [], label=f"{name} ({len(group)})", **look)
+    for record in group:
+        if record.number == best:
+            continue
         steps, values = zip(*record.curve)
-        label = f"{state} ({len(group)})" if nth == 0 else None
-        axes.plot(steps, values, color=color, linewidth=1.0, alpha=alpha, zorder=layer, label=label)
-        if state != "complete" or len(steps) == 1:
+        color = look["color"]
+        axes.plot(steps, values, linewidth=1.0, alpha=alpha, zorder=layer, **look)
+        if record.state != "complete" or len(steps) == 1:
             axes.plot(steps[-1], values[-1], marker="o", markersize=3.2, color=color, zorder=layer, linestyle="none")
 
 
@@ -113,9 +120,13 @@ class Bar:
 
 
 def timeline_bars(sweep: SweepState) -> list[Bar]:
-    """The trials that were started, by start."""
-    records = [record for record in sweep.records if record.started is not None]
-    if not records:
+    """The trials that have ended or run, by start; none before the first has ended, as no time is known till then.
+
+    A trial that was put back is left out: when it was stopped is not kept. Of one that was continued, no more is shown
+    than the time for which it worked, up to its end, and nothing before the start that is known.
+    """
+    records = [record for record in sweep.records if record.started is not None and record.state != "waiting"]
+    if all(record.ended is None for record in records):
         return []
     known = [time for record in records for time in (record.started, record.ended) if time is not None]
     first, last = min(known), max(known)
@@ -164,7 +175,7 @@ def cut_pauses(bars: Sequence[Bar]) -> list[tuple[float, float]]:
 
 
 def draw_timeline(sweep: SweepState) -> Figure | None:
-    """What ran when and where; None before the first one was started."""
+    """What ran when and where; None before the first one has ended."""
     bars = timeline_bars(sweep)
     if not bars:
         return None
@@ -240,6 +251,9 @@ def _timeline_note(sweep: SweepState, rows: Sequence[tuple[str, list[Bar]]]) -> 
     overheads = [record.overhead_s for record in sweep.records if math.isfinite(record.overhead_s)]
     if overheads:
         parts.append(f"{format_duration(statistics.median(overheads))} from a trial's start to its first step (median)")
+    left_out = [record for record in sweep.records if record.state == "waiting" and record.started is not None]
+    if left_out:
+        parts.append(f"{count_of(len(left_out), 'stopped trial')} that will go on not shown")
     if len(rows) > _MOST_LANES:
         parts.append(f"{len(rows) - _MOST_LANES} more lines are not drawn")
     return "; ".join(parts)

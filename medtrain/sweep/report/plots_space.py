@@ -19,12 +19,15 @@ from medtrain.config.space import Dimension
 from medtrain.sweep.report.canvas import (
     BEST,
     BETTER,
+    BOUND,
     FAILED,
     GREY,
     MAIN,
     PRUNED,
     Scale,
+    add_note,
     axis_name,
+    beyond,
     jitter,
     new_figure,
     place,
@@ -44,6 +47,8 @@ _LEAST_POINTS = 10  # in a pair of parameters, for a picture of it
 _PARTS = 8  # of a range, each with its median
 _CELLS = 6  # of a range on a map
 _LEAST_FOR_MEDIAN = 3
+_SPREAD = 0.12  # of a category's part of an axis
+_HAIR = 0.006  # of the height of an axis: lines through one category touch, and none seems to have another value
 
 
 def draw_slice(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Figure | None:
@@ -62,15 +67,16 @@ def draw_slice(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Fi
     columns = 3 if len(shown) in (5, 6, 9) else min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     width = max(1.0 + 3.05 * columns, 6.2)
-    note = "Dots: complete trials; star: the best; lines: medians; ticks: pruned (grey), failed (violet)"
     crowded = [any(Scale(each).is_crowded for each in shown[row * columns :][:columns]) for row in range(rows)]
     heights = [part for is_crowded in crowded for part in (1.9, 0.95 if is_crowded else 0.58)]  # panels, labels, ...
-    height = 0.75 + sum(heights)
-    figure = new_figure(width, height, f"{elide(aim.metric, 40)} over each parameter", note)
+    height = 0.92 + sum(heights)
+    better = "higher is better" if aim.mode == "max" else "lower is better"
+    figure = new_figure(width, height, f"{elide(aim.metric, 40)} over each parameter ({better})")
     parts = figure.subplots(2 * rows, columns, sharey=True, squeeze=False, height_ratios=heights)
-    place(figure, left=0.75, right=0.15, top=0.75, bottom=0.0, wspace=0.1, hspace=0.0)
+    place(figure, left=0.75, right=0.15, top=0.92, bottom=0.0, wspace=0.1, hspace=0.0)
     grid = parts[::2].ravel()
     limits = value_limits(grid[0].yaxis, [record.values[objective] for record in records], aim.mode)
+    add_note(figure, _slice_note(records, objective, limits))
     _make_room(grid[0], limits)
     short = short_names(dimension.key for dimension in sweep.definition.space.dimensions)
     for index, (axes, dimension) in enumerate(zip(grid, shown)):
@@ -83,6 +89,13 @@ def draw_slice(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> Fi
     for axes in (*grid[len(shown) :], *parts[1::2].ravel()):
         axes.remove()
     return figure
+
+
+def _slice_note(records: Sequence[Record], objective: int, limits: tuple[float, float]) -> str:
+    note = "Dots: complete trials; star: the best; lines: medians; ticks: pruned (grey), failed (violet)"
+    hollow = "" if all(record.is_candidate for record in records) else "hollow: misses a constraint"
+    more = "; ".join(filter(None, [hollow, beyond(records, objective, limits)]))
+    return f"{note}\n{more[:1].upper()}{more[1:]}" if more else note
 
 
 def _make_room(axes: Any, limits: tuple[float, float]) -> None:
@@ -100,15 +113,17 @@ def _slice_panel(
     scale = Scale(dimension)
     key = dimension.key
     records = [r for r in sweep.select("complete") if key in r.params and math.isfinite(r.values[objective])]
-    values = np.clip([record.values[objective] for record in records], *limits)
+    exact = np.array([record.values[objective] for record in records])
+    values = np.clip(exact, *limits)
     places = np.array([scale.position(record.params[key]) for record in records])
     _draw_medians(axes, scale, places, values)
-    shifted = places + jitter(len(places), 1) if scale.slots else places
-    allowed = np.array([record.is_candidate for record in records])
-    for mask, face in ((allowed, MAIN), (~allowed, "white")):
-        axes.scatter(
-            shifted[mask], values[mask], s=17, facecolor=face, edgecolor=MAIN, linewidth=0.6, alpha=0.7, zorder=3
-        )
+    shifted = places + jitter(len(places), 1, _SPREAD) if scale.is_named else places
+    allowed = np.array([record.is_candidate for record in records], dtype=bool)
+    for inside, marker in ((exact == values, "o"), (exact < values, "v"), (exact > values, "^")):
+        for mask, face in ((allowed & inside, MAIN), (~allowed & inside, "white")):
+            look = {"facecolor": face, "edgecolor": MAIN, "linewidth": 0.6, "alpha": 0.7, "zorder": 3}
+            if mask.any():
+                axes.scatter(shifted[mask], values[mask], s=17 if marker == "o" else 26, marker=marker, **look)
     best = best_record(sweep, objective)
     for place_, record, value in zip(shifted, records, values):
         if best is not None and record.number == best.number:
@@ -124,7 +139,7 @@ def _draw_ticks(axes: Any, scale: Scale, records: Sequence[Record], height: floa
     key = scale.dimension.key
     places = np.array([scale.position(record.params[key]) for record in records if key in record.params])
     if places.size:
-        places = places + jitter(len(places), 2, 0.3) if scale.slots else places
+        places = places + jitter(len(places), 2, _SPREAD) if scale.is_named else places
         where = {"transform": axes.get_xaxis_transform(), "linewidth": 1, "zorder": 2}
         axes.vlines(places, height, height + _BAND / 2 - 0.01, color=color, **where)
 
@@ -164,27 +179,18 @@ def draw_parallel(sweep: SweepState, keys: Sequence[str]) -> Figure | None:
     count = len(shown) + len(objectives)
     width = max(9.0, 1.6 + 0.98 * count)
     red = "front" if sweep.is_multi else "best"
-    note = (
-        f"Complete trials; the darker the better, the {red} in red. A line below an axis does not have that parameter"
-    )
-    figure = new_figure(width, 5.4, f"Parallel coordinates: the way to {elide(objectives[0].metric, 40)}", note)
-    axes = figure.add_axes((0.75 / width, 0.09, 1 - 1.5 / width, 0.68))
+    figure = new_figure(width, 5.55, f"Parallel coordinates: the way to {elide(objectives[0].metric, 40)}")
+    axes = figure.add_axes((0.75 / width, 0.085, 1 - 1.5 / width, 0.665))
     axes.set_xlim(0, count - 1)
     axes.set_ylim(-0.13, 1.0)
     axes.axis("off")
     scales = [Scale(dimension, 16) for dimension in shown]
     ends = [objective_limits(sweep, records, index) for index in range(len(objectives))]
     heights = np.array([_heights(record, scales, ends, nth) for nth, record in enumerate(records)])
-    good = goodness([record.values[0] for record in records], objectives[0].mode)
-    top = _highlighted(sweep, records)
-    for nth in np.argsort(good):
-        is_top = records[nth].number in top
-        strength = float(good[nth])
-        color = BEST if is_top else BETTER(0.15 + 0.85 * strength)
-        width_ = 2.0 if is_top else 0.7 + 0.7 * strength
-        _draw_path(
-            axes, heights[nth], color, width_, 1.0 if is_top else 0.4 + 0.45 * strength, 3 + strength + 2 * is_top
-        )
+    add_note(figure, _parallel_note(records, red, ends))
+    _draw_paths(axes, sweep, records, heights)
+    for index, limits in enumerate(ends):
+        _draw_beyond(axes, records, index, len(shown) + index, limits)
     short = short_names(dimension.key for dimension in sweep.definition.space.dimensions)
     names = [axis_name(dimension.key, short, 18) for dimension in shown]
     names += [plain(elide(objective.metric, 18)) for objective in objectives]
@@ -196,6 +202,40 @@ def draw_parallel(sweep: SweepState, keys: Sequence[str]) -> Figure | None:
         if x < len(shown) and shown[x].when:
             axes.text(x, -0.135, "none", ha="center", va="top", fontsize=8, color=GREY)
     return figure
+
+
+def _parallel_note(records: Sequence[Record], red: str, ends: Sequence[tuple[float, float]]) -> str:
+    note = (
+        f"Complete trials; the darker the better, the {red} in red. A line below an axis does not have that parameter"
+    )
+    faint = "" if all(record.is_candidate for record in records) else "grey, dashed: misses a constraint"
+    out = next(filter(None, (beyond(records, index, limits) for index, limits in enumerate(ends))), "")
+    more = "; ".join(filter(None, [faint, out]))
+    return f"{note}\n{more[:1].upper()}{more[1:]}" if more else note
+
+
+def _draw_paths(axes: Any, sweep: SweepState, records: Sequence[Record], heights: np.ndarray) -> None:
+    """The lines, the good ones on top; what may not win is faint, however good it is."""
+    allowed = [nth for nth, record in enumerate(records) if record.is_candidate]
+    values = [records[nth].values[0] for nth in allowed]
+    good = goodness(values, sweep.definition.objectives[0].mode).tolist() if values else []
+    top = _highlighted(sweep, records)
+    for nth in set(range(len(records))) - set(allowed):
+        _draw_path(axes, heights[nth], PRUNED, 0.8, 0.45, 2.5, dashed=True)
+    for nth, strength in sorted(zip(allowed, good), key=lambda pair: pair[1]):
+        is_top = records[nth].number in top
+        color = BEST if is_top else BETTER(0.15 + 0.85 * strength)
+        width = 2.0 if is_top else 0.7 + 0.7 * strength
+        alpha = 1.0 if is_top else 0.4 + 0.45 * strength
+        _draw_path(axes, heights[nth], color, width, alpha, 3 + strength + 2 * is_top)
+
+
+def _draw_beyond(axes: Any, records: Sequence[Record], index: int, x: int, limits: tuple[float, float]) -> None:
+    """A triangle at the end of an objective's axis where a value lies beyond it."""
+    low, high = limits
+    for edge, marker, is_out in ((0.0, "v", lambda value: value < low), (1.0, "^", lambda value: value > high)):
+        if any(is_out(record.values[index]) for record in records):
+            axes.plot(x, edge, marker=marker, color=MAIN, markersize=6, linestyle="none", clip_on=False, zorder=7)
 
 
 def _highlighted(sweep: SweepState, records: Sequence[Record]) -> set[int]:
@@ -213,21 +253,22 @@ def objective_limits(sweep: SweepState, records: Sequence[Record], index: int) -
 
 
 def _heights(record: Record, scales: Sequence[Scale], ends: Sequence[tuple[float, float]], seed: int) -> list[float]:
-    """Where a trial's line crosses each axis; choices are spread over their part of it."""
-    spread = jitter(len(scales), seed, 0.3)
+    """Where a trial's line crosses each axis: at its value."""
+    spread = jitter(len(scales), seed, _HAIR)
     heights = []
     for scale, offset in zip(scales, spread):
         key = scale.dimension.key
         if key not in record.params:
             heights.append(-0.10)
         else:
-            shift = offset / len(scale.slots) if scale.slots else 0.0
-            heights.append(scale.unit(record.params[key]) + float(shift))
+            heights.append(scale.unit(record.params[key]) + (float(offset) if scale.is_named else 0.0))
     heights += [float(np.clip((v - low) / (high - low), 0, 1)) for v, (low, high) in zip(record.values, ends)]
     return heights
 
 
-def _draw_path(axes: Any, heights: np.ndarray, color: Any, width: float, alpha: float, layer: float) -> None:
+def _draw_path(
+    axes: Any, heights: np.ndarray, color: Any, width: float, alpha: float, layer: float, *, dashed: bool = False
+) -> None:
     """A curve that is level at every axis, so that lines can be followed through it."""
     points: list[tuple[float, float]] = [(0.0, float(heights[0]))]
     codes = [Outline.MOVETO]
@@ -240,6 +281,7 @@ def _draw_path(axes: Any, heights: np.ndarray, color: Any, width: float, alpha: 
             facecolor="none",
             edgecolor=color,
             linewidth=width,
+            linestyle=(0, (4, 3)) if dashed else "-",
             alpha=alpha,
             zorder=layer,
             clip_on=False,
@@ -285,6 +327,8 @@ def draw_contour(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> 
     rows = math.ceil(len(pairs) / columns)
     width = 1.2 + (3.9 if columns > 1 else 5.2) * columns
     note = "Dots are complete trials, on the median of each part; the darker the better"
+    if not all(record.is_candidate for record in records):
+        note += "; crosses miss a constraint"
     figure = new_figure(width, 0.9 + 3.5 * rows, f"{elide(aim.metric, 40)} over two parameters", note)
     grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     place(figure, left=1.0, right=1.0, top=0.8, bottom=0.75, wspace=0.46, hspace=0.42)
@@ -340,7 +384,10 @@ def _contour_panel(
     axes.pcolormesh(x_edges, y_edges, medians.T, cmap=colors, norm=norm, zorder=1)
     xs = xs + jitter(len(xs), 3) if x.slots else xs
     ys = ys + jitter(len(ys), 4) if y.slots else ys
-    axes.scatter(xs, ys, s=15, c=values, cmap=colors, norm=norm, edgecolor="#8794a0", linewidth=0.7, zorder=3)
+    allowed = np.array([record.is_candidate for record in here], dtype=bool)
+    look = {"cmap": colors, "norm": norm, "edgecolor": "#8794a0", "linewidth": 0.7, "zorder": 3}
+    axes.scatter(xs[allowed], ys[allowed], s=15, c=values[allowed], **look)
+    axes.scatter(xs[~allowed], ys[~allowed], s=18, marker="x", color=BOUND, linewidth=1.1, zorder=3)
     best = best_record(sweep, objective)
     for at, up, record in zip(xs, ys, here):
         if best is not None and record.number == best.number:

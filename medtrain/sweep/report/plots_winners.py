@@ -14,15 +14,17 @@ from medtrain.sweep.report.canvas import (
     BEST,
     GREY,
     MAIN,
+    PRUNED,
     ROUND,
-    corner_legend,
+    draw_bound,
+    foot_legend,
     new_figure,
     place,
     plain,
     style,
     value_limits,
 )
-from medtrain.sweep.report.names import elide, format_number
+from medtrain.sweep.report.names import count_of, elide, format_number
 from medtrain.sweep.report.records import Record, SweepState
 from medtrain.sweep.report.rerun_summary import RerunRow
 from medtrain.sweep.result import Objective
@@ -41,17 +43,24 @@ def draw_pareto(sweep: SweepState) -> Figure | None:
     pairs = [(a, b) for b in range(len(objectives)) for a in range(b)][:_MOST_PAIRS]
     columns = 1 if len(pairs) == 1 else 3
     rows = math.ceil(len(pairs) / columns)
-    width, height = (8.0, 5.6) if columns == 1 else (13.5, 0.9 + 4.1 * rows)
-    note = "No trial beats one of the front in every objective; numbers are trials"
+    width, height = (8.0, 6.1) if columns == 1 else (13.5, 1.4 + 4.1 * rows)
+    note = _pareto_note(sweep)
     figure = new_figure(width, height, "Pareto front", note)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    place(figure, left=0.85, right=0.3, top=0.8, bottom=0.55, wspace=0.3, hspace=0.3)
+    place(figure, left=0.85, right=0.3, top=0.85, bottom=1.0, wspace=0.3, hspace=0.3)
     for axes, (a, b) in zip(grid, pairs):
         _pareto_panel(axes, sweep, records, b, a)
     for axes in grid[len(pairs) :]:
         axes.remove()
-    corner_legend(figure, grid[: len(pairs)])
+    foot_legend(figure, grid[: len(pairs)])
     return figure
+
+
+def _pareto_note(sweep: SweepState) -> str:
+    note = "No trial beats one of the front in every objective; numbers are trials"
+    metrics = {objective.metric for objective in sweep.definition.objectives}
+    hidden = [str(limit) for limit in sweep.definition.constraints if limit.metric not in metrics]
+    return f"{note}\nAlso asked for: {elide(', '.join(hidden), 90)}" if hidden else note
 
 
 def _pareto_panel(axes: Any, sweep: SweepState, records: Sequence[Record], a: int, b: int) -> None:
@@ -61,24 +70,38 @@ def _pareto_panel(axes: Any, sweep: SweepState, records: Sequence[Record], a: in
     limits = {}
     for axis, objective, index in ((axes.xaxis, right, a), (axes.yaxis, up, b)):
         values, kept = ([record.values[index] for record in group] for group in (records, sweep.best))
-        limits[index] = value_limits(axis, values, objective.mode, keep=kept)
+        bounds = [limit.bound for limit in sweep.definition.constraints if limit.metric == objective.metric]
+        limits[index] = value_limits(axis, values, objective.mode, keep=[*kept, *_near(bounds, values)])
         better = "higher is better" if objective.mode == "max" else "lower is better"
         axis.set_label_text(plain(f"{elide(objective.metric, 30)} ({better})"), fontsize=9, color=GREY)
     front = {record.number for record in sweep.best}
     beaten = [record for record in records if record.number not in front and record.is_candidate]
     outside = [record for record in records if record.number not in front and not record.is_candidate]
-    for group, face, label in ((beaten, _BEATEN, "beaten"), (outside, "white", "misses a constraint")):
+    looks: tuple[dict[str, Any], ...] = ({"s": 24, "color": _BEATEN}, {"s": 26, "color": PRUNED, "marker": "x"})
+    for group, look, label in zip((beaten, outside), looks, ("beaten", "misses a constraint")):
         if group:
             # far outliers on the bad side are drawn at the edge
             places = [np.clip([record.values[index] for record in group], *limits[index]) for index in (a, b)]
-            axes.scatter(*places, s=24, facecolor=face, edgecolor=_BEATEN, linewidth=1, zorder=3, label=label)
+            axes.scatter(*places, linewidth=1, zorder=3, label=label, clip_on=False, **look)
+    for constraint in sweep.definition.constraints:
+        for way, objective in (("x", right), ("y", up)):
+            if constraint.metric == objective.metric:
+                draw_bound(axes, way, constraint.bound, str(constraint))  # type: ignore[arg-type]
     best = sorted(sweep.best, key=lambda record: (record.values[a], record.values[b]))
     xs, ys = ([record.values[index] for record in best] for index in (a, b))
     if len(sweep.definition.objectives) == 2:
         # the corner between two neighbours lies on the worse side of both
         axes.step(xs, ys, where="post" if right.mode == "min" else "pre", color=BEST, linewidth=1.2, zorder=4)
-    axes.scatter(xs, ys, s=40, color=BEST, zorder=5, label=f"front ({len(best)})")
+    if best:
+        axes.scatter(xs, ys, s=40, color=BEST, zorder=5, label=f"front ({count_of(len(best), 'trial')})")
     _number_points(axes, best, a, b, (right, up))
+
+
+def _near(bounds: Sequence[float], values: Sequence[float]) -> list[float]:
+    """The limits for which the axis need not be made much longer."""
+    low, high = min(values), max(values)
+    room = 0.5 * (high - low)
+    return [bound for bound in bounds if low - room <= bound <= high + room]
 
 
 def _number_points(axes: Any, best: Sequence[Record], a: int, b: int, objectives: tuple[Objective, Objective]) -> None:

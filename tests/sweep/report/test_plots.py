@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -9,28 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection, QuadMesh
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from optuna.trial import TrialState
 
 from medtrain.config.space import Dimension
-from medtrain.sweep.report.canvas import Scale, log_ticks, plain
+from medtrain.sweep.report.canvas import plain
 from medtrain.sweep.report.importance import rate
 from medtrain.sweep.report.plots import draw_history, draw_importance, draw_pictures
 from medtrain.sweep.report.plots_progress import cut_pauses, draw_curves, draw_timeline, lanes, timeline_bars
-from medtrain.sweep.report.plots_space import draw_contour, draw_parallel, draw_slice
 from medtrain.sweep.report.plots_winners import draw_pareto, draw_reruns
 from medtrain.sweep.report.records import SweepState, read_sweep
 from medtrain.sweep.report.rerun_summary import Rerun, RerunRow
 from tests.sweep.report.studies import (
-    BATCH,
     DEFAULT,
     DICE,
-    FIVE,
-    GAMMA,
     LATENCY,
-    LOSS,
     LR,
     PARAMETERS,
     TWELVE,
@@ -102,6 +98,18 @@ def test_each_objective_has_its_history(tmp_path: Path) -> None:
     assert (np.diff(_line(figure, "best so far", 1).get_ydata()) <= 0).all()
 
 
+def test_no_line_for_a_configuration_outside_of_the_space(tmp_path: Path) -> None:
+    study = search(tmp_path, 6, failures=False)
+    study.definition = dataclasses.replace(study.definition, default_moved={"optimizer.lr": 0.5})
+    sweep = _state(study)
+    figure = draw_history(sweep)
+    assert figure is not None
+    assert "configuration as it is" not in figure.axes[0].get_legend_handles_labels()[1]
+    caption = next(picture.caption for picture in draw_pictures(sweep, rate(sweep), []) if picture.title == "History")
+    assert "dashed" not in caption
+    assert "Trial 0 is the one nearest to the configuration as it is" in caption
+
+
 # ---------------------------------------------------------------------------------------------------- importance
 
 
@@ -131,7 +139,10 @@ def test_pruned_curves_end_in_a_dot(tmp_path: Path) -> None:
     figure = draw_curves(_state(study))
     assert figure is not None
     assert _line(figure, "best (trial 0)").get_xydata().tolist() == [[20, 0.5], [100, 0.9]]
-    assert _line(figure, "complete (1)").get_xydata().tolist() == [[20, 0.5], [100, 0.8]]
+    assert {"complete (2)", "pruned (1)", "best (trial 0)"} == set(figure.axes[0].get_legend_handles_labels()[1])
+    assert [[20, 0.5], [100, 0.8]] in [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert figure.axes[0].get_legend() is None  # it lies below the axes
+    assert "1 trial that ended without a report not shown" in figure.texts[1].get_text()
     dots = [line.get_xydata().tolist() for line in figure.axes[0].lines if line.get_linestyle() == "None"]
     assert dots == [[[40, 0.4]]]
     assert figure.axes[0].get_xlabel() == "percent of the budget"
@@ -171,6 +182,24 @@ def test_long_pauses_are_cut_out(tmp_path: Path) -> None:
     assert axes.get_xlim()[1] < 3.0  # 10000 s of work
     assert "pause 23 h 03 min" in _texts(figure)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["n1", "n2"]
+
+
+def test_trials_that_were_put_back_do_not_set_the_axis(tmp_path: Path) -> None:
+    study = FakeStudy(define(tmp_path, (LR,)))
+    for start in (0.0, 0.137):  # two workers were stopped after 9 s each
+        trial = study.add(R, {"optimizer.lr": 0.01}, start_s=start, seconds=9.0)
+        trial.state = W
+    assert draw_timeline(_state(study)) is None
+    study.add(C, {"optimizer.lr": 0.01}, values=[0.9], start_s=50.0, end_s=60.0)
+    figure = draw_timeline(_state(study))
+    assert figure is not None
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [10.0]
+    assert "2 stopped trials that will go on not shown" in figure.texts[1].get_text()
+
+
+def test_a_bar_begins_no_earlier_than_is_known(tmp_path: Path) -> None:
+    (bar,) = timeline_bars(_state(_timed(tmp_path, [("n1", 0, 20)], seconds=300.0)))  # 280 s in a session before
+    assert (bar.start, bar.end) == (0, 20)
 
 
 def test_running_trials_reach_to_what_is_known(tmp_path: Path) -> None:
@@ -230,6 +259,25 @@ def test_the_whole_front_is_inside(tmp_path: Path) -> None:
     assert {"0", "30"} <= set(_texts(figure))
 
 
+def test_constraints_are_lines_and_what_misses_them_is_crossed(tmp_path: Path) -> None:
+    limits = ("latency_ms <= 20", "val/dice >= 0.1", "parameters <= 9")
+    study = FakeStudy(define(tmp_path, (LR,), objectives=(DICE, LATENCY), constraints=limits))
+    for dice, latency in ((0.90, 25.0), (0.85, 10.0), (0.80, 15.0)):
+        metrics = {"val/dice": dice, "latency_ms": latency, "parameters": 1.0}
+        study.add(C, {"optimizer.lr": 0.01}, values=[dice, latency], metrics=metrics)
+    figure = draw_pareto(_state(study))
+    assert figure is not None
+    assert list(_line(figure, "latency_ms <= 20").get_xdata()) == [20, 20]
+    assert len(_line(figure, "val/dice >= 0.1 (beyond the axis)").get_xdata()) == 0
+    assert "Also asked for: parameters <= 9" in figure.texts[1].get_text()
+    points = {collection.get_label(): collection.get_offsets().tolist() for collection in figure.axes[0].collections}
+    assert points == {
+        "beaten": [[15.0, 0.80]],
+        "misses a constraint": [[25.0, 0.90]],
+        "front (1 trial)": [[10.0, 0.85]],
+    }
+
+
 def test_three_objectives_make_three_panels(tmp_path: Path) -> None:
     figure = draw_pareto(_state(search(tmp_path, 30, dimensions=TWELVE, objectives=(DICE, LATENCY, PARAMETERS))))
     assert figure is not None
@@ -250,124 +298,6 @@ def test_reruns_show_what_the_search_had_promised(tmp_path: Path) -> None:
     (spread,) = axes.patches  # one run has none
     assert spread.get_x() + spread.get_width() / 2 == pytest.approx(0.82)
     assert draw_reruns(_state(study), [RerunRow(5, (), 2)]) is None
-
-
-# ----------------------------------------------------------------------------------------------------------- space
-
-
-def test_positions_on_an_axis() -> None:
-    rate = Scale(LR)  # 1e-4 .. 1e-1
-    assert [rate.unit(value) for value in (1e-4, 1e-3, 1e-1)] == pytest.approx([0, 1 / 3, 1])
-    assert not rate.slots
-    batch = Scale(BATCH)  # 2, 4, 6, 8
-    assert [batch.position(value) for value in (2, 8)] == [0, 3]
-    assert [batch.unit(value) for value in (2, 8)] == pytest.approx([1 / 8, 7 / 8])
-    steps = Scale(Dimension(key="p", kind="float", low=0.0, high=0.3, step=0.1))
-    assert steps.position(0.30000000000000004) == 3
-    assert steps.labels == ["0", "0.1", "0.2", "0.3"]
-    loss = Scale(LOSS)
-    assert loss.position("tversky") == 2
-    assert math.isnan(loss.position("gone"))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (1e-4, 1e-1, [1e-4, 1e-3, 1e-2, 1e-1]),
-        (1e-3, 9e-3, [1e-3, 2e-3, 5e-3]),
-        (2e-4, 8e-3, [2e-4, 5e-4, 1e-3, 2e-3, 5e-3]),
-        (1e-3, 1e-1, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
-        (1e-9, 1e3, [1e-9, 1e-6, 1e-3, 1, 1e3]),
-        (6e-3, 8e-3, [6e-3, 8e-3]),
-    ],
-)
-def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:
-    assert log_ticks(low, high) == pytest.approx(ticks)
-
-
-def test_a_slice_per_parameter_with_the_star_at_the_best(tmp_path: Path) -> None:
-    sweep = _state(search(tmp_path, 40, dimensions=FIVE))
-    figure = draw_slice(sweep, ["loss", "optimizer.lr"])
-    assert figure is not None
-    assert [axes.get_xlabel() for axes in figure.axes] == ["loss", "lr"]
-    star = next(line for line in figure.axes[1].lines if line.get_marker() == "*")
-    assert star.get_xydata().tolist() == [[sweep.best[0].params["optimizer.lr"], sweep.best[0].values[0]]]
-    low, high = figure.axes[1].get_ylim()
-    shown = [c for c in figure.axes[1].collections if not isinstance(c, LineCollection)]
-    points = np.concatenate([c.get_offsets() for c in shown])
-    assert len(points) == len(sweep.select("complete"))
-    heights = (points[:, 1] - low) / (high - low)
-    assert heights.min() >= 0.09 - 1e-9  # above the band with the ticks
-    assert heights.max() < 1
-    lines = [c for c in figure.axes[1].collections if isinstance(c, LineCollection)]
-    assert sum(len(c.get_segments()) for c in lines if c.get_linewidth() == 1) == len(sweep.select("pruned", "failed"))
-
-
-def _medians(figure: Figure) -> list[np.ndarray]:
-    """The lines that are no ticks of trials without a value."""
-    return [line for c in figure.axes[0].collections if isinstance(c, LineCollection) for line in c.get_segments()]
-
-
-def test_slices_of_medians(tmp_path: Path) -> None:
-    study = FakeStudy(define(tmp_path, (LOSS,)))
-    for loss, value in (("focal", 0.7), ("focal", 0.9), ("focal", 0.75), ("dice_ce", 0.85), ("dice_ce", 0.86)):
-        study.add(C, {"loss": loss}, values=[value])
-    figure = draw_slice(_state(study), ["loss"])
-    assert figure is not None
-    (median,) = _medians(figure)  # of two values there is none to tell
-    assert median[:, 1] == pytest.approx([0.75, 0.75])
-    assert median[:, 0].mean() == pytest.approx(1.0)  # focal is the second choice
-
-
-def test_medians_along_a_range(tmp_path: Path) -> None:
-    study = FakeStudy(define(tmp_path, (LR,)))  # 1e-4 .. 1e-1, in 8 parts of 3/8 of a decade
-    points = ((1e-4, 0.5), (2e-4, 0.6), (1.5e-4, 0.9), (1e-1, 0.7), (9e-2, 0.72), (8e-2, 0.71), (1e-2, 0.8))
-    for lr, value in points:
-        study.add(C, {"optimizer.lr": lr}, values=[value])
-    figure = draw_slice(_state(study), ["optimizer.lr"])
-    assert figure is not None
-    low, high = _medians(figure)
-    assert low.tolist() == [pytest.approx([1e-4, 0.6]), pytest.approx([10**-3.625, 0.6])]
-    assert high.tolist() == [pytest.approx([10**-1.375, 0.71]), pytest.approx([1e-1, 0.71])]
-
-
-def test_the_map_is_the_median_of_each_part(tmp_path: Path) -> None:
-    study = FakeStudy(define(tmp_path, (LR, LOSS)))  # 6 parts of half a decade
-    for index in range(9):
-        study.add(C, {"optimizer.lr": 1.5e-4, "loss": "focal"}, values=[0.8 + 0.01 * index])
-    study.add(C, {"optimizer.lr": 1e-1, "loss": "dice_ce"}, values=[0.9])
-    figure = draw_contour(_state(study), ["optimizer.lr", "loss"])
-    assert figure is not None
-    (mesh,) = [c for c in figure.axes[0].collections if isinstance(c, QuadMesh)]
-    cells = mesh.get_array().filled(math.nan)  # [loss, lr]
-    assert cells.shape == (3, 6)
-    assert cells[1, 0] == pytest.approx(0.84)
-    assert cells[0, 5] == pytest.approx(0.9)
-    assert np.isnan(cells).sum() == 16
-
-
-def test_contours_need_enough_trials_with_both(tmp_path: Path) -> None:
-    study = FakeStudy(define(tmp_path, (LR, LOSS, GAMMA)))
-    for index in range(12):
-        point = {"optimizer.lr": 0.001 * (index + 1), "loss": "focal" if index < 3 else "dice_ce"}
-        study.add(C, {**point, "loss.gamma": 1.0 + index} if index < 3 else point, values=[0.1 * index])
-    figure = draw_contour(_state(study), ["optimizer.lr", "loss.gamma", "loss"])
-    assert figure is not None
-    panels = [axes for axes in figure.axes if axes.get_xlabel()]
-    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels] == [("lr", "loss")]
-
-
-def test_parallel_lines_pass_below_what_they_do_not_have(tmp_path: Path) -> None:
-    study = FakeStudy(define(tmp_path, (LR, LOSS, GAMMA)))
-    study.add(C, {"optimizer.lr": 1e-4, "loss": "focal", "loss.gamma": 5.0}, values=[0.8])
-    study.add(C, {"optimizer.lr": 1e-1, "loss": "dice_ce"}, values=[0.9])
-    figure = draw_parallel(_state(study), ["optimizer.lr", "loss.gamma"])
-    assert figure is not None
-    paths = sorted((patch.get_path().vertices for patch in figure.axes[0].patches), key=lambda path: path[0, 1])
-    assert [path[0, 1] for path in paths] == pytest.approx([0.0, 1.0])
-    assert [path[3, 1] for path in paths] == pytest.approx([1.0, -0.1])
-    assert paths[1][-1, 1] > paths[0][-1, 1]
-    assert {"lr", "gamma", "val/dice", "none"} <= set(_texts(figure))
 
 
 # ------------------------------------------------------------------------------------------------------- everything
@@ -406,7 +336,7 @@ _CASES: dict[str, tuple[Callable[[Path], FakeStudy], list[str]]] = {
     "no trial": (lambda f: search(f, 0), []),
     "one trial": (lambda f: search(f, 1), _EVERYWHERE),
     "two trials": (lambda f: search(f, 2, failures=False), [*_EVERYWHERE, "parallel"]),
-    "one running": (lambda f: search(f, 0, running=1), ["timeline"]),
+    "one running": (lambda f: search(f, 0, running=1), []),
     "only failures": (_broken, ["timeline"]),
     "all equal, with NaN": (_empty_metrics, [*_EVERYWHERE, "parallel"]),
     "everything": (
