@@ -157,7 +157,9 @@ def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
     setup_logging(run_dir=folder.path)
     log.info("opening the sweep")
     section = sections["sweep"]
-    study = SweepStudy.load(open_storage(section["storage"] or str(folder.journal)), section["study"] or folder.name)
+    study = SweepStudy.load(
+        open_storage(section["storage"] or str(folder.journal), create=False), section["study"] or folder.name
+    )
     definition = study.definition
     tree = _check_same(definition)
     gpus = _count_gpus(tree)
@@ -182,7 +184,7 @@ def join_sweep(storage: str, name: str, *, workers: int | None = None) -> int:
         workers: Trials at the same time; None is one per GPU, and one on a CPU.
     """
     setup_logging()
-    study = SweepStudy.load(open_storage(storage), name)
+    study = SweepStudy.load(open_storage(storage, create=False), name)
     definition = study.definition
     tree = _check_same(definition)
     folder = Path(definition.folder)
@@ -236,7 +238,7 @@ def open_sweep(path: Path) -> tuple[SweepFolder, SweepStudy]:
 
     folder = SweepFolder.open(path)
     section = load_saved_sweep(folder.path)["sweep"]
-    storage = open_storage(section["storage"] or str(folder.journal))
+    storage = open_storage(section["storage"] or str(folder.journal), create=False)
     return folder, SweepStudy.load(storage, section["study"] or folder.name)
 
 
@@ -305,10 +307,8 @@ def _conclude(folder: SweepFolder, study: SweepStudy, reason: str) -> int:
         )
         return EXIT_DONE if reason == "timeout" else EXIT_STOPPED
     if not folder.best.is_file():
-        failed = [trial.user_attrs.get("message", "") for trial in study.trials()]
-        last = next((text for text in reversed(failed) if text), "every trial was pruned or broke a constraint")
         raise MedtrainError(
-            f"none of the {counts.finished} trials can be used; the last one: {last}",
+            f"none of the {counts.finished} trials can be used: {study.why_none()}",
             hint=f"the reasons are in {folder.path / 'trials.csv'}",
         )
     log.info("done: %s", folder.path)
