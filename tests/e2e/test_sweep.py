@@ -245,7 +245,7 @@ def test_a_worker_joins_a_study_that_another_process_made(
 ) -> None:
     place = tmp_path / "sweep"
     words = [*common, "trainer.max_steps=20", "trainer.eval_every=10step", "callbacks=[]"]
-    owner = process("sweep", *words, LR, "sweep.n_trials=4", f"run.dir={place}")
+    owner = process("sweep", *words, LR, "pruner=none", "sweep.n_trials=4", f"run.dir={place}")
     wait_for((place / "trials/0000/metrics.jsonl").is_file, owner)
     assert medtrain("sweep", "--report", place) == 0  # at any time
     assert medtrain("sweep", "--worker", place / "journal.log", "sweep", "sweep.workers=2") == 0
