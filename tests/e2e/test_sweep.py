@@ -202,14 +202,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_sweep_that_is_stopped_is_continued(
     process: Callable[..., subprocess.Popen[str]], common: list[str], tmp_path: Path, medtrain: Medtrain, number: int
 ) -> None:
     place = tmp_path / "sweep"
     words = [
         *common,
-        "trainer.max_steps=60",
+        "trainer.max_steps=30",
         "trainer.eval_every=10step",
         "trainer.checkpoint_every=2step",
         "callbacks=[]",
@@ -234,7 +234,7 @@ def test_a_sweep_that_is_stopped_is_continued(
     assert after[1]["params"] == before[1]["params"]
     steps = [row["step"] for row in map(json.loads, (place / "trials/0001/metrics.jsonl").read_text().splitlines())]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 60
+    assert steps[-1] == 30
     # it went on from its checkpoint: the second process did not train the first steps again
     log = (place / "trials/0001/log.txt").read_text()
     assert "resumed at step" in log
