@@ -240,6 +240,7 @@ def test_a_sweep_that_is_stopped_is_continued(
     assert "resumed at step" in log
 
 
+@pytest.mark.slow
 def test_a_worker_joins_a_study_that_another_process_made(
     process: Callable[..., subprocess.Popen[str]], common: list[str], tmp_path: Path, medtrain: Medtrain
 ) -> None:
