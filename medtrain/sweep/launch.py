@@ -271,7 +271,7 @@ def _search(folder: SweepFolder, study: SweepStudy, *, gpus: int, tree: Mapping[
             finally:
                 table.close()
             if reason == "done" and section["rerun_best"]:
-                reason = run_reruns(folder, study, pool, signals, seed=tree["seed"])
+                reason = run_reruns(folder, study, pool, signals, seed=tree["seed"], deadline=search.deadline)
         _report(folder, study)
         if reason == "failures":
             message = search.last_message

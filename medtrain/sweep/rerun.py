@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,16 @@ def plan_reruns(study: SweepStudy, seed: int) -> list[Rerun]:
     ]
 
 
-def run_reruns(folder: SweepFolder, study: SweepStudy, pool: TrialPool, signals: StopSignals, *, seed: int) -> str:
-    """Train them, several at the same time; return `done`, or the signal that stopped it. What is there is kept.
+def run_reruns(
+    folder: SweepFolder,
+    study: SweepStudy,
+    pool: TrialPool,
+    signals: StopSignals,
+    *,
+    seed: int,
+    deadline: float | None = None,
+) -> str:
+    """Train them, several at the same time; return `done`, or what stopped it. What is there is kept.
 
     Args:
         folder: The sweep's folder.
@@ -69,6 +78,7 @@ def run_reruns(folder: SweepFolder, study: SweepStudy, pool: TrialPool, signals:
         pool: Where they run.
         signals: Asked to stop by Ctrl-C and the like.
         seed: The one all trials shared.
+        deadline: `time.monotonic()` at which the running ones are saved and the rest is left; None is never.
     """
     waiting = list(enumerate(plan_reruns(study, seed)))
     log.info("training the best %d again: %d runs", study.definition.sweep["rerun_best"], len(waiting))
@@ -77,8 +87,9 @@ def run_reruns(folder: SweepFolder, study: SweepStudy, pool: TrialPool, signals:
     stopping = None
     try:
         while running or (waiting and stopping is None):
-            if stopping is None and signals.received is not None:
-                stopping = signals.received
+            late = deadline is not None and time.monotonic() >= deadline
+            if stopping is None and (signals.received is not None or late):
+                stopping = signals.received or "timeout"
                 pool.stop()
             while waiting and stopping is None and pool.has_room:
                 key, rerun = waiting.pop(0)

@@ -78,7 +78,7 @@ class Search:
         self.study, self.folders, self.pool, self.table, self.signals = study, folders, pool, table, signals
         self.is_owner, self.on_result = is_owner, on_result
         self.stopping: str | None = None
-        self._deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+        self.deadline = time.monotonic() + timeout_s if timeout_s is not None else None
         self._assignments: dict[int, Assignment] = {}
         self.failed_in_row = 0
         self.last_message = ""
@@ -124,7 +124,7 @@ class Search:
             return
         if self.signals.received is not None:
             self.stopping = self.signals.received
-        elif self._deadline is not None and time.monotonic() >= self._deadline:
+        elif self.deadline is not None and time.monotonic() >= self.deadline:
             self.stopping = "timeout"
         elif self.failed_in_row >= self.study.definition.sweep["max_failures"]:
             self.stopping = "failures"

@@ -64,6 +64,7 @@ def test_exit_code(tmp_path: Path, codes: tuple[int, int], expected: int) -> Non
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_reaches_every_process(tmp_path: Path, name: str) -> None:
     code = f"""
+signal.signal(signal.{name}, signal.SIG_DFL)  # nohup hands on that SIGHUP is ignored
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{name}])
 meet()
 if rank == 0:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from medtrain.sweep.folder import SweepFolder
 from medtrain.sweep.report.write import write_report
-from medtrain.sweep.rerun import best_configuration
+from medtrain.sweep.rerun import best_configuration, run_reruns
 from medtrain.sweep.study import SweepStudy
 from tests.sweep import searches
 
@@ -71,3 +72,18 @@ def test_the_best_trained_again_wins(folder: SweepFolder) -> None:
     assert found[0] == points[0]
     # the standard deviation of a sample: 0.02 / sqrt(2)
     assert found[1].endswith(": trial 0, val/dice 0.85 +- 0.01414 over 2 more runs.")
+
+
+def test_the_time_limit_of_a_sweep_holds_for_its_reruns(tmp_path: Path) -> None:
+    definition = SimpleNamespace(sweep={"rerun_best": 1, "rerun_seeds": 2, "rerun_folds": [], "folds": []})
+    study = SimpleNamespace(
+        definition=definition, best=lambda k: [SimpleNamespace(number=0, params={"optimizer.lr": 1e-3})]
+    )
+    asked: list[str] = []
+    pool = SimpleNamespace(
+        has_room=True, stop=lambda: asked.append("stop"), start=lambda *a, **k: asked.append("start")
+    )
+    signals = SimpleNamespace(received=None)
+    reason = run_reruns(SweepFolder(tmp_path), study, pool, signals, seed=0, deadline=0.0)  # type: ignore[arg-type]
+    assert reason == "timeout"
+    assert asked == ["stop"]
