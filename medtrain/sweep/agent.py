@@ -115,6 +115,8 @@ class OneByOne:
         self._pool.stop()
         try:
             self._wait(_SAVE_S)
+        except TimeoutError:
+            self._pool.kill()
         except BaseException:
             self._pool.kill()
             raise

@@ -134,15 +134,21 @@ def _check_early(config: SweepConfig, section: Mapping[str, Any]) -> None:
     if section["storage"] is not None and "://" in section["storage"] and urlsplit(section["storage"]).password:
         why = "holds a password, which would be kept in the sweep's files"
         problems.append(Problem("sweep.storage", why, "leave it out; set PGPASSWORD, or write it into ~/.pgpass"))
-    defaults = get("sweep", "default").defaults()
-    idle = [key for key in ("rerun_seeds", "rerun_folds") if section[key] != defaults[key]]
-    if idle and not section["rerun_best"]:
-        problems += [Problem(f"sweep.{key}", "has no effect without sweep.rerun_best") for key in idle]
+    problems += _idle(section)
     if problems:
         raise ConfigError(problems)
     plan = SearchPlan.of(_draft(config, section))
     make_sampler(dict(config.composed.tree["sampler"]), plan)
     make_pruner(dict(config.composed.tree["pruner"]), plan)
+
+
+def _idle(section: Mapping[str, Any]) -> list[Problem]:
+    """Settings that have no effect beside the others."""
+    defaults = get("sweep", "default").defaults()
+    changed = [key for key in ("rerun_seeds", "rerun_folds") if section[key] != defaults[key]]
+    if section["rerun_best"]:
+        return []
+    return [Problem(f"sweep.{key}", "has no effect without sweep.rerun_best") for key in changed]
 
 
 def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
@@ -157,6 +163,8 @@ def resume_sweep(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> int:
     setup_logging(run_dir=folder.path)
     log.info("opening the sweep")
     section = sections["sweep"]
+    if idle := _idle(section):
+        raise ConfigError(idle)
     study = SweepStudy.load(
         open_storage(section["storage"] or str(folder.journal), create=False), section["study"] or folder.name
     )
