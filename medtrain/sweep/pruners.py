@@ -205,26 +205,33 @@ class Gradual(Pruner):
         )
 
 
-@register("pruner", "successive_halving")
 @dataclass(frozen=True, kw_only=True)
-class SuccessiveHalving(Pruner):
-    """Asynchronous successive halving: at each rung only the best 1 / `reduction_factor` go on.
-
-    L. Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020. The rungs are at `min_resource`,
-    `min_resource` x `reduction_factor`, and so on.
+class _Halving(Pruner):
+    """Cuts at rungs.
 
     Args:
-        min_resource: First rung, in percent of the budget.
+        min_resource: First rung, of the strictest bracket where there are several, in percent of the budget.
         reduction_factor: Share of the trials that goes on, and distance of the rungs.
-        bootstrap: Trials of the first rung that are needed before any goes on.
+        bootstrap: Trials of a first rung that are needed before any goes on.
     """
 
-    _name: ClassVar[str] = "successive_halving"
     _folds: ClassVar[Literal["with", "without", "both"]] = "without"
 
     min_resource: Annotated[int, Range(ge=1, le=99)] = 10
     reduction_factor: Annotated[int, Range(ge=2)] = 3
     bootstrap: Annotated[int, Range(ge=0)] = 0
+
+
+@register("pruner", "successive_halving")
+@dataclass(frozen=True, kw_only=True)
+class SuccessiveHalving(_Halving):
+    """Asynchronous successive halving: at each rung only the best 1 / `reduction_factor` go on.
+
+    L. Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020. The rungs are at `min_resource`,
+    `min_resource` x `reduction_factor`, and so on.
+    """
+
+    _name: ClassVar[str] = "successive_halving"
 
     def build(self, plan: SearchPlan) -> BasePruner:
         """See the base class."""
@@ -237,23 +244,13 @@ class SuccessiveHalving(Pruner):
 
 @register("pruner", "hyperband")
 @dataclass(frozen=True, kw_only=True)
-class Hyperband(Pruner):
+class Hyperband(_Halving):
     """Hyperband: successive halving several times side by side, from early cuts of many trials to late cuts of few.
 
     L. Li et al., Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization, 2018.
-
-    Args:
-        min_resource: First rung of the strictest bracket, in percent of the budget.
-        reduction_factor: Share of the trials that goes on, and distance of the rungs.
-        bootstrap: Trials of a bracket's first rung that are needed before any goes on.
     """
 
     _name: ClassVar[str] = "hyperband"
-    _folds: ClassVar[Literal["with", "without", "both"]] = "without"
-
-    min_resource: Annotated[int, Range(ge=1, le=99)] = 10
-    reduction_factor: Annotated[int, Range(ge=2)] = 3
-    bootstrap: Annotated[int, Range(ge=0)] = 0
 
     def build(self, plan: SearchPlan) -> BasePruner:
         """See the base class."""
