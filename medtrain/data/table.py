@@ -5,94 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from medtrain.data.cells import Cells, parse_number, read_cells
+from medtrain.data.columns import FIELD, TableColumns, TargetColumn, check_columns
+from medtrain.data.io.description import patient_of
 from medtrain.data.io.images import SUFFIXES, image_stem
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.splits import some
-from medtrain.errors import DataError, Problem, UsageError
+from medtrain.errors import DataError, Problem
 from medtrain.registry import closest
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Names of parts as they are found in tables and folders, and what they are called here."""
 
 _T = TypeVar("_T")
-_FIELD = re.compile(r"\{([^{}]+)\}")
 _WHOLE = re.compile(r"-?\d+(\.0*)?")
 _MAX_SHOWN_CLASSES = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetColumn:
-    """A column to predict.
-
-    Args:
-        column: Its name.
-        kind: A class, or a number.
-        classes: Values of the column in class order. None for the values that occur: whole numbers from 0 or 1 up to
-            the largest, whether or not each occurs, anything else sorted.
-        low: Smallest number allowed.
-        high: Largest number allowed.
-        required: Whether an empty cell is an error; it means unlabelled otherwise.
-    """
-
-    column: str
-    kind: Literal["class", "number"] = "class"
-    classes: tuple[str, ...] | None = None
-    low: float | None = None
-    high: float | None = None
-    required: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableColumns:
-    """Which column of a table holds what.
-
-    Args:
-        images: The image column; several are the views of a sample. Cells are paths below the folder.
-        image_pattern: Instead of image columns: a path below the folder with columns in braces, such as
-            `{patient}/{eye}.png`.
-        image_folder: Folder of the images below the root.
-        image_suffix: Added to paths that do not end with it, such as `.png`.
-        missing_images: Whether a sample may have no image at all; a missing view is never an error.
-        targets: What to predict.
-        sample_id: Column of ids. None for the image's path without its suffix, or the line.
-        group: Column of the patient. None where each sample is one.
-        view: Column of view names: rows of one sample id are views of it.
-        views: View names in order; None for those that occur, sorted. Only with `view`.
-        bag: Column of the bag: rows of one value are the instances of one sample. Not with `view`.
-        part: Column that says train, val or test.
-        numeric: Columns of numbers.
-        categorical: Columns of categories.
-        decimal: Decimal mark of numbers.
-    """
-
-    images: tuple[str, ...] = ()
-    image_pattern: str | None = None
-    image_folder: str = ""
-    image_suffix: str = ""
-    missing_images: bool = False
-    targets: tuple[TargetColumn, ...] = ()
-    sample_id: str | None = None
-    group: str | None = None
-    view: str | None = None
-    views: tuple[str, ...] | None = None
-    bag: str | None = None
-    part: str | None = None
-    numeric: tuple[str, ...] = ()
-    categorical: tuple[str, ...] = ()
-    decimal: Literal[".", ","] = "."
-
-    def names(self) -> list[str]:
-        """Every column that must be there, in order, each once."""
-        fields = _FIELD.findall(self.image_pattern or "")
-        single = [self.sample_id, self.group, self.view, self.bag, self.part]
-        targets = [target.column for target in self.targets]
-        wanted = [*self.images, *fields, *targets, *single, *self.numeric, *self.categorical]
-        return list(dict.fromkeys(name for name in wanted if name is not None))
 
 
 def read_table(
@@ -116,7 +46,7 @@ def read_table(
         UsageError: No such table, or settings that contradict each other.
         DataError: Everything that is wrong with columns, cells, ids and files, at once.
     """
-    _check_settings(columns)
+    check_columns(columns)
     cells = read_cells(path, separator=separator, encoding=encoding)
     absent = [cells.missing_column(name) for name in columns.names() if name not in cells.header]
     if absent:
@@ -124,21 +54,6 @@ def read_table(
     if not cells.rows:
         raise DataError([Problem(where=str(path), message="has a header and no rows")])
     return _Reading(cells, columns, root or path.parent).result()
-
-
-def _check_settings(columns: TableColumns) -> None:
-    if columns.images and columns.image_pattern:
-        raise UsageError("give image columns or an image pattern, not both")
-    if columns.view and columns.bag:
-        raise UsageError("give a view column or a bag column, not both")
-    if columns.view and columns.sample_id is None:
-        raise UsageError("a view column needs a column of sample ids: rows of one id are views of one sample")
-    if columns.views is not None and columns.view is None:
-        raise UsageError("view names are given, but no view column")
-    if (columns.view or columns.bag) and len(columns.images) > 1:
-        raise UsageError("with a view or bag column each row holds one image, but several image columns are given")
-    if not (columns.images or columns.image_pattern or columns.numeric or columns.categorical):
-        raise UsageError("neither images nor tabular columns are given: there is nothing to learn from")
 
 
 class _Reading:
@@ -161,8 +76,7 @@ class _Reading:
         images = self._images()
         ids = self._ids(images)
         parts = self._parts()
-        groups = cells.column(columns.group) if columns.group else [""] * len(ids)
-        self._report("column {0!r}: the patient is missing", columns.group, groups if columns.group else [])
+        groups = self._groups(ids)
         rows: dict[str, list[int]] = {}
         for row, sample_id in enumerate(ids):
             rows.setdefault(sample_id, []).append(row)
@@ -231,6 +145,13 @@ class _Reading:
             return None, list(self._numbers(target.column, low=target.low, high=target.high))
         texts = [_whole(text) for text in texts]
         classes = tuple(_whole(name) for name in target.classes) if target.classes else derive_classes(texts)
+        if target.missing is not None:
+            missing = _whole(target.missing)
+            classes = classes if missing in classes else (*classes, missing)
+            texts = [text or missing for text in texts]
+        if target.names is not None and len(target.names) != len(classes):
+            self.add(f"column {target.column!r} has {len(classes)} classes, but {len(target.names)} names are given")
+            return classes, [None] * len(texts)
         index = {name: position for position, name in enumerate(classes)}
         for value, rows in self._by_value(texts, lambda value: value not in index).items():
             near = None if _WHOLE.fullmatch(value) else closest(value, classes)
@@ -239,7 +160,7 @@ class _Reading:
                 f"{some(classes, _MAX_SHOWN_CLASSES)}",
                 hint=f"did you mean {near!r}?" if near else None,
             )
-        return classes, [index.get(text) for text in texts]
+        return target.names or classes, [index.get(text) for text in texts]
 
     def _numbers(self, name: str, low: float | None = None, high: float | None = None) -> list[float | None]:
         decimal = self.columns.decimal
@@ -268,7 +189,7 @@ class _Reading:
         if columns.image_pattern is None:
             texts = [cells.column(name) for name in columns.images]
         else:
-            fields = {name: cells.column(name) for name in _FIELD.findall(columns.image_pattern)}
+            fields = {name: cells.column(name) for name in FIELD.findall(columns.image_pattern)}
             texts = [[self._fill(row, fields) for row in range(len(cells.rows))]]
         suffix = columns.image_suffix
         return [
@@ -284,7 +205,7 @@ class _Reading:
         values = {name: column[row] for name, column in fields.items()}
         if not all(values.values()):
             return ""
-        return _FIELD.sub(lambda match: values[match[1]], self.columns.image_pattern)
+        return FIELD.sub(lambda match: values[match[1]], self.columns.image_pattern)
 
     def _ids(self, images: list[list[Path | None]]) -> list[str]:
         columns, cells = self.columns, self.cells
@@ -300,6 +221,17 @@ class _Reading:
             place = f"{cells.unit}_{cells.lines[row]}"
             ids.append(place if first is None else image_stem(str(first).removeprefix(prefix).replace(os.sep, "/")))
         return ids
+
+    def _groups(self, ids: list[str]) -> list[str]:
+        """Patients by row; empty where each sample is one."""
+        name, pattern = self.columns.group, self.columns.group_pattern
+        groups = ids if name is None else self.cells.column(name)
+        if name is not None:
+            self._report("column {0!r}: the patient is missing", name, groups)
+        if pattern is not None:
+            found = patient_of([group for group in groups if group], pattern)
+            return [found.get(group, "") for group in groups]
+        return groups if name is not None else [""] * len(ids)
 
     def _parts(self) -> list[str | None]:
         name = self.columns.part

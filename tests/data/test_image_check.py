@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from medtrain.data.columns import TableColumns, TargetColumn
 from medtrain.data.digests import DigestCache
 from medtrain.data.image_check import check_leaks, find_duplicates, inspect_images
 from medtrain.data.image_sets import read_medmnist
 from medtrain.data.sample import Sample, SampleSet, Target
-from medtrain.data.table import TableColumns, TargetColumn, read_table
+from medtrain.data.table import read_table
 
 
 def sample_set(root: Path, *samples: Sample) -> SampleSet:

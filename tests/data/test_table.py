@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from medtrain.data.columns import TableColumns, TargetColumn
 from medtrain.data.io.images import read_image_file
 from medtrain.data.sample import Sample, Target
-from medtrain.data.table import TableColumns, TargetColumn, derive_classes, read_table
+from medtrain.data.table import derive_classes, read_table
 from medtrain.errors import DataError, UsageError
 
 
@@ -221,6 +222,46 @@ def test_a_column_without_labels_and_a_table_without_rows(tmp_path: Path) -> Non
 def test_settings_that_contradict_each_other(tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_table(table(tmp_path, "a\n1\n"), TableColumns(**settings))  # type: ignore[arg-type]
+
+
+def test_an_empty_cell_can_be_a_class_and_classes_can_have_names(tmp_path: Path) -> None:
+    path = table(tmp_path, "f,a,b\n1.png,3,0\n2.png,,4\n3.png,0.0,\n", "1.png", "2.png", "3.png")
+    targets = (
+        TargetColumn(column="a", missing="unknown"),  # 4 classes occur, the fifth is what is not there
+        TargetColumn(column="b", classes=("0", "1", "2", "3", "4"), names=("0", "1", "2", "3", "u"), missing="4"),
+    )
+    found = read_table(path, TableColumns(images=("f",), targets=targets))
+    assert found.targets == (Target("a", ("0", "1", "2", "3", "unknown")), Target("b", ("0", "1", "2", "3", "u")))
+    assert [sample.targets for sample in found.samples] == [(3, 0), (4, 4), (0, 4)]
+    few = TargetColumn(column="a", names=("no", "yes"))
+    assert problems(path, TableColumns(images=("f",), targets=(few,))) == [
+        ("column 'a' has 4 classes, but 2 names are given", None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (TargetColumn(column="y", kind="number", missing="0"), "its kind is number"),
+        (TargetColumn(column="y", low=0), "low and high are of numbers"),
+        (TargetColumn(column="y", required=True, missing="0"), "not both"),
+    ],
+)
+def test_target_settings_that_contradict(tmp_path: Path, target: TargetColumn, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_table(tmp_path / "no.csv", TableColumns(images=("f",), targets=(target,)))
+
+
+def test_patients_found_by_a_pattern(tmp_path: Path) -> None:
+    path = table(tmp_path, "f,y,study\np1-a.png,1,S7/1\np1-b.png,0,S8/2\n", "p1-a.png", "p1-b.png")
+    in_id = TableColumns(images=("f",), targets=(TargetColumn(column="y"),), group_pattern=r"^(\w+)-")
+    assert [sample.group for sample in read_table(path, in_id).samples] == ["p1", "p1"]
+    in_column = TableColumns(
+        images=("f",), targets=(TargetColumn(column="y"),), group="study", group_pattern=r"^(\w+)/"
+    )
+    assert [sample.group for sample in read_table(path, in_column).samples] == ["S7", "S8"]
+    with pytest.raises(UsageError, match="finds no patient in 2 of 2"):
+        read_table(path, TableColumns(images=("f",), targets=(TargetColumn(column="y"),), group_pattern=r"(Q\d)"))
 
 
 ZONES = tuple(f"zone_{letter}" for letter in "abcdef")
