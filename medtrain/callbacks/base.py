@@ -8,27 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from medtrain.loggers.base import LoggerSet
 from medtrain.metrics.spec import MetricSpec
 
-
-class WorstCase(TypedDict):
-    """The case with the lowest score of an evaluation; the three arrays share one grid.
-
-    `image` is float32 [C, D, H, W] (or [C, H, W] for a picture), `label` and `prediction` hold class indices
-    [D, H, W] (or [H, W]) and `spacing` has one mm value per axis.
-    """
-
-    case_id: str
-    score: float
-    image: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
-    spacing: Sequence[float]
+if TYPE_CHECKING:
+    from medtrain.tasks.base import PictureStyle
 
 
 class EngineView(Protocol):
@@ -79,9 +67,8 @@ class EngineView(Protocol):
         """One entry per evaluation, `{"step", "epoch", **metrics}`, the newest last."""
         ...
 
-    @property
-    def worst(self) -> WorstCase | None:
-        """The worst case of the newest evaluation, if it kept one."""
+    def pictures(self, style: PictureStyle) -> dict[str, np.ndarray]:
+        """Pictures of the newest evaluation by name, uint8 [H, W, 3]; `worst` is the most telling one."""
         ...
 
     @property

@@ -1,44 +1,30 @@
-"""Pictures of the worst case at each new best model."""
+"""Pictures of an evaluation at each new best model."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
-from medtrain.callbacks.base import Callback, EngineView, WorstCase
-from medtrain.callbacks.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, Color, class_color
-from medtrain.callbacks.sheet import Panel, Sheet, fit_size, grey, overlay, paint, scale_labels, show_errors
-from medtrain.callbacks.views import (
-    AXIAL,
-    CORONAL,
-    PICTURE,
-    PROJECTION,
-    SAGITTAL,
-    Box,
-    Plane,
-    field_of_view,
-    find_focus,
-    window_of,
-)
-from medtrain.errors import UsageError
+from medtrain.callbacks.base import Callback, EngineView
+from medtrain.pictures.case import check_channel
 from medtrain.registry import Range, register
 from medtrain.run.atomic import atomic_write
-
-COLUMNS = ("input", "label", "prediction", "expected", "actual", "errors")
+from medtrain.tasks.base import PictureStyle
 
 
 @register("callbacks", "previews")
 class Previews(Callback):
-    """Draw the worst case of the evaluation whenever the model reaches a new best.
+    """Draw the evaluation whenever the model reaches a new best.
 
-    Columns: input, label, prediction, expected (label over image), actual (prediction over image) and errors. Rows of a
-    volume: the axial, coronal and sagittal plane through the densest errors, and a frontal maximum projection. All
-    but the input are zoomed to the structures. Saved as previews/step_<step>.png and sent to the loggers.
+    Segmentation shows the worst case with label, prediction and errors. Tasks on whole images show their worst and most
+    uncertain samples, confusion matrices and curves. Saved as previews/step_<step>.png, the others as
+    previews/step_<step>_<name>.png, and sent to the loggers.
 
     Args:
         channel: Channel of the image to show; a 2-D picture with three channels is shown in colour instead.
@@ -53,174 +39,26 @@ class Previews(Callback):
         panel_size: Annotated[int, Range(ge=64, le=1024)] = 300,
         opacity: Annotated[float, Range(ge=0, le=1)] = 0.35,
     ) -> None:
-        self._channel = channel
-        self._panel_size = panel_size
-        self._opacity = opacity
+        self._style = PictureStyle(channel=channel, panel_size=panel_size, opacity=opacity)
 
     def on_fit_start(self, view: EngineView) -> None:
         """Check that the images have the channel."""
-        _check_channel(self._channel, view.in_channels)
+        check_channel(self._style.channel, view.in_channels)
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
         """Draw, if this is a new best."""
-        worst = view.worst
-        if not improved or worst is None:
+        if not improved:
             return
-        score = f"mean Dice of the case {worst['score']:.4f}"
-        title = f"worst case {worst['case_id']}   {score}   step {view.step}, epoch {view.epoch}"
-        pixels = draw_case(
-            worst,
-            list(view.class_names),
-            title=title,
-            channel=self._channel,
-            panel_size=self._panel_size,
-            opacity=self._opacity,
-        )
-        folder = view.run_dir / "previews"
-        folder.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        atomic_write(folder / f"step_{view.step:08d}.png", buffer.getvalue(), sync=False)
-        view.loggers.log_image(view.step, "previews/worst", pixels)
+        style = replace(self._style, title=f"step {view.step}, epoch {view.epoch}")
+        for name, pixels in view.pictures(style).items():
+            suffix = "" if name == "worst" else f"_{name}"
+            save_picture(view.run_dir / "previews" / f"step_{view.step:08d}{suffix}.png", pixels)
+            view.loggers.log_image(view.step, f"previews/{name}", pixels)
 
 
-@dataclass(frozen=True)
-class _Case:
-    image: np.ndarray  # [D, H, W], or [D, H, W, 3] in colour
-    label: np.ndarray
-    prediction: np.ndarray
-    spacing: tuple[float, ...]
-    flat: bool  # a 2-D picture, D = 1
-
-
-def draw_case(
-    case: WorstCase,
-    class_names: list[str],
-    *,
-    title: str,
-    channel: int = 0,
-    panel_size: int = 300,
-    opacity: float = 0.35,
-) -> np.ndarray:
-    """Draw a case with its label and prediction; uint8 [H, W, 3].
-
-    Args:
-        case: Volume or picture; arrays on one grid.
-        class_names: Names by class index, background first.
-        title: Heading.
-        channel: Channel of the image to show.
-        panel_size: Pixels of the longer side of a panel.
-        opacity: Strength of the overlays' areas.
-
-    Raises:
-        UsageError: The image has no such channel.
-    """
-    volume = _as_volume(case, channel)
-    num_classes = len(class_names)
-    valid = (volume.label >= 0) & (volume.label < num_classes)
-    window = window_of(volume.image)
-    box = field_of_view((valid & (volume.label > 0)) | (volume.prediction > 0), volume.spacing)
-    sheet = Sheet(title, COLUMNS)
-    draw = _Painter(volume, window, box, num_classes, panel_size, opacity)
-    if volume.flat:
-        plane = AXIAL if case["image"].ndim == 4 else PICTURE
-        sheet.rows.append(draw.row(plane, 0))
-    else:
-        focus = find_focus(volume.label, volume.prediction, valid)
-        sheet.rows += [draw.row(plane, focus[plane.axis]) for plane in (AXIAL, CORONAL, SAGITTAL)]
-        sheet.rows.append(draw.row(PROJECTION, None))
-    sheet.legend = _legend(volume, valid, class_names)
-    return sheet.draw()
-
-
-def _check_channel(channel: int, channels: int) -> None:
-    if channel >= channels:
-        raise UsageError(
-            f"callbacks.previews.channel={channel}: the images have {channels} channel(s), counted from 0",
-            hint=f"callbacks.previews.channel={channels - 1} is the last one",
-        )
-
-
-def _as_volume(case: WorstCase, channel: int) -> _Case:
-    image, label, prediction = case["image"], np.asarray(case["label"]), np.asarray(case["prediction"])
-    assert image.shape[1:] == label.shape == prediction.shape, (image.shape, label.shape, prediction.shape)
-    spacing = tuple(float(value) for value in case["spacing"])
-    assert len(spacing) == label.ndim, (spacing, label.shape)
-    _check_channel(channel, image.shape[0])
-    picture = label.ndim == 2
-    if picture:
-        label, prediction, spacing = label[None], prediction[None], (1.0, *spacing)
-        shown = np.moveaxis(image, 0, -1)[None] if image.shape[0] == 3 else image[channel][None]
-    else:
-        shown = image[channel]
-    return _Case(shown, label, prediction, spacing, flat=label.shape[0] == 1)
-
-
-@dataclass(frozen=True)
-class _Painter:
-    case: _Case
-    window: tuple[float, float]
-    box: Box
-    num_classes: int
-    panel_size: int
-    opacity: float
-
-    def row(self, plane: Plane, index: int | None) -> tuple[str, list[Panel]]:
-        """Heading and panels of a plane; index None projects the maximum along the plane's axis."""
-        case, axis = self.case, plane.axis
-        whole = tuple(slice(0, size) for size in case.label.shape)
-        full = plane.show(_cut(case.image, axis, index))
-        image = plane.show(_cut(case.image[self.box], axis, _shift(index, self.box[axis])))
-        label = plane.show(_cut(case.label[self.box], axis, _shift(index, self.box[axis])))
-        prediction = plane.show(_cut(case.prediction[self.box], axis, _shift(index, self.box[axis])))
-        spacing = plane.aspect(case.spacing)
-
-        size = fit_size(image.shape[:2], spacing, self.panel_size)
-        window = self.window if index is not None else window_of(full)
-        background = grey(image, window, size)
-        label, prediction = scale_labels(label, size), scale_labels(prediction, size)
-        full_size = fit_size(full.shape[:2], spacing, self.panel_size)
-        frame = None if self.box == whole else _frame(plane, self.box, case.label.shape, full_size)
-        pictures = [
-            paint(label, self.num_classes),
-            paint(prediction, self.num_classes),
-            overlay(background, label, self.num_classes, opacity=self.opacity),
-            overlay(background, prediction, self.num_classes, opacity=self.opacity),
-            show_errors(background, label, prediction, self.num_classes),
-        ]
-        first = Panel(grey(full, window, full_size), plane.letters, frame)
-        heading = (
-            plane.name if index is None or not plane.name else f"{plane.name} {index + 1}/{case.label.shape[axis]}"
-        )
-        return heading, [first, *map(Panel, pictures)]
-
-
-def _cut(volume: np.ndarray, axis: int, index: int | None) -> np.ndarray:
-    return volume.max(axis=axis) if index is None else volume.take(index, axis=axis)
-
-
-def _shift(index: int | None, part: slice) -> int | None:
-    return None if index is None else index - part.start
-
-
-def _frame(plane: Plane, box: Box, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box in the pixels of the whole slice: left, top, right, bottom."""
-    edges = []
-    axes = [axis for axis in range(3) if axis != plane.axis]
-    for axis, flipped, pixels in zip(axes, plane.flip, size, strict=True):
-        low, high = box[axis].start, box[axis].stop
-        if flipped:
-            low, high = shape[axis] - high, shape[axis] - low
-        edges.append((round(low * pixels / shape[axis]), round(high * pixels / shape[axis])))
-    (top, bottom), (left, right) = edges
-    return left, top, right, bottom
-
-
-def _legend(case: _Case, valid: np.ndarray, class_names: list[str]) -> list[tuple[str, Color]]:
-    """The classes that occur in the case, then the kinds of errors."""
-    present = set(np.unique(case.label[valid]).tolist()) | set(np.unique(case.prediction).tolist())
-    entries = [(name, class_color(index)) for index, name in enumerate(class_names) if index in present and index > 0]
-    entries += [("missed", MISSED), ("extra", EXTRA)]
-    if len(class_names) > 2:
-        entries.append(("wrong class", WRONG_CLASS))
-    return [*entries, ("ignored", IGNORED)] if not valid.all() else entries
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as PNG, complete or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    atomic_write(path, buffer.getvalue(), sync=False)

@@ -76,7 +76,6 @@ def prepare(
         from medtrain.config.compose import load_config
 
         config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
-        from medtrain.data.prepare import prepare as prepare_cases
         from medtrain.engine.derive import derive
 
         with _progress("scanning") as progress:
@@ -88,14 +87,12 @@ def prepare(
                 done.append(case_id)
                 progress(number, total, case_id)
 
-            store = prepare_cases(derived.dataset, derived.settings, derived.plan, progress=count)
-        total, new = len(store.case_ids), len(done)
-        rows = [
-            ("cases", f"{total} prepared: {new} now, {total - new} before"),
-            ("spacing", f"{_by(derived.plan.spacing)} mm ({derived.plan.reasons.get('data.spacing', 'as given')})"),
-            ("store", derived.settings.store),
-        ]
-        _print(_facts(derived.dataset.dataset_name, rows))
+            prepared = derived.settings.prepare(derived.plan, derived.found, progress=count)
+        total, new = len(prepared.case_ids), len(done)
+        rows = [("cases", f"{total} prepared: {new} now, {total - new} before")]
+        rows += [(key, f"{value} ({why})") for key, value, why in derived.plan.facts()]
+        rows.append(("store", config["data"]["store"]))
+        _print(_facts(derived.found.dataset_name, rows))
 
 
 @app.command()

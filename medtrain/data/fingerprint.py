@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medtrain.data.case import Dataset
 from medtrain.data.geometry import resampled_shape
 from medtrain.data.scan import CaseScan, ForegroundIntensities, Shape, Spacing, scan_cases
-from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import Progress
 from medtrain.errors import MedtrainError, UsageError
+
+if TYPE_CHECKING:
+    from medtrain.data.volume_data import VolumeData
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,13 +19,15 @@ from medtrain.data.sampler import EpochSampler, SampleKey
 from medtrain.data.splits import split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
-from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import cores
 from medtrain.errors import ConfigError, Problem
 
+if TYPE_CHECKING:
+    from medtrain.data.volume_data import VolumeData
+
 log = logging.getLogger(__name__)
 
-Part = Literal["train", "val"]
+Part = Literal["train", "val", "test"]
 
 
 class SegmentationData:
@@ -129,23 +131,29 @@ class SegmentationData:
 
     def evaluation_cases(self, part: Part = "val", *, limit: int | None = None) -> list[str]:
         """Case ids of a part in order, or `limit` of them evenly spread."""
-        ids = self.split[part]
+        ids = self.split.get(part, [])
         if limit is None or limit >= len(ids):
             return list(ids)
         return [ids[i * len(ids) // limit] for i in range(limit)]
 
-    def evaluation_items(
-        self, *, rank: int = 0, world_size: int = 1, limit: int | None = None, part: Part = "val"
-    ) -> Iterator[Batch]:
-        """This process's share of a part, case by case; no case comes twice.
+    @property
+    def cases_per_item(self) -> int:
+        """Cases are judged one by one."""
+        return 1
+
+    def evaluation_items(self, *, rank: int = 0, world_size: int = 1, limit: int | None = None) -> Iterator[Batch]:
+        """This process's share of the validation part, case by case; no case comes twice.
 
         Args:
             rank: Of this process.
             world_size: Number of processes.
             limit: At most this many cases over all processes, evenly spread.
-            part: Which part.
         """
-        for case_id in self.evaluation_cases(part, limit=limit)[rank::world_size]:
+        yield from self.judged_items(self.evaluation_cases("val", limit=limit)[rank::world_size])
+
+    def judged_items(self, case_ids: Sequence[str]) -> Iterator[Batch]:
+        """Whole cases, one by one, as `evaluation_item` describes them."""
+        for case_id in case_ids:
             yield self.evaluation_item(case_id)
 
     def evaluation_item(self, case_id: str) -> Batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -99,10 +99,26 @@ class Plan:
     channel_names: tuple[str, ...]
     median_shape: tuple[int, ...]
     reasons: Mapping[str, str] = field(default_factory=dict)
+    family: ClassVar[Literal["segmentation"]] = "segmentation"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`; from_json gives back an equal plan."""
         return _plain(asdict(self))
+
+    def facts(self) -> list[tuple[str, str, str]]:
+        """What preparing settles: name, value and why."""
+        size = " x ".join(f"{value:g}" for value in self.spacing)
+        return [("spacing", f"{size} mm", self.reasons.get("data.spacing", "as given"))]
+
+    def runtime(self) -> dict[str, Any]:
+        """What components may ask for; `masked_channels` are those whose background stays 0."""
+        masked = tuple(index for index, channel in enumerate(self.normalization) if channel.nonzero)
+        return {
+            "spatial_dims": self.spatial_dims,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "masked_channels": masked,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:

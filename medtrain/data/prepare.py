@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,10 +34,12 @@ from medtrain.data.store import (
     read_description,
     write_case,
 )
-from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import MemoryGate, Progress, for_each_case
 from medtrain.errors import MedtrainError
 from medtrain.run.atomic import atomic_dir, remove_leftovers
+
+if TYPE_CHECKING:
+    from medtrain.data.volume_data import VolumeData
 
 MAX_LOCATIONS = 10_000
 """Foreground voxels kept per class and case."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from medtrain.data.geometry import nonzero_box
 from medtrain.data.io.nifti import Volume, read_header, read_image, read_label
 from medtrain.data.labels import LabelMap
 from medtrain.data.store import mark_used
-from medtrain.data.volume_data import VolumeData
 from medtrain.data.workers import MemoryGate, Progress, for_each_case
 from medtrain.errors import DataError, Problem
 from medtrain.run.atomic import atomic_write, disk_errors
+
+if TYPE_CHECKING:
+    from medtrain.data.volume_data import VolumeData
 
 QUANTILES = 1001
 """Evenly spaced quantiles kept per case and channel; 0.5 and 99.5 % of a case's foreground are among them."""

@@ -70,6 +70,11 @@ class DataPlan(Protocol):
     """What is known about the data when networks are built, kept in `plan.json`."""
 
     @property
+    def family(self) -> Literal["segmentation", "images"]:
+        """Which tasks, losses, augmentations, models and inference settings fit the data: those with this tag."""
+        ...
+
+    @property
     def spatial_dims(self) -> int:
         """2 or 3."""
         ...
@@ -81,6 +86,10 @@ class DataPlan(Protocol):
 
     def runtime(self) -> dict[str, Any]:
         """What components that ask for it by name (`runtime=`) get to know about the data."""
+        ...
+
+    def facts(self) -> list[tuple[str, str, str]]:
+        """What `medtrain data prepare` tells: name, value and why."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +106,7 @@ class FoundData(Protocol):
         ...
 
     @property
-    def split(self) -> Mapping[str, list[str]]:
+    def split(self) -> Fold:
         """Case ids of this run's parts: `train`, `val` and maybe `test`."""
         ...
 
@@ -147,14 +156,16 @@ class DataSource(Protocol):
         """The plan from what its `to_json` gave."""
         ...
 
-    def prepare(self, plan: Any, found: Any, *, workers: int | None = None, progress: Progress | None = None) -> int:
+    def prepare(self, plan: Any, found: Any, *, workers: int | None = None, progress: Progress | None = None) -> Any:
         """Prepare what is not prepared yet, sharing the work with other processes that do the same.
 
         Returns:
-            How many cases are prepared, those of before included.
+            What `open` reads from; its `case_ids` are those that are prepared, of before included.
         """
         ...
 
-    def open(self, plan: Any, found: Any, *, augment: Any, seed: int, pin_memory: bool = False) -> TrainData:
+    def open(
+        self, plan: Any, found: Any, prepared: Any, *, augment: Any, seed: int, pin_memory: bool = False
+    ) -> TrainData:
         """The prepared data as the engine uses it."""
         ...

@@ -15,8 +15,7 @@ from torch import nn
 
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.status import StatusHeartbeat
-from medtrain.data.module import SegmentationData
-from medtrain.data.plan import Plan
+from medtrain.data.source import DataPlan
 from medtrain.engine.cadence import Cadence, parse_duration, parse_time
 from medtrain.engine.checkpoint import CheckpointFolder
 from medtrain.engine.clock import Limit, RunClock
@@ -25,6 +24,7 @@ from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
 from medtrain.engine.loop import Cadences, Engine
 from medtrain.engine.precision import Precision
+from medtrain.engine.protocol import TrainData
 from medtrain.engine.settings import TrainerSettings
 from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
@@ -32,7 +32,7 @@ from medtrain.optim.schedulers import Schedule
 from medtrain.registry import build, plain
 from medtrain.run.folder import RunFolder
 from medtrain.run.provenance import mask_secrets
-from medtrain.tasks.segmentation import Segmentation
+from medtrain.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +50,21 @@ LIMITS = ("max_steps", "max_epochs", "max_time")
 """The settings that end a run."""
 
 
-def build_model(config: Mapping[str, Any], plan: Plan) -> nn.Module:
+def build_model(config: Mapping[str, Any], plan: DataPlan, task: Task) -> nn.Module:
     """Construct the network; its initial weights depend on the seed alone."""
     torch.manual_seed(config["seed"])
-    model: nn.Module = build(
-        "model",
-        config["model"],
-        spatial_dims=plan.spatial_dims,
-        in_channels=plan.in_channels,
-        num_classes=plan.num_classes,
-    )
+    model: nn.Module = build("model", config["model"], **{**plan.runtime(), **task.runtime()})
     return model
 
 
 def build_task(
-    config: Mapping[str, Any], plan: Plan, device: torch.device, memory_format: torch.memory_format | None
-) -> Segmentation:
+    config: Mapping[str, Any], plan: DataPlan, device: torch.device, memory_format: torch.memory_format | None
+) -> Task:
     """Construct the task with its loss and inference settings."""
-    loss = build("loss", config["loss"], num_classes=plan.num_classes)
-    inference = build("inference", config["inference"])
-    task: Segmentation = build(
+    known = plan.runtime()
+    loss = build("loss", config["loss"], **known)
+    inference = build("inference", config["inference"], **known)
+    task: Task = build(
         "task",
         config["task"],
         loss=loss.to(device),
@@ -81,7 +76,7 @@ def build_task(
     return task
 
 
-def memory_format_of(config: Mapping[str, Any], plan: Plan) -> torch.memory_format | None:
+def memory_format_of(config: Mapping[str, Any], plan: DataPlan) -> torch.memory_format | None:
     """The memory format of images and weights; None is the default one."""
     if not config["trainer"]["channels_last"]:
         return None
@@ -90,8 +85,8 @@ def memory_format_of(config: Mapping[str, Any], plan: Plan) -> torch.memory_form
 
 def build_engine(
     config: Mapping[str, Any],
-    plan: Plan,
-    data: SegmentationData,
+    plan: DataPlan,
+    data: TrainData,
     *,
     run_dir: Path,
     device: torch.device,
@@ -117,15 +112,15 @@ def build_engine(
     settings: TrainerSettings = build("trainer", config["trainer"])
     _set_up_torch(settings, device)
     memory_format = memory_format_of(config, plan)
-    model = build_model(config, plan).to(device)
+    task = build_task(config, plan, device, memory_format)
+    model = build_model(config, plan, task).to(device)
     if memory_format is not None:
         model = model.to(memory_format=memory_format)
-    task = build_task(config, plan, device, memory_format)
     optimizer = build("optimizer", config["optimizer"], model=model)
     schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
         model.compile()
-    _check_together(task, settings, dist, schedule, data)
+    _check_together(task, settings, dist, schedule, data, loss_name=config["loss"]["name"])
 
     limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
@@ -204,21 +199,19 @@ def _limit(settings: TrainerSettings, batches_per_epoch: int) -> Limit:
     return Limit(steps, parse_time(settings.max_time) if settings.max_time is not None else None)
 
 
-def _final_cost(settings: TrainerSettings, task: Segmentation, data: SegmentationData) -> float:
+def _final_cost(settings: TrainerSettings, task: Task, data: TrainData) -> float:
     """What the final evaluation costs, in evaluations during training."""
     if not settings.final_evaluation:
         return 0.0
-    axes = task.inference.mirror_axes if task.inference.mirror_axes is not None else range(task.plan.spatial_dims)
-    mirror = 2 ** len(axes) if task.inference.mirror and not task.inference.mirror_in_training else 1
-    cases = len(data.evaluation_cases("val"))
+    cases = len(data.evaluation_cases("val", limit=None))
     share = cases / min(cases, settings.eval_cases) if settings.eval_cases and cases else 1.0
-    return 1.1 * mirror * share
+    return 1.1 * task.final_cost() * share
 
 
 def _check_together(
-    task: Segmentation, settings: TrainerSettings, dist: Dist, schedule: Schedule, data: SegmentationData
+    task: Task, settings: TrainerSettings, dist: Dist, schedule: Schedule, data: TrainData, *, loss_name: str
 ) -> None:
-    if not data.evaluation_cases("val"):
+    if not data.evaluation_cases("val", limit=None):
         if schedule.interval == "metric":
             raise UsageError(
                 "scheduler=plateau follows the evaluations, and with data.fold=null there are none",
@@ -227,9 +220,10 @@ def _check_together(
         log.info("no case is held out: nothing is evaluated, and the last weights are the result")
     if not task.loss.decomposable and (settings.accumulate > 1 or dist.world_size > 1):
         raise UsageError(
-            "loss.batch_dice=true cannot be used with trainer.accumulate > 1 or several processes: the Dice of a whole "
-            "batch is not the mean of its parts",
-            hint="set loss.batch_dice=false, or trainer.accumulate=1 with a larger data.batch_size",
+            f"loss={loss_name}, as it is set, cannot be used with trainer.accumulate > 1 or several processes: "
+            "its value for a whole batch is not the mean of its parts",
+            hint="trainer.accumulate=1 with a larger data.batch_size, or a loss of single samples "
+            "(a Dice loss is one with loss.batch_dice=false)",
         )
 
 

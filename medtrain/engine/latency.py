@@ -23,15 +23,16 @@ def forward_ms(engine: Engine) -> float:
     Args:
         engine: The engine; its state does not change.
     """
-    image = torch.zeros((1, *engine.task.example_input()), device=engine.device)
+    batch = {name: value.to(engine.device) for name, value in engine.task.example_batch().items()}
     if engine.memory_format is not None:
-        image = image.to(memory_format=engine.memory_format)
+        same_axes = 4 if engine.memory_format == torch.channels_last else 5
+        batch = {n: v.to(memory_format=engine.memory_format) if v.ndim == same_axes else v for n, v in batch.items()}
     seconds = []
     with engine.evaluation_weights(), torch.inference_mode(), engine.precision.autocast():
         for _ in range(_WARM_UP + _REPEATS):
             _wait(engine.device)
             started = time.perf_counter()
-            engine.model(image)
+            engine.task.forward(engine.model, batch)
             _wait(engine.device)
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[_WARM_UP:]) * 1e3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
@@ -12,29 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from medtrain.callbacks.base import Callback
-from medtrain.data.module import SegmentationData
-from medtrain.data.plan import Plan
-from medtrain.data.prepare import prepare
-from medtrain.data.splits import save_splits
+from medtrain.callbacks.previews import save_picture
+from medtrain.data.source import DataPlan, DataSource
 from medtrain.engine.build import LIMITS, build_engine, build_task, config_digest
 from medtrain.engine.checkpoint import Checkpoint, check_format
-from medtrain.engine.derive import Derivation, Progress, derive, read_split
+from medtrain.engine.derive import Derivation, Progress, derive
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.distributed import Dist
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
+from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
 from medtrain.errors import MedtrainError
-from medtrain.metrics.cases import worst_cases, write_evaluation
 from medtrain.registry import build, plain
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, Status
 from medtrain.run.log import setup_logging
 from medtrain.run.report import write_report
 from medtrain.run.seed import seed_everything
+from medtrain.tasks.base import PictureStyle
 
 log = logging.getLogger(__name__)
 
@@ -123,41 +120,41 @@ def resume_run(
     folder = RunFolder.open(run_dir)
     setup_logging(run_dir=folder.path, rank=dist.rank)
     dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
-    return _run(folder, config, read_plan(folder), dist, before=before, started=started, callbacks=callbacks)
+    return _run(folder, config, read_plan(folder, config), dist, before=before, started=started, callbacks=callbacks)
 
 
-def read_plan(folder: RunFolder) -> Plan:
+def read_plan(folder: RunFolder, config: Mapping[str, Any]) -> DataPlan:
     """The plan a run was made with.
 
     Raises:
         MedtrainError: The run ended before it was planned, or the file is damaged.
     """
     try:
-        return Plan.from_json(json.loads(folder.plan.read_text(encoding="utf-8")))
+        plan: DataPlan = build("data", config["data"]).read_plan(json.loads(folder.plan.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MedtrainError(
             f"the plan of the run cannot be read: {folder.plan}",
             hint="a run that ended before it was planned has to be started again with `medtrain train`",
         ) from error
+    return plan
 
 
 def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
     # what contradicts the data is said before a folder is made
-    task = build_task(derivation.config, derivation.plan, derivation.device, None)
-    task.inference.postprocess(np.zeros((1, 1, 1), dtype=np.uint8), task.class_names)
+    build_task(derivation.config, derivation.plan, derivation.device, None)
     run = derivation.config["run"]
-    experiment = run["experiment"] or f"{derivation.dataset.dataset_name}_{derivation.config['model']['name']}".lower()
+    experiment = run["experiment"] or f"{derivation.found.dataset_name}_{derivation.config['model']['name']}".lower()
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
     folder.write_inputs(derivation.config, overrides, sys.argv)
     atomic_write_json(folder.plan, derivation.plan.to_json())
-    save_splits(folder.splits, derivation.folds)
+    derivation.found.save_splits(folder.splits)
     return folder.path
 
 
 def _run(
     folder: RunFolder,
     config: Mapping[str, Any],
-    plan: Plan,
+    plan: DataPlan,
     dist: Dist,
     *,
     before: Mapping[str, Any] | None = None,
@@ -170,7 +167,7 @@ def _run(
     A resumed run comes with its configuration `before`, a new one with its derivation.
     """
     engine: Engine | None = None
-    data: SegmentationData | None = None
+    data: TrainData | None = None
     status = folder.read_status()
     began = before is None
     if dist.is_main:
@@ -212,13 +209,13 @@ def _run(
 
 def open_data(
     config: Mapping[str, Any],
-    plan: Plan,
+    plan: DataPlan,
     dist: Dist,
     *,
     derivation: Derivation | None = None,
     splits: Path | None = None,
-) -> SegmentationData:
-    """Prepare the cases that are not prepared yet and open the store; several processes share the work.
+) -> TrainData:
+    """Prepare the cases that are not prepared yet and open them; several processes share the work.
 
     Args:
         config: A completed configuration.
@@ -227,26 +224,14 @@ def open_data(
         derivation: Of a new run.
         splits: The split file of an existing run.
     """
-    settings = derivation.settings if derivation else build("data", config["data"])
-    if splits is not None:
-        settings = dataclasses.replace(settings, splits=str(splits))
-    dataset = derivation.dataset if derivation else settings.discover()
-    split = derivation.split if derivation else read_split(settings, dataset)[1]
+    settings: DataSource = derivation.settings if derivation else build("data", config["data"])
+    found = derivation.found if derivation else settings.find(splits=splits)
+    augment = build("augment", config["augment"], **plan.runtime())
     workers = max(1, min(8, available_cores() // dist.local_world_size))
-    store = prepare(dataset, settings, plan, workers=workers, progress=log_progress("preparing"))
+    prepared = settings.prepare(plan, found, workers=workers, progress=log_progress("preparing"))
     dist.barrier()
-    masked = tuple(index for index, channel in enumerate(plan.normalization) if channel.nonzero)
-    augment = build("augment", config["augment"], in_channels=plan.in_channels, masked_channels=masked)
-    return SegmentationData(
-        settings=settings,
-        dataset=dataset,
-        store=store,
-        split=split,
-        plan=plan,
-        augment=augment,
-        seed=config["seed"],
-        pin_memory=config["trainer"]["device"] != "cpu" and torch.cuda.is_available(),
-    )
+    pin_memory = config["trainer"]["device"] != "cpu" and torch.cuda.is_available()
+    return settings.open(plan, found, prepared, augment=augment, seed=config["seed"], pin_memory=pin_memory)
 
 
 def _continue(
@@ -254,7 +239,7 @@ def _continue(
     folder: RunFolder,
     before: Mapping[str, Any],
     config: Mapping[str, Any],
-    data: SegmentationData,
+    data: TrainData,
     status: Status,
 ) -> bool:
     """Put the engine where the run stopped; False when the run is done and nothing was asked of it."""
@@ -297,7 +282,7 @@ def _continue(
     return True
 
 
-def changed_data(folder: RunFolder, data: SegmentationData) -> str | None:
+def changed_data(folder: RunFolder, data: TrainData) -> str | None:
     """What changed in the data that a run uses since it began, in a sentence; None when nothing did."""
     try:
         before = json.loads((folder.path / "data.json").read_text(encoding="utf-8"))
@@ -325,8 +310,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     final: Mapping[str, float] = {}
     if config["trainer"]["final_evaluation"] and engine.history:
         try:
-            mirrored = config["inference"]["mirror"] and config["inference"]["mirror_axes"]
-            final = final_evaluation(engine, folder, how=" with mirroring" if mirrored else "")
+            final = final_evaluation(engine, folder)
         except EvaluationInterruptedError:
             if dist.is_main:
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
@@ -340,13 +324,12 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     return Outcome(folder.path, EXIT_DONE, final)
 
 
-def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> dict[str, float]:
+def final_evaluation(engine: Engine, folder: RunFolder) -> dict[str, float]:
     """Judge the best weights on every validation case with the full protocol, write the tables, return the metrics.
 
     Args:
         engine: The engine, after its fit.
         folder: The run's folder.
-        how: What differs from the evaluations during training, for the log.
     """
     best: Checkpoint | None = engine.checkpoints.best() or engine.checkpoints.last()
     assert best is not None
@@ -362,11 +345,16 @@ def final_evaluation(engine: Engine, folder: RunFolder, *, how: str = "") -> dic
     summary = engine.task.summarize(records)
     if engine.dist.is_main:
         facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
-        write_evaluation(folder.evaluation, records, summary, extra=facts)
+        engine.task.write_evaluation(folder.evaluation, records, summary, extra=facts)
+        for name, pixels in engine.task.pictures(records, PictureStyle(title=f"step {best.step}")).items():
+            save_picture(folder.evaluation / f"{name}.png", pixels)
         name = engine.monitor.name.removeprefix("val/")
-        shown = f"{name} {summary[name]:.4f}"
-        log.info("final evaluation of step %d on %d cases%s: %s", best.step, len(records), how, shown)
-        log.info("worst cases: %s", ", ".join(f"{case} {dice:.4f}" for case, dice in worst_cases(records)))
+        how = " ".join(
+            ["final evaluation of step", str(best.step), f"on {len(records)} cases", engine.task.describe_final()]
+        )
+        log.info("%s: %s %.4f", how.strip(), name, summary[name])
+        worst = engine.task.worst_cases(records)
+        log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in worst))
     torch.cuda.empty_cache()
     return {f"val/{name}": value for name, value in summary.items()}
 

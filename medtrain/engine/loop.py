@@ -140,6 +140,7 @@ class Engine:
         self.best: float | None = None
         self.history: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
+        self.records: list[Record] = []
         self.signals = StopSignals()
         self.stop_reason: str | None = None
         self.pending_evaluation = False
@@ -210,15 +211,17 @@ class Engine:
 
         self._set_lr()
         self.model.train()
-        total = self.dist.sum(sum(batch["weight"] for batch in window))
-        for index, batch in enumerate(window):
+        weights = [self.task.batch_weight(batch) for batch in window]
+        # nothing is labelled in a window without weight: its loss, and gradient, is 0
+        total = self.dist.sum(sum(weights)) or 1.0
+        for index, (batch, weight) in enumerate(zip(window, weights, strict=True)):
             batch = self.data.to_device(batch, self.device, self.memory_format)
             with self.dist.sync_gradients(self.forward_model, last=index == len(window) - 1):
                 with self.precision.autocast():
                     output = self.task.training_step(self.forward_model, batch)
                 # DDP averages over ranks, hence world_size: the sum is the gradient of the global weighted mean
-                self.precision.backward(output.loss * (batch["weight"] * self.dist.world_size / total))
-            self.meter.add({"train/loss": output.loss, **output.logs}, batch["weight"])
+                self.precision.backward(output.loss * (weight * self.dist.world_size / total))
+            self.meter.add({"train/loss": output.loss, **output.logs}, weight)
             self._samples += batch["weight"] * self.dist.world_size
         grad_norm = self.precision.clip(self.optimizer, self.parameters, norm=self.clip_norm, value=self.clip_value)
         self.meter.add({"train/grad_norm": grad_norm}, 1.0)
@@ -250,6 +253,7 @@ class Engine:
         self.pending_evaluation = False
         if not records:
             return False  # a run on every case has nothing to judge: its last weights are its result
+        self.records = records
         metrics = {f"val/{key}": value for key, value in self.task.summarize(records).items()}
         self.clock.add_evaluation(self._agree_on_time(time.perf_counter() - started))
         self._restart_cadences()
@@ -274,7 +278,8 @@ class Engine:
         """
         self.task.begin_evaluation()
         records: list[Record] = []
-        turns = -(-len(self.data.evaluation_cases("val", limit=limit)) // self.dist.world_size)
+        cases = -(-len(self.data.evaluation_cases("val", limit=limit)) // self.dist.world_size)
+        turns = -(-cases // self.data.cases_per_item)
         items = self.data.evaluation_items(rank=self.dist.rank, world_size=self.dist.world_size, limit=limit)
         with self.evaluation_weights(), torch.inference_mode(), self.precision.autocast():
             # the same number of turns on every process, so that all hear of a stop

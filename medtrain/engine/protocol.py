@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 
 from medtrain.tasks.base import Batch
+
+Part = Literal["train", "val", "test"]
 
 
 class TrainData(Protocol):
@@ -26,10 +28,27 @@ class TrainData(Protocol):
         """Move a batch and apply the device transforms."""
         ...
 
-    def evaluation_cases(self, part: Literal["train", "val"], *, limit: int | None) -> list[str]:
+    @property
+    def cases_per_item(self) -> int:
+        """Cases of an evaluation item, but for the last one."""
+        ...
+
+    def evaluation_cases(self, part: Part, *, limit: int | None) -> list[str]:
         """The case ids of a part, or `limit` of them."""
         ...
 
     def evaluation_items(self, *, rank: int, world_size: int, limit: int | None) -> Iterator[Batch]:
-        """This rank's share of the validation part."""
+        """This rank's share of the validation part: every `world_size`-th case."""
+        ...
+
+    def judged_items(self, case_ids: Sequence[str]) -> Iterator[Batch]:
+        """Evaluation items of the named cases, of any part."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data: at least `cases` (id -> content key) and `split_hash`."""
+        ...
+
+    def close(self) -> None:
+        """Stop what reads ahead."""
         ...

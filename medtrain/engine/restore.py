@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from medtrain.data.plan import Plan
 from medtrain.engine.build import build_model, build_task, memory_format_of
 from medtrain.engine.checkpoint import CheckpointFolder, check_format, read_checkpoint
 from medtrain.engine.device import available_cores, choose_device
@@ -19,7 +18,7 @@ from medtrain.engine.launch import read_plan
 from medtrain.engine.precision import Precision, PrecisionName, choose_precision
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.folder import RunFolder
-from medtrain.tasks.segmentation import Segmentation
+from medtrain.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class LoadedRun:
     Args:
         model: The network in evaluation mode, float32, with the weights that were evaluated (averaged where kept).
         task: The task of the run.
-        plan: The plan of the run.
+        plan: The plan of the run, a `DataPlan` of its family.
         config: The completed configuration.
         run_dir: The run's folder.
         step: Optimizer steps behind the weights.
@@ -42,8 +41,8 @@ class LoadedRun:
     """
 
     model: nn.Module
-    task: Segmentation
-    plan: Plan
+    task: Task
+    plan: Any
     config: Mapping[str, Any]
     run_dir: Path
     step: int
@@ -90,12 +89,13 @@ def load_run(
             else "choose best, last or one of these",
         )
     check_format(found)
-    plan = read_plan(folder)
+    plan = read_plan(folder, config)
     chosen_device = choose_device(device)
     if chosen_device.type == "cpu":
         torch.set_num_threads(available_cores())
     memory_format = memory_format_of(config, plan)
-    model = build_model(config, plan)
+    task = build_task(config, plan, chosen_device, memory_format)
+    model = build_model(config, plan, task)
     model.load_state_dict(found.weights(ema=found.has_ema))
     model = model.to(chosen_device).eval().requires_grad_(False)
     if memory_format is not None:
@@ -112,7 +112,7 @@ def load_run(
     )
     return LoadedRun(
         model=model,
-        task=build_task(config, plan, chosen_device, memory_format),
+        task=task,
         plan=plan,
         config=config,
         run_dir=folder.path,

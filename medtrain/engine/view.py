@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medtrain.engine.latency import forward_ms
 
 if TYPE_CHECKING:
-    from medtrain.callbacks.base import WorstCase
     from medtrain.engine.loop import Engine
     from medtrain.loggers.base import LoggerSet
     from medtrain.metrics.spec import MetricSpec
+    from medtrain.tasks.base import PictureStyle
 
 
 class EngineView:
@@ -71,10 +73,9 @@ class EngineView:
         """One entry per evaluation, `{"step", "epoch", **metrics}`, the newest last."""
         return self._engine.history
 
-    @property
-    def worst(self) -> WorstCase | None:
-        """The worst case of the newest evaluation, if it kept one."""
-        return self._engine.task.worst
+    def pictures(self, style: PictureStyle) -> dict[str, np.ndarray]:
+        """Pictures of the newest evaluation by name, uint8 [H, W, 3]; `worst` is the most telling one."""
+        return self._engine.task.pictures(self._engine.records, style)
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -84,7 +85,7 @@ class EngineView:
     @property
     def in_channels(self) -> int:
         """Channels of an image."""
-        return self._engine.task.example_input()[0]
+        return self._engine.task.in_channels
 
     @property
     def class_names(self) -> Sequence[str]:

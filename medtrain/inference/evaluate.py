@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from medtrain.callbacks.previews import draw_case
-from medtrain.data.module import SegmentationData
+from medtrain.callbacks.previews import save_picture
 from medtrain.engine.distributed import Dist
 from medtrain.engine.launch import changed_data, open_data
+from medtrain.engine.protocol import TrainData
 from medtrain.engine.restore import LoadedRun, load_run
 from medtrain.errors import UsageError
 from medtrain.inference.predictor import Predictor
-from medtrain.metrics.cases import summary_table, worst_cases, write_evaluation
 from medtrain.registry import closest, plain
-from medtrain.run.atomic import atomic_write
 from medtrain.run.folder import RunFolder
 from medtrain.run.log import console, setup_logging
 from medtrain.run.report import write_report
-from medtrain.tasks.base import Record
+from medtrain.tasks.base import PictureStyle, Record
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +45,7 @@ def evaluate_run(
         config: The run's configuration, with the user's changes.
         trained: The run's configuration.
         checkpoint: `best`, `last` or a checkpoint's name.
-        part: `val` or `train`.
+        part: `val`, `train` or `test`, where some cases are kept back for it.
         cases: Judge and draw only these cases, of either part.
         device: auto, cpu, cuda or mps.
 
@@ -59,8 +55,8 @@ def evaluate_run(
     Raises:
         UsageError: The part has no cases, or a case does not exist.
     """
-    if part not in ("val", "train"):
-        raise UsageError(f"--part {part}: choose val or train")
+    if part not in ("val", "train", "test"):
+        raise UsageError(f"--part {part}: choose val, train or test")
     setup_logging()
     run = load_run(run_dir, config, checkpoint=checkpoint, device=device)
     folder = RunFolder.open(run_dir)
@@ -85,25 +81,26 @@ def evaluate_run(
         "part": part,
         "inference": config["inference"],
     }
-    write_evaluation(out, records, summary, extra=plain(facts))
+    run.task.write_evaluation(out, records, summary, extra=plain(facts))
     if same:
         write_report(run.run_dir)
-    console().print(summary_table(records, summary, title=f"{run.run_dir.name}: {name}, {len(chosen)} cases"))
-    log.info("worst cases: %s", ", ".join(f"{case} {dice:.4f}" for case, dice in worst_cases(records)))
+    title = f"{run.run_dir.name}: {name}, {len(chosen)} cases"
+    console().print(run.task.summary_table(records, summary, title=title))
+    log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in run.task.worst_cases(records)))
     log.info("tables and pictures in %s", out)
     return summary
 
 
-def _choose_cases(data: SegmentationData, part: str, cases: Sequence[str]) -> list[str]:
+def _choose_cases(data: TrainData, part: str, cases: Sequence[str]) -> list[str]:
     if not cases:
-        chosen = data.evaluation_cases(part)  # type: ignore[arg-type]
+        chosen = data.evaluation_cases(part, limit=None)  # type: ignore[arg-type]
         if not chosen:
             raise UsageError(
                 f"the {part} part of this run has no cases",
-                hint="a run with data.fold=null holds none out: --part train",
+                hint="--part train; a run with data.fold=null holds none out, and one of folds keeps none back to test",
             )
         return chosen
-    known = [*data.evaluation_cases("train"), *data.evaluation_cases("val")]
+    known = [case for name in ("train", "val", "test") for case in data.evaluation_cases(name, limit=None)]
     for case in cases:
         if case not in known:
             near = closest(case, known)
@@ -112,29 +109,25 @@ def _choose_cases(data: SegmentationData, part: str, cases: Sequence[str]) -> li
     return list(cases)
 
 
-def _judge(run: LoadedRun, data: SegmentationData, cases: Sequence[str], out: Path, *, each: bool) -> list[Record]:
-    """Judge cases one by one; draw each of them, or the worst."""
+def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path, *, each: bool) -> list[Record]:
+    """Judge cases and draw them: each of them, or what the task shows of all."""
     records: list[Record] = []
+    style = PictureStyle(title=f"step {run.step}")
     run.task.begin_evaluation()
     with torch.inference_mode(), run.precision.autocast():
-        for number, case_id in enumerate(cases, start=1):
-            records += run.task.evaluation_step(run.model, data.evaluation_item(case_id), final=True)
-            log.info("case %d of %d: %s", number, len(cases), case_id)
+        for item in data.judged_items(cases):
+            judged = run.task.evaluation_step(run.model, item, final=True)
+            records += judged
+            log.info("case %d of %d: %s", len(records), len(cases), judged[-1]["case_id"])
             if each:
-                _draw(run, out / f"{case_id}.png")
+                for number, (name, pixels) in enumerate(run.task.pictures(judged, style).items()):
+                    stem = judged[-1]["case_id"] if number == 0 else f"{judged[-1]['case_id']}_{name}"
+                    save_picture(out / f"{stem}.png", pixels)
                 run.task.begin_evaluation()
     if not each:
-        _draw(run, out / "worst.png")
+        for name, pixels in run.task.pictures(records, style).items():
+            save_picture(out / f"{name}.png", pixels)
     return records
-
-
-def _draw(run: LoadedRun, path: Path) -> None:
-    case = run.task.worst
-    if case is not None:
-        title = f"{case['case_id']}   mean Dice {case['score']:.4f}   step {run.step}"
-        buffer = io.BytesIO()
-        Image.fromarray(draw_case(case, list(run.task.class_names), title=title)).save(buffer, format="PNG")
-        atomic_write(path, buffer.getvalue())
 
 
 def predict_run(

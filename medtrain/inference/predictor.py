@@ -24,6 +24,7 @@ from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.postprocess import class_indices
 from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
 from medtrain.inference.scans import Scan, find_scans
+from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from medtrain.data.plan import Plan
@@ -58,8 +59,9 @@ class Predictor:
     """
 
     def __init__(self, run: LoadedRun, *, mirror: bool | None = None) -> None:
+        assert isinstance(run.task, Segmentation), run.task
         self._run = run
-        self._plan = run.plan
+        self._plan: Plan = run.plan
         self._task = copy.copy(run.task)
         if mirror is not None:
             self._task.inference = dataclasses.replace(run.task.inference, mirror=mirror)

@@ -279,7 +279,7 @@ def probe(overrides: Sequence[str], imports: Sequence[str], config_dirs: Sequenc
     for fold in folds or (config["data"]["fold"],):
         here = {**config, "data": {**config["data"], "fold": fold}}
         derivation = derive(here, progress=log_progress("reading"))
-        hashes.append(split_hash(derivation.split))
+        hashes.append(split_hash(derivation.found.split))
         with contextlib.closing(
             open_data(derivation.config, derivation.plan, Dist.from_environment(), derivation=derivation)
         ):
@@ -289,7 +289,7 @@ def probe(overrides: Sequence[str], imports: Sequence[str], config_dirs: Sequenc
         monitor=task.monitor.name,
         config=plain(derivation.config),
         split_hashes=tuple(hashes),
-        dataset=derivation.dataset.dataset_name,
+        dataset=derivation.found.dataset_name,
         device=derivation.device.type,
         gpus=count_gpus(config["trainer"]["device"]),
     )

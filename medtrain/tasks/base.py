@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
-from medtrain.callbacks.base import WorstCase
+from medtrain.errors import UsageError
 from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import closest
 
 Batch = dict[str, Any]
 Record = dict[str, Any]
-"""The result of one evaluated case: `case_id` and plain values by metric key."""
+"""The result of one evaluated case: `case_id` and plain values by column."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,54 @@ class StepOutput:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PictureStyle:
+    """How the pictures of an evaluation are drawn.
+
+    Args:
+        title: What is said of the model, such as its step.
+        channel: Channel of the image to show; a 2-D picture with three channels is shown in colour instead.
+        panel_size: Pixels of the longer side of a panel.
+        opacity: How strongly the areas of overlays are coloured, 0 to 1.
+    """
+
+    title: str = ""
+    channel: int = 0
+    panel_size: int = 300
+    opacity: float = 0.35
+
+
+class Loss(Protocol):
+    """What the engine asks of a loss."""
+
+    @property
+    def decomposable(self) -> bool:
+        """Whether the loss of a batch is the weighted mean of its parts' losses."""
+        ...
+
+
 class Task(Protocol):
     """A task: segmentation, classification, ... The engine calls nothing else."""
 
-    worst: WorstCase | None
-    """The worst case of the last evaluation, for pictures."""
+    loss: Any
+    """What is minimised; a `Loss`."""
+
+    monitor: MetricSpec
+    """The metric that decides which weights are best, `val/<name>`."""
 
     class_names: Sequence[str]
     """Names of the classes by index."""
+
+    in_channels: int
+    """Channels of the images."""
+
+    def runtime(self) -> dict[str, Any]:
+        """What models that ask for it by name (`runtime=`) get to know about the task, such as `num_outputs`."""
+        ...
+
+    def batch_weight(self, batch: Batch) -> float:
+        """Number of units of a training batch, as read, over which `training_step` takes its mean."""
+        ...
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Forward a training batch and compute its loss, inside autocast."""
@@ -61,6 +103,57 @@ class Task(Protocol):
         """The metrics that `summarize` returns, the default monitor first."""
         ...
 
-    def example_input(self) -> tuple[int, ...]:
-        """Shape of one training input without the batch axis, for the sanity check and the export."""
+    def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
+        """The cases that were judged worst, the worst first, each with its score."""
         ...
+
+    def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
+        """Pictures of the last evaluation by name, uint8 [H, W, 3], the most telling one first and called `worst`."""
+        ...
+
+    def write_evaluation(
+        self, folder: Any, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
+    ) -> None:
+        """Write `cases.csv`, `summary.json` and what else there is to say of an evaluation into a folder."""
+        ...
+
+    def summary_table(self, records: Sequence[Record], summary: Mapping[str, float], *, title: str) -> Any:
+        """The metrics as a table for the console (rich)."""
+        ...
+
+    def final_cost(self) -> float:
+        """Time of a final evaluation of a case, in evaluations during training."""
+        ...
+
+    def describe_final(self) -> str:
+        """What a final evaluation does besides those during training, for the log; empty when nothing."""
+        ...
+
+    def example_batch(self) -> dict[str, Tensor]:
+        """One input of the model: zeros by batch entry, with a batch axis of 1."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Call the model with the entries of a batch that it takes."""
+        ...
+
+
+def find_monitor(name: str, specs: Mapping[str, MetricSpec]) -> MetricSpec:
+    """The metric that decides which weights are best.
+
+    Args:
+        name: Its name; what `val/` stands before is accepted, too.
+        specs: The metrics of the task.
+
+    Raises:
+        UsageError: The task has no such metric; names those it has.
+    """
+    key = name.removeprefix("val/")
+    if key not in specs:
+        near = closest(key, specs)
+        raise UsageError(
+            f"task.monitor={name} is not a metric of this task; available: {', '.join(specs)}",
+            hint=f"did you mean task.monitor={near}?" if near else None,
+        )
+    spec = specs[key]
+    return MetricSpec(f"val/{key}", spec.mode, spec.unit)

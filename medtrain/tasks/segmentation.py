@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medtrain.callbacks.base import WorstCase
 from medtrain.errors import UsageError
+from medtrain.inference.postprocess import class_indices
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
-from medtrain.metrics.cases import evaluate_case, metric_specs, summarize
+from medtrain.metrics.cases import (
+    evaluate_case,
+    metric_specs,
+    summarize,
+    summary_table,
+    worst_cases,
+    write_evaluation,
+)
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import SURFACE_METRICS
-from medtrain.registry import closest, register
-from medtrain.tasks.base import Batch, Record, StepOutput
+from medtrain.pictures.case import WorstCase, draw_case
+from medtrain.registry import register
+from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from medtrain.data.plan import Plan
     from medtrain.inference.sliding_window import SlidingWindow
 
@@ -56,31 +67,26 @@ class Segmentation:
     ) -> None:
         self.loss = DeepSupervisionLoss(loss)
         self.inference = inference
+        class_indices(inference.keep_largest, plan.class_names)  # an unknown name is said now
         self.plan = plan
         self.device = device
         self.memory_format = memory_format
         self.surface_metrics = surface_metrics
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.class_names: Sequence[str] = plan.class_names
+        self.in_channels = plan.in_channels
         self.worst: WorstCase | None = None
         self.monitor = self._find_monitor(monitor)
 
     def _find_monitor(self, name: str) -> MetricSpec:
-        specs = metric_specs(self.class_names)
-        if name not in specs:
-            near = closest(name, specs)
-            raise UsageError(
-                f"task.monitor={name} is not a metric of this task; available: {', '.join(specs)}",
-                hint=f"did you mean task.monitor={near}?" if near else None,
-            )
+        monitor = find_monitor(name, metric_specs(self.class_names))
         if self.surface_metrics != "always" and name.split("/")[0] in SURFACE_METRICS:
             raise UsageError(
                 f"task.monitor={name} needs surface distances in every evaluation, but "
                 f"task.surface_metrics={self.surface_metrics}",
                 hint="set task.surface_metrics=always",
             )
-        spec = specs[name]
-        return MetricSpec(f"val/{name}", spec.mode, spec.unit)
+        return monitor
 
     def metrics(self) -> Mapping[str, MetricSpec]:
         """The metrics of every evaluation, with their direction."""
@@ -89,13 +95,25 @@ class Segmentation:
             return specs
         return {key: spec for key, spec in specs.items() if key.split("/")[0] not in SURFACE_METRICS}
 
-    def example_input(self) -> tuple[int, ...]:
-        """Shape [C, *S] of a training patch."""
-        return (self.plan.in_channels, *self.plan.patch_size)
+    def runtime(self) -> dict[str, Any]:
+        """Models have one output per class."""
+        return {"num_outputs": self.plan.num_classes}
+
+    def example_batch(self) -> dict[str, Tensor]:
+        """A patch [1, C, *S]."""
+        return {"image": torch.zeros(1, self.plan.in_channels, *self.plan.patch_size)}
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor | Sequence[Tensor]:
+        """Logits of patches [B, C, *S], at several resolutions in training with deep supervision."""
+        return model(batch["image"])
+
+    def batch_weight(self, batch: Batch) -> float:
+        """Its patches."""
+        return float(batch["weight"])
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Logits of a batch of patches and their loss."""
-        logits = model(batch["image"])
+        logits = self.forward(model, batch)
         return StepOutput(self.loss(logits, batch["label"], ignore_index=self.plan.ignore_index))
 
     def begin_evaluation(self) -> None:
@@ -138,6 +156,46 @@ class Segmentation:
     def summarize(self, records: Sequence[Record]) -> dict[str, float]:
         """Means over cases, per class and over the classes."""
         return summarize(records, self.class_names)
+
+    def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
+        """Those with the lowest mean Dice."""
+        return worst_cases(records, count)
+
+    def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
+        """The case with the lowest mean Dice among those that this process judged."""
+        if self.worst is None:
+            return {}
+        title = f"{self.worst['case_id']}   mean Dice {self.worst['score']:.4f}   {style.title}".strip()
+        pixels = draw_case(
+            self.worst,
+            list(self.class_names),
+            title=title,
+            channel=style.channel,
+            panel_size=style.panel_size,
+            opacity=style.opacity,
+        )
+        return {"worst": pixels}
+
+    def write_evaluation(
+        self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
+    ) -> None:
+        """One row per case, and their statistics."""
+        worst = [{"case_id": case, "dice": dice} for case, dice in self.worst_cases(records)]
+        write_evaluation(folder, records, summary, extra={**extra, "worst": worst})
+
+    def summary_table(self, records: Sequence[Record], summary: Mapping[str, float], *, title: str) -> Table:
+        """One row per class."""
+        return summary_table(records, summary, title=title)
+
+    def final_cost(self) -> float:
+        """A pass for every mirrored copy that evaluations during training leave out."""
+        axes = self.inference.mirror_axes if self.inference.mirror_axes is not None else range(self.plan.spatial_dims)
+        return float(2 ** len(axes)) if self.inference.mirror and not self.inference.mirror_in_training else 1.0
+
+    def describe_final(self) -> str:
+        """Whether it mirrors."""
+        mirrored = self.inference.mirror and self.inference.mirror_axes
+        return "with mirroring" if mirrored and not self.inference.mirror_in_training else ""
 
     def _keep_if_worst(self, item: Batch, logits: Tensor, row: Mapping[str, float]) -> None:
         score = float(np.nanmean([value for key, value in row.items() if key.startswith("dice/")] or [np.nan]))

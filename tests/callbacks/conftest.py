@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtrain.callbacks.base import Callback, EngineView, WorstCase
+from medtrain.callbacks.base import Callback, EngineView
 from medtrain.loggers.base import Logger, LoggerSet
 from medtrain.metrics.spec import MetricSpec
+from medtrain.tasks.base import PictureStyle
 
 
 class ImageRecorder(Logger):
@@ -38,7 +39,8 @@ class FakeView:
     monitor: MetricSpec = field(default_factory=lambda: MetricSpec("val/dice", "max"))
     metrics: Mapping[str, float] = field(default_factory=dict)
     history: list[Mapping[str, float]] = field(default_factory=list)
-    worst: WorstCase | None = None
+    drawn: dict[str, np.ndarray] = field(default_factory=dict)
+    styles: list[PictureStyle] = field(default_factory=list)
     metric_names: list[str] = field(default_factory=lambda: ["val/dice", "val/dice/liver", "val/hd95"])
     in_channels: int = 2
     class_names: list[str] = field(default_factory=lambda: ["background", "liver", "tumour"])
@@ -48,6 +50,10 @@ class FakeView:
     @property
     def loggers(self) -> LoggerSet:
         return LoggerSet({"recorder": self.recorder})
+
+    def pictures(self, style: PictureStyle) -> dict[str, np.ndarray]:
+        self.styles.append(style)
+        return self.drawn
 
     def request_stop(self, reason: str) -> None:
         self.stops.append(reason)

@@ -17,9 +17,9 @@ def check(*, held_out: int = 3, interval: str = "step", decomposable: bool = Tru
         SimpleNamespace(accumulate=accumulate),
         SimpleNamespace(world_size=1),
         SimpleNamespace(interval=interval),
-        SimpleNamespace(evaluation_cases=lambda part: ["case"] * held_out),
+        SimpleNamespace(evaluation_cases=lambda part, limit: ["case"] * held_out),
     ]
-    _check_together(*parts)
+    _check_together(*parts, loss_name="dice_ce")
 
 
 def test_a_schedule_that_follows_the_evaluations_needs_some() -> None:
@@ -32,5 +32,5 @@ def test_a_schedule_that_follows_the_evaluations_needs_some() -> None:
 def test_a_dice_of_the_batch_is_not_accumulated() -> None:
     check(decomposable=False)
     check(accumulate=2)
-    with pytest.raises(UsageError, match=r"loss\.batch_dice=true cannot be used with trainer.accumulate > 1"):
+    with pytest.raises(UsageError, match=r"loss=dice_ce, as it is set, cannot be used with trainer.accumulate > 1"):
         check(decomposable=False, accumulate=2)

@@ -43,8 +43,8 @@ def test_fills_in_every_value_that_was_left_out(words: list[str]) -> None:
     assert config["trainer"]["max_steps"] == DEFAULT_STEPS["cpu"]
     assert (plan.in_channels, plan.num_classes, plan.class_names) == (1, 3, ("background", "liver", "cancer"))
     assert all(value.reason for value in derivation.values)
-    assert len(derivation.split["train"]) == 4
-    assert len(derivation.split["val"]) == 1
+    assert len(derivation.found.split["train"]) == 4
+    assert len(derivation.found.split["val"]) == 1
 
 
 def test_a_value_of_the_user_stays(words: list[str]) -> None:

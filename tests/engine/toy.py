@@ -33,6 +33,7 @@ class ToyData:
         self.y = torch.randn(samples, 1, generator=generator)
         self.batch_size = batch_size
         self.batches_per_epoch = -(-samples // batch_size)
+        self.cases_per_item = 1
 
     def batch(self, index: int) -> dict[str, Any]:
         epoch, position = divmod(index, self.batches_per_epoch)
@@ -60,8 +61,10 @@ class ToyData:
 
 
 class ToyTask:
-    worst = None
     class_names: Sequence[str] = ()
+
+    def batch_weight(self, batch: dict[str, Any]) -> float:
+        return float(batch["weight"])
 
     def training_step(self, model: nn.Module, batch: dict[str, Any]) -> StepOutput:
         error = (model(batch["x"]) - batch["y"]).square().mean()
@@ -79,8 +82,12 @@ class ToyTask:
     def metrics(self) -> dict[str, MetricSpec]:
         return {"error": MetricSpec("val/error", "min")}
 
-    def example_input(self) -> tuple[int, ...]:
-        return (5,)
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        output: Tensor = model(batch["x"])
+        return output
+
+    def example_batch(self) -> dict[str, Tensor]:
+        return {"x": torch.zeros(1, 5)}
 
 
 class Constant:
