@@ -124,11 +124,22 @@ def voxel_cross_entropy(logits: Tensor, label: Tensor, *, label_smoothing: float
     return voxels
 
 
-def binary_cross_entropy(logits: Tensor, label: Tensor, *, ignore_index: int | None) -> Tensor:
+def focal(surprise: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma times the surprise -log p of targets with probability p."""
+    # 1 - p = -expm1(-surprise), exact for p near 1; where p rounds to 1 the slope of a fractional power would be
+    # infinite
+    missing = (-(-surprise).expm1()).clamp_min(1e-12)
+    return missing**gamma * surprise
+
+
+def binary_cross_entropy(
+    logits: Tensor, label: Tensor, *, ignore_index: int | None, pos_weight: float | None = None
+) -> Tensor:
     """Sigmoid cross-entropy of every channel with its one-hot target, averaged over channels, voxels and samples."""
     label, valid = split_ignored(label, ignore_index)
     target = one_hot(label, logits.shape[1]).to(logits.dtype)
+    weight = None if pos_weight is None else logits.new_tensor(pos_weight)
     if valid is None:
-        return F.binary_cross_entropy_with_logits(logits, target)
-    voxels = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+    voxels = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none").mean(1)
     return mean_per_sample(voxels, valid)
