@@ -1,0 +1,68 @@
+"""The plain five-layer CNN, in 2-D and 3-D: the baseline that anything else must beat."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from medtrain.models.encoders import Encoder, check_image_size
+from medtrain.models.layers import ConvBlock, NormName, init_he
+
+CHANNELS = (64, 128, 256, 512, 1024)
+"""Feature channels of the five layers."""
+
+_MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+class CnnEncoder(Encoder):
+    """Rows of 3x3 convolution, normalisation and leaky ReLU, with max-pooling by 2 between them.
+
+    An axis that has shrunk to one element is not pooled further, so that thin volumes can be used.
+
+    Args:
+        in_channels: Image channels C.
+        image_size: (H, W) or (D, H, W) of the images.
+        drop_rate: Probability of dropping a pooled feature.
+        channels: Feature channels of each layer.
+        norm: See `medtrain.models.layers.norm_layer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: tuple[int, ...],
+        drop_rate: float = 0.0,
+        channels: tuple[int, ...] = CHANNELS,
+        norm: NormName = "batch",
+    ) -> None:
+        super().__init__(in_channels, tuple(image_size))
+        check_image_size(self.image_size, (2, 3), "cnn")
+        dims = len(self.image_size)
+        self.layers = nn.Sequential()
+        size, width = self.image_size, in_channels
+        for index, features in enumerate(channels):
+            if index:
+                factor = tuple(2 if side > 1 else 1 for side in size)
+                self.layers.append(_MAX_POOL[dims](factor))
+                size = tuple(side // f for side, f in zip(size, factor))
+            self.layers.append(ConvBlock(dims, width, features, (3,) * dims, (1,) * dims, norm, 0.0))
+            width = features
+        self.map = nn.Identity()
+        self.dropout = nn.Dropout(drop_rate)
+        self.num_features = self.map_features = width
+        self.map_size = size
+        init_he(self)
+
+    def features_and_vector(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature map and feature vector in one pass."""
+        self.check_input(image)
+        feature_map = self.map(self.layers(image))
+        return feature_map, self.pool(feature_map)
+
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """Mean over the map, with dropout."""
+        return self.dropout(feature_map.flatten(2).mean(dim=2))
+
+    def feature_layer(self) -> nn.Module:
+        """The module whose output is the feature map."""
+        return self.map
