@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from medtrain.data.case import Dataset
+from medtrain.data.generated import generate
 from medtrain.data.io.folders import DESCRIPTION
 from medtrain.data.io.nifti import SourceGrid, write_image
 from medtrain.data.msd import discover_msd
 from medtrain.data.volume_data import VolumeData
-from medtrain.errors import UsageError
 from medtrain.registry import Range, register
-from medtrain.run.atomic import atomic_dir, remove_leftovers
 
 _LOG = logging.getLogger(__name__)
-_MARKER = "phantom.json"
-_FORMAT = 1
+_FORMAT = 2
 _LABELS = {"0": "background", "1": "liver", "2": "cancer"}
 _LIVER, _TUMOUR = 1, 2
 _SLAB_VOXELS = 4_000_000
@@ -56,15 +53,6 @@ class PhantomData(VolumeData):
 
     def discover(self) -> Dataset:
         """Generate the files unless they are there; see `VolumeData.discover`."""
-        if self.root is None:
-            raise UsageError(
-                "data.root is not set: where may the phantom be written?", hint="data.root=outputs/phantom"
-            )
-        root = Path(self.root).expanduser()
-        self._generate(root)
-        return discover_msd(root)
-
-    def _generate(self, root: Path) -> None:
         wanted = {
             "format": _FORMAT,
             "num_cases": self.num_cases,
@@ -72,16 +60,8 @@ class PhantomData(VolumeData):
             "phantom_seed": self.phantom_seed,
             "true_scale": self.true_scale,
         }
-        while not _is_complete(root, wanted):
-            root.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(root.parent)
-            _say(f"generating the phantom in {root}: {self.num_cases + self.num_test_cases} cases")
-            # another process may be making the same: whoever comes first wins
-            with atomic_dir(root, existing="replace" if root.exists() else "keep") as folder:
-                self._write(folder)
-                files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
-                marker = json.dumps({"parameters": wanted, "files": files}, indent=1)
-                (folder / _MARKER).write_text(marker, encoding="utf-8")
+        total = self.num_cases + self.num_test_cases
+        return discover_msd(generate(self.root, wanted, self._write, what=f"{total} cases"))
 
     def _write(self, folder: Path) -> None:
         total = self.num_cases + self.num_test_cases
@@ -113,38 +93,6 @@ class PhantomData(VolumeData):
             "test": [f"./imagesTs/{n}" for n in names[self.num_cases :]],
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-
-
-def _say(text: str) -> None:
-    """Log, or write to stderr in commands without a log, such as `show`: no files without a word."""
-    if _LOG.isEnabledFor(logging.INFO):
-        _LOG.info(text)
-    else:
-        print(text, file=sys.stderr)
-
-
-def _is_complete(root: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder holds this very phantom; False where it may be (over)written.
-
-    Raises:
-        UsageError: The folder holds files that this module did not write.
-    """
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    found: dict[str, Any] = {}
-    if (root / _MARKER).is_file():
-        found = json.loads((root / _MARKER).read_text(encoding="utf-8"))
-        if found["parameters"] == wanted and all((root / name).is_file() for name in found["files"]):
-            return True
-    ours = {*found.get("files", []), _MARKER}
-    foreign = [str(path) for path in root.rglob("*") if path.is_file() and str(path.relative_to(root)) not in ours]
-    if not found or foreign:
-        held = f" such as {foreign[0]}" if foreign else ""
-        raise UsageError(
-            f"data.root={root} holds files that are not this phantom's{held}; they are not overwritten",
-            hint=f"data.root={root}_{wanted['num_cases']}, or the folder of another data source",
-        )
-    return False
 
 
 def make_case(seed: int, index: int, *, true_scale: bool = False) -> tuple[np.ndarray, np.ndarray, SourceGrid]:

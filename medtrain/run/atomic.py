@@ -72,7 +72,7 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any, *, sync: bool = 
 
 @contextlib.contextmanager
 def atomic_dir(
-    path: str | os.PathLike[str], *, existing: Literal["fail", "keep", "replace"] = "fail"
+    path: str | os.PathLike[str], *, existing: Literal["fail", "keep", "replace"] = "fail", sync: bool = True
 ) -> Iterator[Path]:
     """Fill a temporary folder; it appears at `path`, synced and complete, when the block ends without an error.
 
@@ -80,6 +80,7 @@ def atomic_dir(
         path: Destination folder; its parent must exist.
         existing: When `path` is there at the end: raise FileExistsError, keep it and discard ours (the winner of a
             race has written the same), or put ours in its place.
+        sync: Wait until every file is on the disk; thousands of small ones take half a minute.
 
     Yields:
         The folder to write into.
@@ -93,7 +94,8 @@ def atomic_dir(
         temporary.mkdir()
         try:
             yield temporary
-            sync_tree(temporary)
+            if sync:
+                sync_tree(temporary)
             _move_folder(temporary, target, existing)
             _sync_folder(target.parent)
         finally:

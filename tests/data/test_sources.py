@@ -422,3 +422,13 @@ def test_true_scale_draws_liver_sized_grids() -> None:
         assert 75 <= shape[0] <= 700
         assert 0.6 <= spacing[1] == spacing[2] <= 0.85
         assert 250 < shape[0] * spacing[0] < 490
+
+
+def test_a_phantom_whose_files_a_crash_cut_is_made_again(tmp_path: Path) -> None:
+    root = tmp_path / "phantom"
+    phantom(root).discover()
+    cut = root / "imagesTr" / "phantom_001.nii.gz"
+    data = cut.read_bytes()
+    cut.write_bytes(data[:100])
+    phantom(root).discover()
+    assert cut.read_bytes() == data
