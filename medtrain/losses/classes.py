@@ -48,6 +48,11 @@ class SoftmaxLoss(ImageLoss):
         """Probabilities [B, T, K] of logits [B, T * K]."""
         return self.by_target(logits).softmax(-1)
 
+    def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The logits of the true classes, added up over the labelled targets [B]."""
+        index = target.nan_to_num(0).long().unsqueeze(-1)
+        return (self.by_target(logits).gather(-1, index).squeeze(-1) * ~target.isnan()).sum(1)
+
 
 class ClassCrossEntropy(SoftmaxLoss):
     """Softmax cross-entropy of every labelled entry; see `ce` for its arguments."""

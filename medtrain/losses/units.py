@@ -113,6 +113,20 @@ class ImageLoss(nn.Module):
         """What the logits mean: probabilities [B, T, K] of classes, or numbers [B, T] in the unit of the target."""
         raise NotImplementedError
 
+    def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """What speaks for the truth [B], so that its gradient shows where the model sees it (Grad-CAM).
+
+        Args:
+            logits: As for `forward`.
+            target: [B, T]; what is unlabelled counts nowhere where classes exclude each other.
+        """
+        return logits.flatten(1).sum(1)
+
+    @property
+    def units_per_sample(self) -> int:
+        """Units that a wholly labelled sample has, where classes weigh 1."""
+        return len(self.targets)
+
     def by_target(self, logits: Tensor) -> Tensor:
         """Logits [B, T, O] of logits [B, T * O] or [B, T, O]."""
         found = logits.numel() // max(1, logits.shape[0])
