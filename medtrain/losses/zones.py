@@ -14,6 +14,8 @@ from medtrain.losses.classes import ClassCrossEntropy
 from medtrain.losses.units import TargetInfo
 from medtrain.registry import Range, closest, register
 
+UNKNOWN_NAMES = frozenset({"unknown", "ungradable"})
+
 
 @register("loss", "weighted_zone_ce", runtime=("targets",), tags=("images",))
 class WeightedZoneCrossEntropy(ClassCrossEntropy):
@@ -23,14 +25,15 @@ class WeightedZoneCrossEntropy(ClassCrossEntropy):
 
     Args:
         targets: One target per zone, all with the same classes.
-        unknown_class: The class of zones that cannot be graded; null = the last one.
+        unknown_class: The class of zones that cannot be graded; null = the last one, if it is called `unknown` or
+            `ungradable`.
         unknown_weight: Its weight u.
         normalize: What the weighted sum is divided by. `weights`: the sum of the weights, so that among zones that are
             all unknown u cancels out; `entries`: the number of labelled zones, so that it never does.
         label_smoothing: Share of the target spread over all classes.
 
     Raises:
-        UsageError: No class has this name, or the targets differ in their classes.
+        UsageError: There is no such class, or the targets differ in their classes.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class WeightedZoneCrossEntropy(ClassCrossEntropy):
         label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__(targets, label_smoothing=label_smoothing, loss_name="weighted_zone_ce")
-        unknown = self.num_classes - 1 if unknown_class is None else _unknown_index(self.targets, unknown_class)
+        unknown = _unknown_index(self.targets, unknown_class)
         weights = tuple(unknown_weight if index == unknown else 1.0 for index in range(self.num_classes))
         self.weights = WeightTable(weights)
         self.normalize = normalize
@@ -58,8 +61,17 @@ class WeightedZoneCrossEntropy(ClassCrossEntropy):
         return self.weights(target) if self.normalize == "weights" else torch.isfinite(target).to(target.dtype)
 
 
-def _unknown_index(targets: Sequence[TargetInfo], name: str) -> int:
+def _unknown_index(targets: Sequence[TargetInfo], name: str | None) -> int:
     """The index of a class that all targets have at the same place."""
+    if name is None:
+        last = {(target.classes or ("",))[-1] for target in targets}
+        if len(last) > 1 or UNKNOWN_NAMES.isdisjoint(name.lower() for name in last):
+            raise UsageError(
+                "loss=weighted_zone_ce weighs the class of zones that cannot be graded, and none of "
+                f"{', '.join(targets[0].classes or ())} is called {' or '.join(sorted(UNKNOWN_NAMES))}",
+                hint="name it with loss.unknown_class=..., or use loss=ce if every zone is graded",
+            )
+        name = last.pop()
     for target in targets:
         names = target.classes or ()
         if name not in names:
