@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
