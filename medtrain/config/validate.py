@@ -7,6 +7,7 @@ from typing import Any
 
 from medtrain import registry
 from medtrain.config.annotations import Issue, check_params
+from medtrain.config.families import family_issues
 from medtrain.config.paths import MULTI_GROUPS, PRESET_GROUPS
 from medtrain.config.schema import ROOT, component_of
 from medtrain.config.tree import origin_of
@@ -42,6 +43,7 @@ def validate(
         check_section = _check_many if group in MULTI_GROUPS else _check_one
         result[group], found = check_section(group, tree.get(group), origins)
         issues += found
+    issues += family_issues(tree)
     problems = [
         Problem(
             issue.path,

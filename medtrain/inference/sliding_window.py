@@ -36,7 +36,7 @@ ModelFn = Callable[[Tensor], Tensor]
 Region = tuple[slice, ...]
 
 
-@register("inference", "sliding_window")
+@register("inference", "sliding_window", tags=("segmentation",))
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
     """Predict whole cases window by window, for evaluation and prediction.

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from medtrain.inference.sliding_window import SlidingWindow
 
 
-@register("task", "segmentation", runtime=("loss", "inference", "plan", "device", "memory_format"))
+@register(
+    "task", "segmentation", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("segmentation",)
+)
 class Segmentation:
     """Train on patches, judge whole cases on the source grid.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medtrain.registry import register
 
 
-@register("augment", "auto")
+@register("augment", "auto", tags=("segmentation",))
 @dataclass(frozen=True, kw_only=True)
 class AutoAugmentation:
     """Chooses `nnunet` on a GPU and `light` on a CPU, whose runs see each case too few times to overfit.

@@ -9,7 +9,7 @@ from medtrain.data.transforms.pipeline import Probability, RandomPipeline, Span
 from medtrain.registry import Range, register
 
 
-@register("augment", "light", runtime=("in_channels", "masked_channels"))
+@register("augment", "light", runtime=("in_channels", "masked_channels"), tags=("segmentation",))
 @dataclass(frozen=True, kw_only=True)
 class LightAugmentation(RandomPipeline):
     """Left-right mirroring, small rotations and scalings, mild noise, brightness, contrast and gamma: for short runs.

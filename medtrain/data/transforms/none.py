@@ -11,7 +11,7 @@ from medtrain.data.transforms.base import empty_patches, fit
 from medtrain.registry import register
 
 
-@register("augment", "none")
+@register("augment", "none", tags=("segmentation",))
 class NoAugmentation:
     """Patches as they were read, without any random change."""
 
