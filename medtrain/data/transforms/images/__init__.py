@@ -1,0 +1,1 @@
+"""Augmentation of pictures and volumes that are classified: one at a time, before they are stacked to a batch."""

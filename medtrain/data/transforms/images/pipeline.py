@@ -1,0 +1,107 @@
+"""Albumentations transforms as a function of a seed.
+
+`Compose.set_random_seed` gives every transform a generator of its own with the same seed, so that transforms of equal
+probability are always applied together: a horizontal and a vertical flip become a rotation or nothing. Here all
+transforms of a pipeline draw from one stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from medtrain.data.transforms.images.build import albumentations, build_transforms
+from medtrain.data.transforms.images.sides import ORIENTING
+
+_PROBE = np.arange(4, dtype=np.uint8).reshape(2, 2)
+
+
+class Pipeline:
+    """Applies transforms one after another, each with its probability.
+
+    It can be pickled and used in several threads: each builds its own transforms, when it first needs them.
+
+    Args:
+        transforms: In the form that `augment=albumentations` takes.
+        spatial_dims: 2 for pictures, 3 for volumes, whose slices are all changed alike.
+    """
+
+    def __init__(self, transforms: Sequence[Mapping[str, Any]], *, spatial_dims: int) -> None:
+        self._transforms = tuple(transforms)
+        self._keys = ("image", "mask") if spatial_dims == 2 else ("volume", "mask3d")
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_local"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _local=threading.local())
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None, bool]:
+        """Change an image, its mask along with it; say whether left and right changed places.
+
+        Args:
+            image: [H, W, C] or [D, H, W, C].
+            mask: [H, W] or [D, H, W].
+            seed: Of all random numbers.
+        """
+        if not self._transforms:
+            return image, mask, False
+        built = self._built(soft_mask=mask is not None and mask.dtype.kind == "f")
+        image_key, mask_key = self._keys
+        data = {image_key: image} if mask is None else {image_key: image, mask_key: mask}
+        changed, mirrored = built(data, seed)
+        return changed[image_key], changed.get(mask_key), mirrored
+
+    def _built(self, *, soft_mask: bool) -> _Built:
+        kind = "soft" if soft_mask else "hard"
+        built: _Built | None = getattr(self._local, kind, None)
+        if built is None:
+            built = _Built(self._transforms, soft_mask=soft_mask)
+            setattr(self._local, kind, built)
+        return built
+
+
+class _Built:
+    """The transforms of one thread."""
+
+    def __init__(self, transforms: Sequence[Mapping[str, Any]], *, soft_mask: bool) -> None:
+        built = build_transforms(transforms)
+        interpolation = cv2.INTER_LINEAR if soft_mask else None
+        self._compose = albumentations().Compose(
+            built.transforms, mask_interpolation=interpolation, is_check_shapes=False
+        )
+        self._applied: list[Callable[[np.ndarray], np.ndarray]] = []
+        for leaf in built.leaves:
+            if type(leaf.transform).__name__ in ORIENTING:
+                self._watch(leaf.transform)
+
+    def __call__(self, data: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], bool]:
+        self._compose.set_random_state(np.random.Generator(np.random.PCG64(seed)), random.Random(seed))
+        self._applied.clear()
+        changed = self._compose(**data)
+        if not self._applied:
+            return changed, False
+        probe = _PROBE
+        for apply in self._applied:
+            probe = apply(probe)
+        left_pixels = {0, 2}  # of the probe as it was
+        return changed, set(probe[:, 1].tolist()) == left_pixels
+
+    def _watch(self, transform: Any) -> None:
+        """Have a transform note when it was applied, and how."""
+        original = transform.apply_with_params
+
+        def noted(params: dict[str, Any], *args: Any, **data: Any) -> dict[str, Any]:
+            self._applied.append(functools.partial(transform.apply, **params))
+            return original(params, *args, **data)
+
+        transform.apply_with_params = noted
