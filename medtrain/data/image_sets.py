@@ -137,19 +137,20 @@ def read_medmnist(path: Path, *, class_names: tuple[str, ...] | None = None) -> 
     )
 
 
-def read_sample_image(ref: ImageRef, *, channels: Literal[1, 3] | None = None) -> Image:
+def read_sample_image(ref: ImageRef, *, channels: Literal[1, 3] | None = None, min_side: int | None = None) -> Image:
     """Read the image that a sample names.
 
     Args:
         ref: A file, or a place in an `.npz` file, whose arrays are kept once per process.
         channels: See `read_image_file`.
+        min_side: See `read_image_file`.
 
     Raises:
         DataError: The image cannot be read.
         MissingExtraError: See `read_image_file`.
     """
     if isinstance(ref, Path):
-        return read_image_file(ref, channels=channels)
+        return read_image_file(ref, channels=channels, min_side=min_side)
     images = load_array(ref.path, ref.key)
     one = images[ref.index]
     array = one.transpose(2, 0, 1) if one.ndim == 3 and one.shape[-1] == 3 else one[None]

@@ -28,13 +28,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, Protocol
 
 import blosc2
 import torch
 import torch.multiprocessing  # teaches ForkingPickler to hand tensors over in shared memory
 
-from medtrain.data.patches import PatchDataset, collate
 from medtrain.data.sampler import SampleKey
 from medtrain.errors import MedtrainError, ProcessKilledError
 from medtrain.run.forkserver import STOP_SIGNALS, start_forkserver
@@ -43,6 +42,18 @@ Batch = dict[str, Any]
 
 _AHEAD = 2  # batches per worker that are asked for before they are needed
 _GRACE_S = 5.0  # for a worker to notice that it is no longer needed, or for the news that it is dead
+
+
+class Reader(Protocol):
+    """Reads samples and puts them side by side; sent to every process."""
+
+    def __getitem__(self, key: SampleKey, /) -> Any:
+        """Read a sample."""
+        ...
+
+    def collate(self, samples: Sequence[Any], /) -> Batch:
+        """Put samples side by side."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class _Worker:
 
 
 def read_ahead(
-    patches: PatchDataset,
+    reader: Reader,
     batches: Iterable[Sequence[SampleKey]],
     *,
     workers: int,
@@ -68,7 +79,7 @@ def read_ahead(
     """Batches in the order of their keys, read by several processes; closing the iterator ends them.
 
     Args:
-        patches: What is read; sent to every process.
+        reader: What reads; sent to every process.
         batches: The keys of each batch; taken as needed, two batches per worker ahead.
         workers: Number of processes.
         finish: Applied to each batch in a thread of this process, one batch ahead.
@@ -82,7 +93,7 @@ def read_ahead(
     atexit.register(farewell)  # Python waits for them at its end, and they for us
     try:
         for _ in range(workers):
-            started.append(_start(context, patches))
+            started.append(_start(context, reader))
         stream = _read_in_turn(started, iter(batches))
         yield from stream if finish is None else _finish_ahead(stream, finish, farewell)
     finally:
@@ -193,10 +204,10 @@ def _make_context() -> BaseContext:
     return context
 
 
-def _start(context: BaseContext, patches: PatchDataset) -> _Worker:
+def _start(context: BaseContext, reader: Reader) -> _Worker:
     ours, theirs = context.Pipe()
     try:
-        process = context.Process(target=_work, args=(theirs, patches), daemon=True)  # type: ignore[attr-defined]
+        process = context.Process(target=_work, args=(theirs, reader), daemon=True)  # type: ignore[attr-defined]
         process.start()
     except BaseException:
         ours.close()
@@ -229,7 +240,7 @@ def _end(workers: Sequence[_Worker]) -> None:
         worker.connection.close()
 
 
-def _work(connection: Connection, patches: PatchDataset) -> None:
+def _work(connection: Connection, reader: Reader) -> None:
     """Read what is asked for until nobody asks any more; the training process may end in any way."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # stopping is left to the training process
@@ -242,7 +253,7 @@ def _work(connection: Connection, patches: PatchDataset) -> None:
         while True:
             keys = connection.recv()
             try:
-                done.put(collate([patches[key] for key in keys]))
+                done.put(reader.collate([reader[key] for key in keys]))
             except Exception as error:
                 done.put(_Failure(_portable(error)))
     done.put(None)

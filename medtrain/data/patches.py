@@ -83,6 +83,10 @@ class PatchDataset:
             "key": (key.epoch, key.index),
         }
 
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Put samples side by side; see `collate`."""
+        return collate(samples)
+
     def _patch_start(
         self, case: PreparedCase, patch: Sequence[int], rng: np.random.Generator, *, foreground: bool
     ) -> list[int]:

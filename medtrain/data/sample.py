@@ -42,6 +42,7 @@ class Sample:
         numeric: One per numeric column, None where it is missing.
         categorical: One per categorical column, as written; None where it is missing.
         part: "train", "val" or "test" where the source says so.
+        annotation: Mask of what matters in the image, white where it does; None where nobody drew one.
     """
 
     sample_id: str
@@ -51,6 +52,7 @@ class Sample:
     numeric: tuple[float | None, ...] = ()
     categorical: tuple[str | None, ...] = ()
     part: str | None = None
+    annotation: ImageRef | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class SampleSet:
         view_names: In the order of `Sample.images`; empty for single images and bags.
         numeric_names: In the order of `Sample.numeric`.
         categorical_names: In the order of `Sample.categorical`.
+        bags: Whether the images of a sample are instances of a bag.
     """
 
     set_name: str
@@ -87,6 +90,7 @@ class SampleSet:
     view_names: tuple[str, ...] = ()
     numeric_names: tuple[str, ...] = ()
     categorical_names: tuple[str, ...] = ()
+    bags: bool = False
 
     def strata(self) -> list[tuple[object, ...]]:
         """What a split should balance: the classes of each sample by target; numbers are labelled or not."""

@@ -20,6 +20,7 @@ import torch
 
 from medtrain.data import loader
 from medtrain.data.loader import pin_batch, read_ahead
+from medtrain.data.patches import collate
 from medtrain.errors import DataError, MedtrainError, Problem
 
 
@@ -33,6 +34,9 @@ class Numbers:
         if key in self.events:
             self.events[key]()
         return {"image": torch.full((2, 3), key), "label": torch.tensor(key), "key": key, "note": np.float32(key)}
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return collate(samples)
 
 
 def die(number: int = signal.SIGKILL) -> None:

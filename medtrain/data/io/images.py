@@ -49,6 +49,13 @@ _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's size
+# the bits that the reduced modes of grey and of colours share
+_JPEG_REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
 _GREY_PNG = (0, 4)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as OpenCV and Pillow
 _TIFF_BITS = 258
@@ -67,11 +74,13 @@ class Image:
         max_value: The largest value that the file's kind can hold (255, 65535, 4095 of a 12-bit DICOM file), or None
             where values have a meaning of their own (Hounsfield units, NIfTI other than uint8, floating point).
         spacing: Pixel size (H, W) or (D, H, W) in mm, or None where the file does not say.
+        reduction: How many times larger the file's own picture is along each axis; see `read_image_file`.
     """
 
     array: np.ndarray
     max_value: float | None
     spacing: tuple[float, ...] | None = None
+    reduction: int = 1
 
 
 def is_image(path: Path) -> bool:
@@ -85,7 +94,7 @@ def image_stem(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in SUFFIXES if lower.endswith(suffix)), name)
 
 
-def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None) -> Image:
+def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None, min_side: int | None = None) -> Image:
     """Read an image.
 
     The rotation that EXIF tags of PNG, JPEG and TIFF files ask for is applied, alpha is left out, palettes become RGB,
@@ -97,6 +106,8 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None) -> Ima
         path: The file.
         channels: 1 or 3 to have grey or RGB whatever the file holds: grey is repeated, colours become ITU-R BT.601
             luma. None for what the file holds.
+        min_side: A JPEG may be decoded at a half, a quarter or an eighth of its size, which takes a fraction of the
+            time, as long as its shorter side keeps this many pixels.
 
     Raises:
         DataError: Missing, empty, truncated, damaged or no image; or it cannot have that many channels.
@@ -108,13 +119,31 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None) -> Ima
     if data.startswith(_PNG):
         return _decode_png(path, data, channels)
     if data.startswith(_JPEG):
-        return _decode_jpeg(path, data, channels)
+        return _decode_jpeg(path, data, channels, min_side)
     if data.startswith(_TIFF):
         return convert_channels(_decode_tiff(path, data), channels, path)
     if is_dicom(data, path):
         array, max_value, spacing = read_dicom(path, data)
         return convert_channels(Image(array, max_value, spacing), channels, path)
     raise _wrong_kind(path, data)
+
+
+def window_of(text: str) -> tuple[float, float]:
+    """Centre and width of a CT window: the name of one, or `centre/width`.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if text in WINDOWS:
+        return WINDOWS[text]
+    centre, _, width = text.partition("/")
+    try:
+        found = float(centre), float(width)
+    except ValueError:
+        raise ValueError(f"neither one of {', '.join(WINDOWS)} nor centre/width") from None
+    if found[1] <= 0:
+        raise ValueError("the width of a window must be above 0")
+    return found
 
 
 def check_image_bytes(path: Path, data: bytes) -> None:
@@ -236,11 +265,29 @@ def _decode_png(path: Path, data: bytes, channels: int | None) -> Image:
     return _decode(path, data, flags | cv2.IMREAD_ANYDEPTH)
 
 
-def _decode_jpeg(path: Path, data: bytes, channels: int | None) -> Image:
+def _decode_jpeg(path: Path, data: bytes, channels: int | None, min_side: int | None = None) -> Image:
     _require_end(path, data, _JPEG_END)
-    if channels is not None:
-        return _decode(path, data, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
-    return _decode(path, data, cv2.IMREAD_ANYCOLOR, swap=True)
+    if channels is None:
+        return _decode(path, data, cv2.IMREAD_ANYCOLOR, swap=True)
+    flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    size = jpeg_size(data) if min_side else None
+    fitting = (factor for factor in _JPEG_REDUCED if size and min_side and min(size) >= factor * min_side)
+    reduction = next(fitting, 1)
+    return replace(_decode(path, data, flags | _JPEG_REDUCED.get(reduction, 0)), reduction=reduction)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width as a JPEG file's header says, before any rotation; None where it does not say."""
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif marker in _JPEG_FRAMES:
+            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
 
 
 def _decode(path: Path, data: bytes, flags: int, *, swap: bool = False) -> Image:

@@ -1,0 +1,1 @@
+"""Labelled images, bags, views and tabular values: from files to batches."""

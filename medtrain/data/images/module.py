@@ -1,0 +1,220 @@
+"""The images of a run as the engine uses them: training batches from any position, and the samples to be judged."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+
+from medtrain.data.digests import digest_of
+from medtrain.data.images.balance import Balance, sample_shares
+from medtrain.data.images.copies import ImageCopies
+from medtrain.data.images.found import FoundImages
+from medtrain.data.images.plan import ImagePlan
+from medtrain.data.images.samples import Batch, Normalizer, ReadSample, SampleReader, TrainingReader, pin_tensors
+from medtrain.data.loader import read_ahead
+from medtrain.data.sample import Sample
+from medtrain.data.sampler import EpochSampler, SampleKey
+from medtrain.data.stratified import parts_hash
+from medtrain.data.transforms.images.base import ImageAugmentation
+from medtrain.data.workers import cores
+from medtrain.errors import ConfigError, Problem, UsageError
+
+log = logging.getLogger(__name__)
+
+Part = Literal["train", "val", "test"]
+
+_AHEAD = 2  # evaluation items that are read before they are needed
+
+
+class ImageModule:
+    """Samples of images and tabular values, divided into parts.
+
+    Training batches are a function of the seed and the batch's number: the number of workers, of processes and the
+    batch to start from make no difference.
+
+    Args:
+        found: The samples and their parts.
+        copies: Reads the image files.
+        plan: Sizes, batch size, encoding of the table.
+        augment: Changes training images, and brings every image to its size.
+        seed: Of order, draws and augmentation.
+        balance: How often classes come in training.
+        num_workers: Processes that read training images; 0 reads in the training process.
+        pin_memory: Whether workers' batches go through page-locked memory, for copies to a GPU that do not wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        found: FoundImages,
+        copies: ImageCopies,
+        plan: ImagePlan,
+        augment: ImageAugmentation,
+        seed: int,
+        balance: Balance = "none",
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.found = found
+        self.plan = plan
+        self.copies = copies
+        self.augment = augment
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        if plan.paired_targets:
+            augment.require_sides()
+            if plan.several_images and augment.mirrors:
+                raise UsageError(
+                    "the targets have a left and a right side, and an augmentation that mirrors would mirror each view "
+                    "for itself",
+                    hint="choose an augmentation without mirroring, or set data.paired_targets=[]",
+                )
+        train = found.samples("train")
+        self.sampler = EpochSampler(num_samples=len(train), batch_size=plan.batch_size, seed=seed)
+        self.training = TrainingReader(
+            plan=plan,
+            copies=copies,
+            augment=augment,
+            samples=train,
+            seed=seed,
+            shares=sample_shares(train, found.sample_set.targets, balance),
+        )
+        self.judging = SampleReader(plan=plan, copies=copies, augment=augment)
+        self._normalizer = Normalizer(plan)
+        self._iterators: list[Iterator[Batch]] = []
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch over all processes."""
+        return self.sampler.batch_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in which as many samples are drawn as the training part has."""
+        return self.sampler.batches_per_epoch
+
+    @property
+    def cases_per_item(self) -> int:
+        """Samples of an evaluation item, but for the last one; bags are judged one by one, whole."""
+        return 1 if self.plan.max_instances is not None else self.plan.batch_size
+
+    def train_batches(self, start_batch: int = 0, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Batches from any one on, without end; see `SampleReader.collate`.
+
+        The first one is read here, workers start with the second: one look costs no processes.
+
+        Args:
+            start_batch: Counted over all epochs.
+            rank: Of this process.
+            world_size: Number of processes.
+
+        Raises:
+            ConfigError: The batch cannot be divided among the processes.
+            MedtrainError: An image cannot be read, or a worker was killed.
+        """
+        if self.batch_size % world_size:
+            message = f"{self.batch_size} samples cannot be divided among {world_size} processes"
+            hint = f"choose a multiple of {world_size}"
+            raise ConfigError([Problem(where="data.batch_size", message=message, hint=hint)])
+        iterator = self._batches(start_batch, rank, world_size)
+        self._iterators.append(iterator)
+        return iterator
+
+    def to_device(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None = None) -> Batch:
+        """Move a batch and normalise its images there; see `Normalizer`."""
+        return self._normalizer(batch, device, memory_format)
+
+    def evaluation_cases(self, part: Part = "val", *, limit: int | None = None) -> list[str]:
+        """Sample ids of a part in order, or `limit` of them evenly spread."""
+        ids = self.found.split.get(part, [])
+        if limit is None or limit >= len(ids):
+            return list(ids)
+        return [ids[i * len(ids) // limit] for i in range(limit)]
+
+    def evaluation_items(
+        self, *, rank: int = 0, world_size: int = 1, limit: int | None = None, part: Part = "val"
+    ) -> Iterator[Batch]:
+        """This process's share of a part: every `world_size`-th sample, none twice.
+
+        Args:
+            rank: Of this process.
+            world_size: Number of processes.
+            limit: At most this many samples over all processes, evenly spread.
+            part: Which part.
+        """
+        return self.judged_items(self.evaluation_cases(part, limit=limit)[rank::world_size])
+
+    def judged_items(self, case_ids: Sequence[str]) -> Iterator[Batch]:
+        """Evaluation batches of the named samples, of any part, in their order.
+
+        With worker processes, as many threads read ahead; decoding holds no lock.
+        """
+        samples = [self.found.by_id[case_id] for case_id in case_ids]
+        size = self.cases_per_item
+        items = [samples[start : start + size] for start in range(0, len(samples), size)]
+        self.copies.mark_used()
+        if self.num_workers == 0:
+            for item in items:
+                yield self.judging.collate([self.judging.read(sample) for sample in item])
+            return
+        with ThreadPoolExecutor(min(self.num_workers, cores()), thread_name_prefix="evaluation") as pool:
+            waiting: deque[list[Future[ReadSample]]] = deque()
+            try:
+                for item in items:
+                    waiting.append([pool.submit(self.judging.read, sample) for sample in item])
+                    if len(waiting) > _AHEAD:
+                        yield self.judging.collate([future.result() for future in waiting.popleft()])
+                while waiting:
+                    yield self.judging.collate([future.result() for future in waiting.popleft()])
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the data, for provenance and for telling whether a resumed run sees the same."""
+        cases = {sample.sample_id: self._digest(sample) for sample in self.found.used()}
+        text = json.dumps(sorted(cases.items()))
+        counts = {f"num_{part}": len(ids) for part, ids in self.found.split.items()}
+        return {
+            "dataset": self.found.dataset_name,
+            "root": str(self.found.sample_set.root),
+            "data_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "split_hash": parts_hash(self.found.split),
+            **counts,
+            "cases": cases,
+        }
+
+    def close(self) -> None:
+        """Stop the workers of every iterator."""
+        while self._iterators:
+            self._iterators.pop().close()  # type: ignore[attr-defined]
+
+    def _digest(self, sample: Sample) -> str:
+        images = [None if ref is None else self.copies.digests.get(ref, str(ref)) for ref in sample.images]
+        values = [sample.targets, sample.group, sample.numeric, sample.categorical]
+        return digest_of({"images": images, "values": values})
+
+    def _keys(self, start: int, rank: int, world_size: int) -> Iterator[list[SampleKey]]:
+        for keys in self.sampler.batches(start, rank=rank, world_size=world_size):
+            self.copies.mark_used()
+            yield keys
+
+    def _batches(self, start: int, rank: int, world_size: int) -> Iterator[Batch]:
+        keys = self._keys(start, rank, world_size)
+        here = keys if self.num_workers == 0 else itertools.islice(keys, 1)
+        for batch_keys in here:
+            yield self.training.collate([self.training[key] for key in batch_keys])
+        if self.num_workers:
+            if self.num_workers > cores():
+                message = "data.num_workers=%d, but this process may use %d core(s) only"
+                log.warning(message, self.num_workers, cores())
+            pin = functools.partial(pin_tensors, device=torch.cuda.current_device()) if self.pin_memory else None
+            yield from read_ahead(self.training, keys, workers=self.num_workers, finish=pin)

@@ -1,0 +1,121 @@
+"""From an image file to the array that augmentation gets: channels, intensities, and no more pixels than are of use."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from medtrain.data.image_sets import read_sample_image
+from medtrain.data.images.plan import ImageFormat
+from medtrain.data.io.images import Image, image_error, to_float
+from medtrain.data.sample import ImageRef
+from medtrain.data.transforms.images.resize import stretch
+
+KEPT_DETAIL = 2
+"""Pictures that are reduced keep this many pixels per pixel of the network's input, along each axis; volumes one."""
+
+REDUCED_ABOVE = 3.0
+"""Pictures with more than this are reduced."""
+
+# whoever reads is one of several processes or threads already
+cv2.setNumThreads(1)
+
+
+def read_for(image_format: ImageFormat, ref: ImageRef) -> tuple[np.ndarray, bool]:
+    """Read an image as augmentation gets it.
+
+    Args:
+        image_format: What it is to become.
+        ref: Where it is.
+
+    Returns:
+        [H, W, C] or [D, H, W, C], contiguous: uint8, or float32 from 0 to 1 with the precision of float16. And whether
+        reading a copy of it is faster than reading it again.
+
+    Raises:
+        DataError: It cannot be read, or cannot become that.
+    """
+    channels: Literal[1, 3] | None = None
+    if image_format.in_channels in (1, 3):
+        channels = image_format.in_channels  # type: ignore[assignment]
+    min_side = KEPT_DETAIL * max(image_format.image_size) if image_format.spatial_dims == 2 else None
+    image = read_sample_image(ref, channels=channels, min_side=min_side)
+    path = ref if isinstance(ref, Path) else ref.path
+    _check(image, image_format, path)
+    array = np.ascontiguousarray(np.moveaxis(scale(image, image_format, path), 0, -1))
+    reduced = reduce(array, image_format.image_size)
+    whole = reduced is array and image.reduction == 1 and array.ndim == 3
+    return _narrow(reduced), not whole or reduced.dtype != np.uint8
+
+
+def scale(image: Image, image_format: ImageFormat, path: Path) -> np.ndarray:
+    """[C, ...] uint8 as it is, or float32 from 0 to 1."""
+    if image_format.window is not None:
+        if image.max_value is not None:
+            message = f"holds values from 0 to {image.max_value:g}, not Hounsfield units that a CT window is for"
+            raise image_error(path, message, "set data.window=null, or leave out this image")
+        return to_float(image, "none", window=image_format.window, path=path)
+    is_bytes = image.array.dtype == np.uint8 and image.max_value == 255
+    if image_format.scaling == "auto":
+        return image.array if is_bytes else to_float(image, "percentile", path=path)
+    if image_format.scaling == "full_range" and is_bytes:
+        return image.array
+    return to_float(image, image_format.scaling, path=path)
+
+
+def reduce(array: np.ndarray, image_size: tuple[int, ...]) -> np.ndarray:
+    """An image without the pixels that nothing downstream would look at, in its own shape but for the depth.
+
+    Args:
+        array: [H, W, C] or [D, H, W, C].
+        image_size: What the network sees.
+    """
+    limit, kept = (REDUCED_ABOVE, KEPT_DETAIL) if len(image_size) == 2 else (1.0, 1.0)
+    height, width = array.shape[-3:-1]
+    ratio = min(height / image_size[-2], width / image_size[-1])
+    plane = (height, width)
+    if ratio > limit:
+        plane = (max(1, round(height * kept / ratio)), max(1, round(width * kept / ratio)))
+    depth = tuple(min(have, want) for have, want in zip(array.shape[:-3], image_size[:-2]))
+    return stretch(array, (*depth, *plane))
+
+
+def read_annotation(ref: ImageRef, image: np.ndarray) -> np.ndarray:
+    """A mask [H, W] from 0 to 1 on the grid of an image that was read.
+
+    Args:
+        ref: The mask.
+        image: [H, W, C].
+
+    Raises:
+        DataError: It cannot be read, or its shape is another.
+    """
+    path = ref if isinstance(ref, Path) else ref.path
+    found = read_sample_image(ref, channels=1)
+    if found.array.ndim != 3:
+        raise image_error(path, "an annotation must be a picture")
+    height, width = found.array.shape[1:]
+    want = image.shape[:2]
+    if abs(math.log((height / width) / (want[0] / want[1]))) > 0.03:
+        raise image_error(path, f"is {height} x {width}, which is another shape than its image's")
+    mask = to_float(found, "full_range" if found.max_value else "min_max", path=path)[0]
+    return np.ascontiguousarray(stretch(mask, want, is_mask=True))
+
+
+def _check(image: Image, image_format: ImageFormat, path: Path) -> None:
+    dims = image.array.ndim - 1
+    if dims != image_format.spatial_dims:
+        have = "a volume" if dims == 3 else "a picture"
+        want = "volumes" if image_format.spatial_dims == 3 else "pictures"
+        raise image_error(path, f"is {have}, but the set is of {want}")
+    if len(image.array) != image_format.in_channels:
+        raise image_error(path, f"holds {len(image.array)} channels, but the set has {image_format.in_channels}")
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """Floating point as a copy keeps it, so that copies make no difference."""
+    return array if array.dtype == np.uint8 else array.astype(np.float16).astype(np.float32)
