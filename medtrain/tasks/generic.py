@@ -1,0 +1,206 @@
+"""Generic: a model that computes its own loss from the entries of a batch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medtrain.data.images.plan import ImagePlan
+from medtrain.errors import UsageError
+from medtrain.inference.images import ImageInference, batch_size, split_batch
+from medtrain.metrics.arrays import defined_mean
+from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import register
+from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
+from medtrain.tasks.images import example_batch, model_inputs, move
+from medtrain.tasks.outcome import column
+from medtrain.tasks.report import metrics_table, write_report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@register("loss", "from_model", tags=("images",))
+class LossFromModel(nn.Module):
+    """The loss that the model itself returns; for task=generic."""
+
+    decomposable = True
+    kind = "model"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def weight(self, target: Tensor) -> float:
+        """Number of samples: the model's loss is a mean over them."""
+        return float(len(target))
+
+
+@register("task", "generic", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
+class Generic:
+    """Train any model that is called as `model(**batch)` and returns a loss, or a dict with `loss`.
+
+    The model gets those entries of the batch that its `forward` names (all tensors, if it takes `**kwargs`), `target`
+    among them. Its loss must be a mean over the samples. Further scalars that it returns are averaged and logged.
+
+    Args:
+        loss: `from_model`.
+        inference: Samples per forward.
+        plan: Shapes.
+        device: Where the model runs.
+        memory_format: Memory format of images, as in training.
+        monitor: The metric that decides which weights are best: `loss`, or one of `scalars`.
+        scalars: Further scalars that the model returns in evaluation, and which direction is better:
+            `{accuracy: max}`.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Any,
+        inference: ImageInference,
+        plan: ImagePlan,
+        device: torch.device,
+        memory_format: torch.memory_format | None = None,
+        monitor: str = "loss",
+        scalars: dict[str, Literal["min", "max"]] | None = None,
+    ) -> None:
+        if getattr(loss, "kind", "") != "model":
+            raise UsageError("task=generic takes the loss that the model returns", hint="set loss=from_model")
+        unused = (inference.mirror, inference.mirror_in_training, inference.has_threshold, inference.calibrate)
+        if any(unused):
+            raise UsageError(
+                "task=generic knows only the loss: inference.mirror, threshold and calibrate mean nothing to it",
+                hint="leave them at their defaults",
+            )
+        self.loss = loss
+        self.inference = inference
+        self.plan = plan
+        self.device = device
+        self.memory_format = memory_format
+        self.scalars = dict(scalars or {})
+        self.class_names: Sequence[str] = ()
+        self.monitor = find_monitor(monitor, self.metrics())
+
+    def runtime(self) -> dict[str, Any]:
+        """As many outputs as classes and numbers, should a model ask."""
+        return {"num_outputs": sum(len(target.classes or ("",)) for target in self.plan.targets)}
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Call the model with the entries it names."""
+        return model(**{name: value for name, value in batch.items() if name in accepted_names(model, batch)})
+
+    def batch_weight(self, batch: Batch) -> float:
+        """Number of samples."""
+        return float(batch["weight"])
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """The model's loss, and its further scalars for the log."""
+        scalars = scalars_of(self.forward(model, batch))
+        loss = scalars.pop("loss")
+        return StepOutput(loss, {f"train/{name}": value.detach() for name, value in scalars.items()})
+
+    def begin_evaluation(self) -> None:
+        """Nothing is kept between evaluations."""
+
+    def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
+        """The scalars of a batch, for each of its samples: their mean is that over the samples."""
+        records: list[Record] = []
+        item = move(item, self.device, self.memory_format, self.plan.spatial_dims)
+        for part in split_batch(item, self.inference.batch_size):
+            found = {name: float(value) for name, value in scalars_of(self.forward(model, part)).items()}
+            missing = [name for name in self.scalars if name not in found]
+            if missing:
+                raise UsageError(
+                    f"task.scalars: the model does not return {', '.join(missing)}; it returns {', '.join(found)}"
+                )
+            for index in range(batch_size(part)):
+                ids = {"case_id": str(part["case_id"][index]), "group": str(part["group"][index])}
+                records.append({**ids, **found})
+        return records
+
+    def summarize(self, records: Sequence[Record]) -> dict[str, float]:
+        """Means over all samples."""
+        names = list(dict.fromkeys(name for record in records for name in record if name not in ("case_id", "group")))
+        return {name: defined_mean(column(records, name)) for name in names}
+
+    def metrics(self) -> Mapping[str, MetricSpec]:
+        """The loss, and the scalars that were announced."""
+        return {"loss": MetricSpec("loss", "min"), **{k: MetricSpec(k, mode) for k, mode in self.scalars.items()}}
+
+    def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
+        """The samples with the largest loss."""
+        order = sorted((-float(record["loss"]), str(record["case_id"])) for record in records)
+        return [(case, -loss) for loss, case in order if not math.isnan(loss)][:count]
+
+    def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
+
+    def write_evaluation(
+        self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
+    ) -> None:
+        """Write `cases.csv` and `summary.json`."""
+        write_report(folder, records, summary, {}, extra=extra)
+
+    def summary_table(self, records: Sequence[Record], summary: Mapping[str, float], *, title: str) -> Table:
+        """One row per scalar."""
+        specs = {name: MetricSpec(name, "min") for name in summary}
+        return metrics_table(summary, specs, title=title)
+
+    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
+        """Nothing is chosen."""
+        return {}
+
+    def decide(self, records: Sequence[Record]) -> list[Record]:
+        """The records."""
+        return list(records)
+
+    def use_decision(self, decision: Mapping[str, float]) -> None:
+        """Nothing was chosen."""
+
+    def final_cost(self) -> float:
+        """As every evaluation."""
+        return 1.0
+
+    def describe_final(self) -> str:
+        """Nothing more than during training."""
+        return ""
+
+    def example_batch(self) -> dict[str, Tensor]:
+        """One sample with every entry, `target` among them."""
+        return {**example_batch(self.plan), "target": torch.zeros(1, len(self.plan.targets))}
+
+
+def accepted_names(model: nn.Module, batch: Mapping[str, Any]) -> set[str]:
+    """The entries of a batch that a model's `forward` takes; every tensor where it takes `**kwargs`."""
+    wrapped = getattr(model, "module", None)
+    inner = wrapped if isinstance(wrapped, nn.Module) and not hasattr(model, "inputs") else model
+    parameters = inspect.signature(inner.forward).parameters.values()
+    tensors = {name for name, value in batch.items() if isinstance(value, Tensor)}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return tensors
+    named = {parameter.name for parameter in parameters} | set(model_inputs(inner) if hasattr(inner, "inputs") else ())
+    return named & set(batch)
+
+
+def scalars_of(found: Any) -> dict[str, Tensor]:
+    """What a model returned as scalars by name, `loss` first.
+
+    Raises:
+        UsageError: There is no scalar loss.
+    """
+    if isinstance(found, Tensor):
+        found = {"loss": found}
+    loss = found.get("loss") if isinstance(found, Mapping) else None
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shown = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise UsageError(f"task=generic: the model must return a loss or a dict with `loss`, it returned {shown}")
+    scalars = {str(k): v.reshape(()) for k, v in found.items() if isinstance(v, Tensor) and v.numel() == 1}
+    return {"loss": scalars.pop("loss"), **scalars}

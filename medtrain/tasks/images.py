@@ -1,0 +1,421 @@
+"""What the tasks on labelled images, bags, views and tables share: steps, records, decisions, reports."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medtrain.data.images.plan import ImagePlan
+from medtrain.errors import UsageError
+from medtrain.inference.images import ImageInference
+from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervision, SupervisedLoss
+from medtrain.metrics.arrays import finite_values
+from medtrain.metrics.spec import MetricSpec
+from medtrain.models.cam import maps_from_features, record_features
+from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
+from medtrain.tasks.outcome import Decision, Outcome, Rows, column
+from medtrain.tasks.report import (
+    DEFAULT_REPORT,
+    Report,
+    Subgroups,
+    interval_rows,
+    metrics_table,
+    subgroup_rows,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from medtrain.losses.units import ImageLoss
+
+log = logging.getLogger(__name__)
+
+Outputs = dict[str, Tensor]
+"""What a model returns: `logits`, and maybe `aux/<name>` and `attention`."""
+
+_LOSS = MetricSpec("loss", "min")
+
+
+class ImageTask:
+    """Base of the tasks on labelled images; a subclass says what the outcome is.
+
+    Args:
+        loss: Loss of logits and targets [B, T].
+        inference: How to predict.
+        plan: Classes and shapes.
+        device: Where the model runs.
+        memory_format: Memory format of images, as in training.
+        monitor: The metric that decides which weights are best; null takes the task's own. `loss` and every metric of
+            the task can be named, also those of one class.
+        aux_weights: Weight of the loss of the auxiliary heads (of one modality or view): one number for all, or
+            `{name: weight}`; null is 0.3 where a model has such heads.
+        attention: What is asked of the map of places that the model looks at; null asks for nothing.
+        instance_entropy: What is asked of the attention over views or instances; null asks for nothing.
+        report: Confidence intervals and subgroups of the final evaluation.
+    """
+
+    kinds: tuple[str, ...] = ("classes",)
+    """The kinds of loss that the task can judge."""
+
+    def __init__(
+        self,
+        *,
+        loss: ImageLoss,
+        inference: ImageInference,
+        plan: ImagePlan,
+        device: torch.device,
+        memory_format: torch.memory_format | None = None,
+        monitor: str | None = None,
+        aux_weights: AuxWeights = None,
+        attention: MapSupervision | None = None,
+        instance_entropy: InstanceEntropy | None = None,
+        report: Report = DEFAULT_REPORT,
+    ) -> None:
+        self.loss = loss
+        self.inference = inference
+        self.plan = plan
+        self.device = device
+        self.memory_format = memory_format
+        self.attention = attention
+        self.report = report
+        self.supervised = SupervisedLoss(
+            loss, aux_weights=aux_weights, attention=attention, instance_entropy=instance_entropy
+        )
+        self._check_loss()
+        self._check_attention(instance_entropy)
+        self.outcome = self.make_outcome()
+        self.subgroups = Subgroups(report, plan.tabular)
+        self.class_names: Sequence[str] = self.outcome.class_names
+        self.decision: Decision = {}
+        # evaluation reads logits on the CPU, in full precision
+        self.cpu_loss = copy.deepcopy(loss).cpu()
+        self._check_inference()
+        specs = self.metrics()
+        self.monitor = find_monitor(next(iter(specs)) if monitor is None else monitor, specs)
+
+    def make_outcome(self) -> Outcome:
+        """What the samples are judged on; called once, with `loss`, `inference` and `plan` in place."""
+        raise NotImplementedError
+
+    def _check_loss(self) -> None:
+        if self.loss.kind not in self.kinds:
+            raise UsageError(
+                f"this task judges {' or '.join(self.kinds)}, but the loss is one of {self.loss.kind}",
+                hint="choose another loss, or the task that belongs to it; see `medtrain list loss --long`",
+            )
+
+    def _check_attention(self, instance_entropy: InstanceEntropy | None) -> None:
+        """Say before the first step what these data cannot give; what the model lacks, its first batch tells."""
+        if self.attention is not None and self.attention.mask is not None and not self.plan.annotated:
+            raise UsageError(
+                f"task.attention.mask={self.attention.mask} compares with masks, and the data have none",
+                hint="name the masks in data, or set task.attention.mask=null and task.attention.sharpness=entropy",
+            )
+        if self.attention is not None and (self.plan.several_images or not self.plan.has_images):
+            raise UsageError(
+                "task.attention is about the map of one image per sample; these data have bags, views or no images",
+                hint="set task.attention=null; task.instance_entropy is for bags and views",
+            )
+        if instance_entropy is not None and not self.plan.several_images:
+            raise UsageError(
+                "task.instance_entropy is for bags and views, and these data have one image per sample",
+                hint="set task.instance_entropy=null",
+            )
+
+    def _check_inference(self) -> None:
+        if self.inference.has_threshold and not self.outcome.takes_threshold:
+            raise UsageError(
+                "inference.threshold and inference.min_sensitivity choose between two classes; this task has "
+                f"{len(self.class_names) or 'no'} classes",
+                hint="leave inference.threshold=0.5 and inference.min_sensitivity=null",
+            )
+        if self.inference.calibrate and not self.outcome.takes_temperature:
+            raise UsageError("inference.calibrate=true: this task predicts no probabilities", hint="leave it false")
+        mirrors = self.inference.mirror or self.inference.mirror_in_training
+        if mirrors and not self.plan.has_images:
+            raise UsageError("inference.mirror=true: the data have no images", hint="set inference.mirror=false")
+        self.inference.copies(self.plan.spatial_dims, mirror=mirrors)
+
+    # ------------------------------------------------------------------------------------------------- the model
+
+    def runtime(self) -> dict[str, Any]:
+        """The size of the model's last layer, and what the outcome adds."""
+        return {"num_outputs": self.loss.num_outputs, **self.outcome.runtime()}
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Call the model with the entries of the batch that it takes."""
+        names = model_inputs(model)
+        return model(**{name: batch[name] for name in names if batch.get(name) is not None})
+
+    def example_batch(self) -> dict[str, Tensor]:
+        """One sample with every entry that the data give: zeros."""
+        return example_batch(self.plan)
+
+    # -------------------------------------------------------------------------------------------------- training
+
+    def batch_weight(self, batch: Batch) -> float:
+        """Weight of the labelled units of the batch, as the loss counts them."""
+        return self.loss.weight(batch["target"])
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """The loss of the logits, and beside it that of auxiliary heads and of where the model looks."""
+        target, maps = batch["target"], None
+        if self.attention is not None and self.attention.source == "gradcam":
+            with record_features(_unwrapped(model)) as record:
+                outputs = as_outputs(self.forward(model, batch))
+            evidence = self.loss.evidence(outputs["logits"], target)
+            maps = maps_from_features(record, batch, evidence[:, None], 0, create_graph=True)
+        else:
+            outputs = as_outputs(self.forward(model, batch))
+        loss, terms = self.supervised(
+            outputs, target, maps=maps, annotation=batch.get("annotation"), present=batch.get("present")
+        )
+        return StepOutput(loss, {f"train/loss/{name}": value for name, value in terms.items()})
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def begin_evaluation(self) -> None:
+        """Nothing is kept between evaluations."""
+
+    def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
+        """Predict a batch of samples: one record each, with labels where the batch has a target."""
+        item = move(item, self.device, self.memory_format, self.plan.spatial_dims)
+        seen: list[Outputs] = []
+        spatial_dims = self.plan.spatial_dims
+
+        def predict(part: Mapping[str, Any], axes: tuple[int, ...]) -> Tensor:
+            outputs = {key: value.detach().cpu() for key, value in as_outputs(self.forward(model, part)).items()}
+            if not axes:
+                seen.append(outputs)
+            return self._predictions(outputs["logits"].double(), mirrored=spatial_dims - 1 in axes)
+
+        mirror = self.inference.mirror if final else self.inference.mirror_in_training
+        predictions = self.inference.predict(predict, item, spatial_dims=spatial_dims, mirror=mirror)
+        target = item["target"].cpu() if item.get("target") is not None else None
+        rows = self.outcome.rows(
+            finite_values(predictions, "predictions"),
+            None if target is None else target.double().numpy(),
+            self.decision,
+        )
+        logits = torch.cat([outputs["logits"] for outputs in seen]).float()
+        losses = self._losses(logits, target)
+        attention = [_attention_texts(outputs["attention"]) for outputs in seen if "attention" in outputs]
+        texts = [text for part in attention for text in part]
+        return [
+            {
+                "case_id": str(item["case_id"][index]),
+                "group": str(item["group"][index]),
+                **self.subgroups.values(item, index),
+                **row,
+                **losses[index],
+                **({"attention": texts[index]} if texts else {}),
+            }
+            for index, row in enumerate(rows)
+        ]
+
+    def _predictions(self, logits: Tensor, *, mirrored: bool) -> Tensor:
+        """Predictions [B, P] of logits on the CPU; where left and right were swapped, they are swapped back."""
+        return self.outcome.flatten(self.cpu_loss.predict(logits), mirrored=mirrored)
+
+    def _losses(self, logits: Tensor, target: Tensor | None) -> list[dict[str, float]]:
+        """Loss and weight of every sample; nothing where there is no label, or the loss is that of a whole batch."""
+        if target is None or not self.loss.decomposable:
+            return [{}] * len(logits)
+        found: list[dict[str, float]] = []
+        for said, true in zip(logits.split(1), target.split(1), strict=True):
+            weight = self.cpu_loss.weight(true)
+            value = float(self.cpu_loss(said, true)) if weight else math.nan
+            found.append({"loss": value, "loss_weight": weight})
+        return found
+
+    def metrics(self) -> Mapping[str, MetricSpec]:
+        """The metrics of every evaluation, the default monitor first."""
+        specs = self.outcome.specs()
+        return {**specs, "loss": _LOSS} if self.loss.decomposable else specs
+
+    def summarize(self, records: Sequence[Record]) -> dict[str, float]:
+        """Metrics of all records together: never means over batches."""
+        summary = self.outcome.summarize(records, self.decision)
+        if self.loss.decomposable:
+            values, weights = column(records, "loss"), np.nan_to_num(column(records, "loss_weight"))
+            total = float(weights.sum())
+            summary["loss"] = float((np.nan_to_num(values) * weights).sum() / total) if total > 0 else math.nan
+        return summary
+
+    # ------------------------------------------------------------------- decisions, taken on the validation part
+
+    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
+        """Choose what `inference` leaves to the validation part, and adopt it.
+
+        Args:
+            records: Of the whole validation part, made without a decision (`use_decision({})`).
+
+        Returns:
+            Numbers by name, to be kept with the run for `use_decision`; empty where nothing was asked for.
+
+        Raises:
+            UsageError: The validation part does not allow it: one class only.
+        """
+        found = self.outcome.fit(records, self.inference)
+        missing = [key for key, value in found.items() if math.isnan(value)]
+        if missing:
+            log.warning("the validation part does not tell %s: left as it is", ", ".join(missing))
+        self.decision = {key: value for key, value in found.items() if key not in missing}
+        return dict(self.decision)
+
+    def decide(self, records: Sequence[Record]) -> list[Record]:
+        """Records that were made without a decision, under the one that is adopted."""
+        return self.outcome.decide(records, self.decision) if self.decision else list(records)
+
+    def use_decision(self, decision: Decision) -> None:
+        """Adopt what was chosen on the validation part; what `inference` does not ask for is left out.
+
+        Args:
+            decision: Of `fit_decision`, or empty to forget it.
+
+        Raises:
+            UsageError: `inference` asks for something that was never chosen.
+        """
+        self.decision = {key: value for key, value in decision.items() if self._is_asked_for(key)}
+        wanted = self.inference.chooses_threshold or self.inference.calibrate
+        if decision and wanted and not self.decision:
+            raise UsageError("the run has not chosen this on its validation part", hint="evaluate it there first")
+
+    def _is_asked_for(self, key: str) -> bool:
+        is_temperature = key.rpartition("/")[2] == "temperature" and "threshold" not in key.split("/")
+        return self.inference.calibrate if is_temperature else self.inference.chooses_threshold
+
+    # --------------------------------------------------------------------------------------------------- reports
+
+    def final_tables(self, records: Sequence[Record]) -> dict[str, Rows]:
+        """The tables written beside `cases.csv`: `intervals`, `subgroups`, `attention`, and those of the outcome."""
+        tables: dict[str, Rows] = {}
+        if self.report.resamples:
+            tables["intervals"] = interval_rows(records, self.summarize, self.report)
+        if self.report.subgroups:
+            tables["subgroups"] = subgroup_rows(records, self.summarize, self.subgroups)
+        if any("attention" in record for record in records):
+            tables["attention"] = _attention_rows(records)
+        return {**tables, **self.outcome.tables(records)}
+
+    def write_evaluation(
+        self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
+    ) -> None:
+        """Write `cases.csv`, `summary.json` and the final tables."""
+        worst = [{"case_id": case, "score": score} for case, score in self.worst_cases(records)]
+        facts = {**extra, "worst": worst, "decision": dict(self.decision)}
+        write_report(folder, records, summary, self.final_tables(records), extra=facts)
+
+    def summary_table(self, records: Sequence[Record], summary: Mapping[str, float], *, title: str) -> Table:
+        """One row per metric, one column per class where they fit."""
+        return metrics_table(summary, self.metrics(), title=title)
+
+    def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
+        """The samples that were predicted worst, the worst first."""
+        scores = self.outcome.scores(records) if records else np.zeros(0)
+        order = sorted((float(score), str(record["case_id"])) for score, record in zip(scores, records, strict=True))
+        return [(case, score) for score, case in order if not math.isnan(score)][:count]
+
+    def readable(self, records: Sequence[Record]) -> list[Record]:
+        """Records with names in place of class indices, for people."""
+        return [{**record, **self.outcome.readable(record)} for record in records]
+
+    def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
+        """None: images are not kept."""
+        return {}
+
+    def final_cost(self) -> float:
+        """A pass for every mirrored copy that evaluations during training leave out."""
+        dims = self.plan.spatial_dims
+        during = len(self.inference.copies(dims, mirror=self.inference.mirror_in_training))
+        return len(self.inference.copies(dims, mirror=self.inference.mirror)) / during
+
+    def describe_final(self) -> str:
+        """Whether it mirrors."""
+        return "with mirroring" if self.inference.mirror and not self.inference.mirror_in_training else ""
+
+
+def example_batch(plan: ImagePlan) -> dict[str, Tensor]:
+    """One sample with every input that the data give: zeros, all of them there.
+
+    Args:
+        plan: Of the data.
+    """
+    batch: dict[str, Tensor] = {}
+    if plan.has_images:
+        several = (len(plan.view_names) or 2,) if plan.several_images else ()
+        batch["image"] = torch.zeros(1, *several, plan.in_channels, *plan.image_size)
+        if several or plan.optional_image:
+            batch["present"] = torch.ones(1, *(several or (1,)), dtype=torch.bool)
+    if plan.tabular is not None:
+        numeric, categorical = len(plan.tabular.numeric), len(plan.tabular.categorical)
+        batch["numeric"] = torch.zeros(1, plan.tabular.num_numeric)
+        batch["categorical"] = torch.zeros(1, categorical, dtype=torch.int64)
+        batch["observed"] = torch.ones(1, numeric + categorical, dtype=torch.bool)
+    return batch
+
+
+def move(batch: Batch, device: torch.device, memory_format: torch.memory_format | None, spatial_dims: int) -> Batch:
+    """The batch on a device, single images in a memory format.
+
+    Args:
+        batch: Tensors and other entries.
+        device: Where the model runs.
+        memory_format: Of images [B, C, *S]; None leaves them.
+        spatial_dims: Axes in S.
+    """
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    image = moved.get("image")
+    if memory_format is not None and image is not None and image.dim() == spatial_dims + 2:
+        moved["image"] = image.contiguous(memory_format=memory_format)
+    return moved
+
+
+def model_inputs(model: nn.Module) -> tuple[str, ...]:
+    """The batch entries that a model takes, also when it is wrapped for several processes or compiled."""
+    for _ in range(3):
+        names = getattr(model, "inputs", None)
+        if names is not None:
+            return tuple(names)
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return ("image",)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper of several processes."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(model, "feature_layer") else model
+
+
+def as_outputs(found: Any) -> Outputs:
+    """What a model returned as a dict of tensors with `logits`."""
+    if isinstance(found, Tensor):
+        return {"logits": found}
+    assert isinstance(found, Mapping), f"a model returns logits or a dict, not {type(found).__name__}"
+    assert "logits" in found, f"a model's dict holds `logits`; found {', '.join(found)}"
+    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+def _attention_texts(attention: Tensor) -> list[str]:
+    """Weights [B, V] as text, one per sample."""
+    return [" ".join(f"{weight:.6g}" for weight in row) for row in attention.float().tolist()]
+
+
+def _attention_rows(records: Sequence[Record]) -> Rows:
+    rows: Rows = []
+    for record in records:
+        for place, weight in enumerate(str(record.get("attention", "")).split()):
+            rows.append({"case_id": record["case_id"], "instance": place, "attention": float(weight)})
+    return rows

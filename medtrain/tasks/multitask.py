@@ -1,0 +1,199 @@
+"""Multitask: several targets of any kind at once, each judged by its own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medtrain.inference.images import ImageInference
+from medtrain.losses.multitask import MultitaskLoss
+from medtrain.losses.ordinal import OrdinalLoss, SquaredEMDLoss
+from medtrain.losses.survival import DiscreteSurvivalLoss
+from medtrain.losses.units import ImageLoss
+from medtrain.metrics.arrays import defined_mean
+from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import register
+from medtrain.tasks.base import Record
+from medtrain.tasks.classification import ClassOutcome
+from medtrain.tasks.images import ImageTask
+from medtrain.tasks.multilabel import LabelOutcome
+from medtrain.tasks.ordinal import GradeOutcome
+from medtrain.tasks.outcome import Decision, Outcome, Rows
+from medtrain.tasks.regression import NumberOutcome
+from medtrain.tasks.survival import SurvivalOutcome
+from medtrain.tasks.zones import ZoneOutcome, find_unknown
+
+
+@register("task", "multitask", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
+class Multitask(ImageTask):
+    """Several targets at once; the parts of the loss say which target columns belong together, and of what kind.
+
+    A part is judged as it would be alone: classes, grades (`ordinal`, `emd`), several labels (`bce`), zones (several
+    targets with `ce` or `weighted_zone_ce`), numbers, survival. Columns and metrics begin with the name of the part's
+    first target, `diagnosis/auroc`. The default monitor, `score`, is the mean over the parts of their own monitors;
+    numbers count with R2, which has no unit.
+    """
+
+    kinds = ("mixed",)
+
+    def make_outcome(self) -> Outcome:
+        """One outcome per part of the loss."""
+        assert isinstance(self.loss, MultitaskLoss)
+        outcomes = []
+        for part, columns in zip(self.loss.losses, self.loss.columns, strict=True):
+            targets = [self.plan.targets[index] for index in columns]
+            pairs = [
+                (columns.index(left), columns.index(right))
+                for left, right in self.plan.paired_targets
+                if left in columns and right in columns
+            ]
+            outcomes.append((targets[0].target_name, outcome_of(part, targets, self.inference, pairs)))
+        return Parts(self.loss, outcomes)
+
+    def _predictions(self, logits: Tensor, *, mirrored: bool) -> Tensor:
+        assert isinstance(self.outcome, Parts)
+        assert isinstance(self.cpu_loss, MultitaskLoss)
+        said = zip(self.cpu_loss.losses, self.cpu_loss.split(logits), self.outcome.outcomes.values(), strict=True)
+        return torch.cat(
+            [outcome.flatten(loss.predict(part), mirrored=mirrored).double() for loss, part, outcome in said], dim=1
+        )
+
+
+def outcome_of(
+    loss: ImageLoss, targets: Sequence[Any], inference: ImageInference, pairs: Sequence[tuple[int, int]]
+) -> Outcome:
+    """What the targets of a part are, by its loss.
+
+    Args:
+        loss: Of the part.
+        targets: Its target columns (`TargetPlan`).
+        inference: Where thresholds come from.
+        pairs: Those that change places when left and right do.
+    """
+    names = tuple(target.target_name for target in targets)
+    if loss.kind == "survival":
+        times = loss.times if isinstance(loss, DiscreteSurvivalLoss) else ()
+        return SurvivalOutcome(*names, times=times)
+    if loss.kind == "numbers":
+        return NumberOutcome(names, scales=[target.std for target in targets])
+    classes = tuple(targets[0].classes)
+    if len(targets) > 1 and len(classes) == 2:
+        return LabelOutcome(names, inference)
+    if len(targets) > 1:
+        return ZoneOutcome(names, classes, unknown_index=find_unknown(classes, None), pairs=pairs)
+    if isinstance(loss, OrdinalLoss | SquaredEMDLoss):
+        return GradeOutcome(classes, inference)
+    return ClassOutcome(classes, inference)
+
+
+class Parts(Outcome):
+    """Several outcomes side by side; each one's columns and metrics begin with its name.
+
+    Args:
+        loss: Tells the target columns of each.
+        outcomes: Name and outcome.
+    """
+
+    def __init__(self, loss: MultitaskLoss, outcomes: Sequence[tuple[str, Outcome]]) -> None:
+        self.outcomes = dict(outcomes)
+        assert len(self.outcomes) == len(outcomes), "parts have names of their own"
+        self.target_columns = dict(zip(self.outcomes, loss.columns, strict=True))
+        self.num_predictions = sum(outcome.num_predictions for outcome in self.outcomes.values())
+        self.takes_threshold = any(outcome.takes_threshold for outcome in self.outcomes.values())
+        self.takes_temperature = any(outcome.takes_temperature for outcome in self.outcomes.values())
+
+    def rows(self, predictions: np.ndarray, target: np.ndarray | None, decision: Decision) -> Rows:
+        """The columns of every part, after its name."""
+        rows: Rows = [{} for _ in predictions]
+        start = 0
+        for name, outcome in self.outcomes.items():
+            width = outcome.num_predictions
+            true = None if target is None else target[:, self.target_columns[name]]
+            found = outcome.rows(predictions[:, start : start + width], true, within(decision, name))
+            start += width
+            for row, part in zip(rows, found, strict=True):
+                row.update({f"{name}/{key}": value for key, value in part.items()})
+        return rows
+
+    def read(self, records: Sequence[Record]) -> np.ndarray:
+        """The predictions of all parts side by side."""
+        found = [outcome.read(part_of(records, name)) for name, outcome in self.outcomes.items()]
+        return np.concatenate(found, axis=1)
+
+    def specs(self) -> dict[str, MetricSpec]:
+        """`score`, then the metrics of every part after its name."""
+        specs = {"score": MetricSpec("score", "max")}
+        for name, outcome in self.outcomes.items():
+            for key, spec in outcome.specs().items():
+                specs[f"{name}/{key}"] = MetricSpec(f"{name}/{key}", spec.mode, spec.unit)
+        return specs
+
+    def summarize(self, records: Sequence[Record], decision: Decision) -> dict[str, float]:
+        """The metrics of every part, and `score`, the mean over the parts for which it is defined."""
+        metrics: dict[str, float] = {}
+        scores = []
+        for name, outcome in self.outcomes.items():
+            found = outcome.summarize(part_of(records, name), within(decision, name))
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+            scores.append(outcome.goodness(found))
+        return {"score": defined_mean(np.array(scores)), **metrics}
+
+    def scores(self, records: Sequence[Record]) -> np.ndarray:
+        """Mean rank of the sample in its parts, 0 the worst."""
+        ranks = []
+        for name, outcome in self.outcomes.items():
+            values = outcome.scores(part_of(records, name))
+            known = ~np.isnan(values)
+            rank = np.full(len(values), np.nan)
+            rank[known] = values[known].argsort(kind="stable").argsort(kind="stable") / max(1, known.sum() - 1)
+            ranks.append(rank)
+        return np.array([defined_mean(row) for row in np.stack(ranks, axis=1)])
+
+    def fit(self, records: Sequence[Record], inference: ImageInference) -> dict[str, float]:
+        """What every part chooses that can."""
+        decision: dict[str, float] = {}
+        for name, outcome in self.outcomes.items():
+            found = outcome.fit(part_of(records, name), _able(outcome, inference))
+            decision |= {f"{name}/{key}": value for key, value in found.items()}
+        return decision
+
+    def tables(self, records: Sequence[Record]) -> dict[str, Rows]:
+        """The tables of every part after its name."""
+        return {
+            f"{name}_{key}": rows
+            for name, outcome in self.outcomes.items()
+            for key, rows in outcome.tables(part_of(records, name)).items()
+        }
+
+    def readable(self, record: Record) -> dict[str, Any]:
+        """The class names of every part."""
+        found: dict[str, Any] = {}
+        for name, outcome in self.outcomes.items():
+            part = outcome.readable(part_of([record], name)[0])
+            found |= {f"{name}/{key}": value for key, value in part.items()}
+        return found
+
+
+def part_of(records: Sequence[Record], name: str) -> list[Record]:
+    """The columns that begin with the name of a part, without it."""
+    return [within(record, name) for record in records]
+
+
+def within(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The entries whose key begins with a name and a slash, without these."""
+    start = f"{name}/"
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+
+
+def _able(outcome: Outcome, inference: ImageInference) -> ImageInference:
+    """The settings without what means nothing to an outcome."""
+    threshold = inference.threshold if outcome.takes_threshold else 0.5
+    return ImageInference(
+        threshold=threshold,
+        min_sensitivity=inference.min_sensitivity if outcome.takes_threshold else None,
+        calibrate=inference.calibrate and outcome.takes_temperature,
+    )

@@ -1,0 +1,165 @@
+"""What is predicted: how outputs of a model become predictions, rows of a table and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from medtrain.errors import UsageError
+from medtrain.inference.images import ImageInference
+from medtrain.metrics.spec import MetricSpec
+from medtrain.tasks.base import Record
+
+Decision = Mapping[str, float]
+"""What was chosen on the validation part, by key: `temperature`, `threshold/<class>`."""
+
+Rows = list[dict[str, Any]]
+
+
+class Outcome:
+    """What the samples are judged on: a class, several labels, a grade, graded zones, numbers, a time to an event.
+
+    Predictions are numbers [N, P] that may be averaged, such as probabilities; they come from what the loss says that
+    the model's outputs mean.
+    """
+
+    num_predictions: int
+    """P, how many numbers are predicted of a sample."""
+
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by index; empty for numbers."""
+
+    takes_threshold: bool = False
+    """Whether a least probability of being positive means something here."""
+
+    takes_temperature: bool = False
+    """Whether the predictions are probabilities that can be calibrated."""
+
+    def runtime(self) -> dict[str, Any]:
+        """What models may ask for besides the size of the output."""
+        return {}
+
+    def flatten(self, predicted: Tensor, *, mirrored: bool = False) -> Tensor:
+        """Predictions [B, P]; where left and right were swapped, they are swapped back.
+
+        Args:
+            predicted: What `loss.predict` gives: probabilities [B, T, K], or numbers [B, T].
+            mirrored: Whether the image was mirrored left to right.
+        """
+        return predicted.flatten(1)
+
+    def rows(self, predictions: np.ndarray, target: np.ndarray | None, decision: Decision) -> Rows:
+        """One row of plain values per sample.
+
+        Args:
+            predictions: [N, P], not calibrated.
+            target: [N, T], NaN where unlabelled; None where there is none.
+            decision: What was chosen on the validation part.
+        """
+        raise NotImplementedError
+
+    def read(self, records: Sequence[Record]) -> np.ndarray:
+        """The predictions [N, P] in records."""
+        raise NotImplementedError
+
+    def specs(self) -> dict[str, MetricSpec]:
+        """The metrics of `summarize`, the default monitor first."""
+        raise NotImplementedError
+
+    def summarize(self, records: Sequence[Record], decision: Decision) -> dict[str, float]:
+        """The metrics of a whole split.
+
+        Args:
+            records: Rows of every sample.
+            decision: What was chosen on the validation part.
+        """
+        raise NotImplementedError
+
+    def goodness(self, metrics: Mapping[str, float]) -> float:
+        """The default monitor without a unit, at most 1, so that it can be averaged with that of other outcomes.
+
+        Args:
+            metrics: Of `summarize`.
+        """
+        return metrics[next(iter(self.specs()))]
+
+    def scores(self, records: Sequence[Record]) -> np.ndarray:
+        """How well each sample was predicted [N], lower is worse; NaN where unlabelled."""
+        raise NotImplementedError
+
+    def fit(self, records: Sequence[Record], inference: ImageInference) -> dict[str, float]:
+        """Choose temperature and thresholds on validation records, as far as asked for."""
+        return {}
+
+    def tables(self, records: Sequence[Record]) -> dict[str, Rows]:
+        """Further tables of a final evaluation by name."""
+        return {}
+
+    def readable(self, record: Record) -> dict[str, Any]:
+        """Names for class indices of a record: `predicted`, `label`."""
+        return {}
+
+    def decide(self, records: Sequence[Record], decision: Decision) -> list[Record]:
+        """Records under a decision, made of records that were made without any."""
+        rows = self.rows(self.read(records), None, decision) if records else []
+        return [{**record, **row} for record, row in zip(records, rows, strict=True)]
+
+
+def column(records: Sequence[Record], key: str) -> np.ndarray:
+    """A column of records as float64 [N]; NaN where a record lacks it."""
+    return np.array([record.get(key, np.nan) for record in records], dtype=np.float64)
+
+
+def columns(records: Sequence[Record], keys: Iterable[str]) -> np.ndarray:
+    """Columns of records as float64 [N, K]."""
+    return np.stack([column(records, key) for key in keys], axis=1)
+
+
+def label_or_nan(value: float) -> int | float:
+    """A class index as an int, NaN where unlabelled."""
+    return float("nan") if np.isnan(value) else int(value)
+
+
+def logit(probs: np.ndarray) -> np.ndarray:
+    """The inverse of the sigmoid; probabilities of 0 and 1 count as the nearest numbers within."""
+    inside = np.clip(probs, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def log_probs(probs: np.ndarray) -> np.ndarray:
+    """Logarithms, which are logits of the softmax; a probability of 0 counts as the smallest number."""
+    return np.log(np.maximum(probs, np.finfo(np.float64).tiny))
+
+
+def one_target(targets: Sequence[Any], task: str) -> Any:
+    """The only target.
+
+    Raises:
+        UsageError: There are several.
+    """
+    if len(targets) != 1:
+        names = ", ".join(target.target_name for target in targets) or "none"
+        raise UsageError(
+            f"task={task} predicts one target; the data have {len(targets)}: {names}",
+            hint="name one target in data, or choose task=multitask",
+        )
+    return targets[0]
+
+
+def classes_of(target: Any, task: str, *, at_least: int = 2) -> tuple[str, ...]:
+    """The class names of a target.
+
+    Raises:
+        UsageError: It is a number, or has too few classes.
+    """
+    if target.classes is None:
+        raise UsageError(
+            f"task={task} needs classes, but {target.target_name} is a number",
+            hint="choose task=regression, or name its classes in data",
+        )
+    if len(target.classes) < at_least:
+        raise UsageError(f"{target.target_name} has {len(target.classes)} class(es); task={task} needs {at_least}")
+    return tuple(target.classes)

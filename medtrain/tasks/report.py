@@ -1,0 +1,221 @@
+"""What is written of the final evaluation of labelled images: every sample, intervals, subgroups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from medtrain.errors import UsageError
+from medtrain.metrics.bootstrap import binned, bootstrap_intervals, subgroup_table
+from medtrain.metrics.cases import cases_csv
+from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import Range, closest
+from medtrain.run.atomic import atomic_write, atomic_write_json
+from medtrain.tasks.base import Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Summarize = Callable[[Sequence[Record]], Mapping[str, float]]
+Rows = list[dict[str, Any]]
+
+_BOOTSTRAP_SEED = 20260
+_MOST_COLUMNS = 6
+"""Classes that fit a console side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the final evaluation says besides the metrics.
+
+    Args:
+        resamples: Draws of patients for confidence intervals; 0 for none.
+        confidence: Share of the draws that an interval holds.
+        subgroups: Columns of the table (numeric or categorical inputs) by whose values the metrics are given, too.
+        bins: Edges that divide a numeric column of `subgroups`, e.g. `{age: [40, 60]}`; the quartiles are taken where
+            none are given.
+    """
+
+    resamples: Annotated[int, Range(ge=0)] = 1000
+    confidence: Annotated[float, Range(gt=0, lt=1)] = 0.95
+    subgroups: tuple[str, ...] = ()
+    bins: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+DEFAULT_REPORT = Report()
+
+
+class Subgroups:
+    """Brings the columns that subgroups are made of from batches into records, as they were written.
+
+    Args:
+        report: Names them.
+        tabular: The fitted encoding of the columns (a `TabularEncoder`), or None.
+
+    Raises:
+        UsageError: A column does not exist; bins for one that is not asked for, is not a number, or do not ascend.
+    """
+
+    def __init__(self, report: Report, tabular: Any | None) -> None:
+        self.numeric = {state.column: (i, state) for i, state in enumerate(tabular.numeric if tabular else ())}
+        self.categorical = {state.column: (i, state) for i, state in enumerate(tabular.categorical if tabular else ())}
+        self.names = report.subgroups
+        self.bins = report.bins
+        known = [*self.numeric, *self.categorical]
+        for name in self.names:
+            if name not in known:
+                near = closest(name, known)
+                raise UsageError(
+                    f"task.report.subgroups: {name} is no column of the table; available: {', '.join(known) or 'none'}",
+                    hint=f"did you mean {near}?" if near else "name tabular columns in data",
+                )
+        for name, edges in self.bins.items():
+            if name not in self.names or name not in self.numeric:
+                raise UsageError(f"task.report.bins: {name} is no numeric column of task.report.subgroups")
+            if not edges or list(edges) != sorted(set(edges)):
+                raise UsageError(f"task.report.bins.{name} must ascend, got {list(edges)}")
+
+    def values(self, batch: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The columns of one sample of a batch; empty text or NaN where the value is missing."""
+        found: dict[str, Any] = {}
+        for name in self.names:
+            if name in self.numeric:
+                place, state = self.numeric[name]
+                there = bool(batch["observed"][index, place])
+                found[f"column/{name}"] = (
+                    float(batch["numeric"][index, place]) * state.scale + state.mean if there else math.nan
+                )
+            else:
+                place, state = self.categorical[name]
+                code = int(batch["categorical"][index, place])
+                texts = ("", "unseen", *state.categories)  # codes 0 and 1 of `medtrain.data.tabular`
+                found[f"column/{name}"] = texts[code]
+        return found
+
+    def columns(self, records: Sequence[Record]) -> dict[str, list[Any]]:
+        """The values that divide the records, by column."""
+        found: dict[str, list[Any]] = {}
+        for name in self.names:
+            values = [record.get(f"column/{name}", "") for record in records]
+            if name in self.numeric:
+                numbers = np.array([math.nan if value == "" else value for value in values], dtype=np.float64)
+                values = binned(numbers, self.bins.get(name) or _quartiles(numbers))
+            found[name] = values
+        return found
+
+
+def interval_rows(records: Sequence[Record], summarize: Summarize, report: Report) -> Rows:
+    """Confidence intervals of every metric, by drawing patients again; the same draws in every call.
+
+    Args:
+        records: Of all samples, with `group`.
+        summarize: Computes the metrics.
+        report: How many draws.
+    """
+    items = list(records)
+    intervals = bootstrap_intervals(
+        lambda chosen: summarize([items[i] for i in chosen]),
+        [str(record["group"]) for record in items],
+        generator=np.random.default_rng(_BOOTSTRAP_SEED),
+        resamples=report.resamples,
+        confidence=report.confidence,
+    )
+    return [
+        {
+            "metric": name,
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "confidence": report.confidence,
+            "resamples": found.resamples,
+            "undefined": found.undefined,
+        }
+        for name, found in intervals.items()
+    ]
+
+
+def subgroup_rows(records: Sequence[Record], summarize: Summarize, subgroups: Subgroups) -> Rows:
+    """The metrics of everybody and of every subgroup.
+
+    Args:
+        records: Of all samples.
+        summarize: Computes the metrics.
+        subgroups: The columns.
+    """
+    items = list(records)
+    return subgroup_table(
+        lambda chosen: summarize([items[i] for i in chosen]),
+        subgroups.columns(items),
+        groups=[str(record["group"]) for record in items],
+    )
+
+
+def write_report(
+    folder: Path,
+    records: Sequence[Record],
+    summary: Mapping[str, float],
+    tables: Mapping[str, Rows],
+    *,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write `cases.csv`, `summary.json` and a CSV file per further table.
+
+    Args:
+        folder: An existing folder.
+        records: Of all samples.
+        summary: Metrics by name.
+        tables: Further tables by name.
+        extra: What else `summary.json` says.
+    """
+    atomic_write(folder / "cases.csv", cases_csv(records))
+    for name, rows in tables.items():
+        atomic_write(folder / f"{name}.csv", cases_csv(rows))
+    facts: dict[str, Any] = {**extra, "num_cases": len(records), "metrics": dict(summary)}
+    facts["num_patients"] = len({str(record["group"]) for record in records})
+    if "intervals" in tables:
+        facts["intervals"] = {row["metric"]: [row["low"], row["high"]] for row in tables["intervals"]}
+        facts["confidence"] = tables["intervals"][0]["confidence"] if tables["intervals"] else math.nan
+    atomic_write_json(folder / "summary.json", facts)
+
+
+def metrics_table(summary: Mapping[str, float], specs: Mapping[str, MetricSpec], *, title: str) -> Table:
+    """A table for the console: the metrics of the whole split, and below them one row per class, zone or target.
+
+    Args:
+        summary: Metrics by name.
+        specs: Their units, in the order to print.
+        title: Printed above.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    def shown(name: str) -> str:
+        value = summary.get(name, math.nan)
+        unit = specs[name].unit if name in specs else ""
+        number = "-" if math.isnan(value) else f"{value:.0f}" if name.startswith("n_") else f"{value:.4f}"
+        return f"{number} {unit}".rstrip()
+
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", overflow="fold")
+    table.add_column("all", justify="right")
+    names = [name for name in specs if name in summary]
+    parts = list(dict.fromkeys(name.rpartition("/")[2] for name in names if "/" in name))
+    wide = len(parts) <= _MOST_COLUMNS
+    for part in parts if wide else ():
+        table.add_column(Text(part), justify="right", overflow="fold")
+    rows = list(dict.fromkeys(name.rpartition("/")[0] or name for name in names))
+    for row in rows if wide else [name for name in names if "/" not in name]:
+        cells = [shown(f"{row}/{part}") if f"{row}/{part}" in summary else "" for part in parts] if wide else []
+        table.add_row(Text(row), shown(row) if row in summary else "", *cells)
+    return table
+
+
+def _quartiles(values: np.ndarray) -> list[float]:
+    defined = values[~np.isnan(values)]
+    edges = np.unique(np.quantile(defined, [0.25, 0.5, 0.75])) if defined.size else np.zeros(1)
+    return [float(edge) for edge in edges]

@@ -1,0 +1,98 @@
+"""Survival: the time to an event that not everybody lived to see (right-censored)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medtrain.losses.survival import DiscreteSurvivalLoss
+from medtrain.metrics.spec import MetricSpec
+from medtrain.metrics.survival import survival_metrics, survival_specs
+from medtrain.registry import register
+from medtrain.tasks.base import Record
+from medtrain.tasks.images import ImageTask
+from medtrain.tasks.outcome import Decision, Outcome, Rows, column, columns
+
+
+@register("task", "survival", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
+class Survival(ImageTask):
+    """A risk per sample (loss=cox) or a survival curve (loss=discrete_survival).
+
+    The targets are the time, and whether the event was seen then (1) or the sample was censored (0). The default
+    monitor is Harrell's c-index.
+    """
+
+    kinds = ("survival",)
+
+    def make_outcome(self) -> Outcome:
+        """A time and an event."""
+        times = self.loss.times if isinstance(self.loss, DiscreteSurvivalLoss) else ()
+        time, event = (target.target_name for target in self.plan.targets)
+        return SurvivalOutcome(time, event, times=times)
+
+
+class SurvivalOutcome(Outcome):
+    """A time to an event.
+
+    Args:
+        time_name: Target column of the time.
+        event_name: Target column that says whether the event was seen.
+        times: Ascending times of which survival is predicted; empty where only a risk is.
+    """
+
+    def __init__(self, time_name: str, event_name: str, *, times: Sequence[float] = ()) -> None:
+        self.time_key = f"label/{time_name}"
+        self.event_key = f"label/{event_name}"
+        self.times = tuple(times)
+        self.num_predictions = max(1, len(self.times))
+        self.curve_keys = [f"survival/{time:g}" for time in self.times]
+        assert len(set(self.curve_keys)) == len(self.times), "times of a survival curve must differ when written"
+
+    def rows(self, predictions: np.ndarray, target: np.ndarray | None, decision: Decision) -> Rows:
+        """`label/<time>`, `label/<event>`, `risk` and, with curves, `survival/<time>`."""
+        risks = (1 - predictions).sum(axis=1) if self.times else predictions[:, 0]
+        rows: Rows = [{} for _ in predictions]
+        if target is not None:
+            for row, (time, event) in zip(rows, target, strict=True):
+                row.update({self.time_key: float(time), self.event_key: float(event)})
+        for row, risk, said in zip(rows, risks, predictions, strict=True):
+            row["risk"] = float(risk)
+            row.update({key: float(value) for key, value in zip(self.curve_keys, said, strict=False)})
+        return rows
+
+    def read(self, records: Sequence[Record]) -> np.ndarray:
+        """Survival probabilities [N, M], or risks [N, 1]."""
+        return columns(records, self.curve_keys or ("risk",))
+
+    def specs(self) -> dict[str, MetricSpec]:
+        """Those of `survival_metrics`: first the c-index."""
+        return survival_specs(curves=bool(self.times))
+
+    def summarize(self, records: Sequence[Record], decision: Decision) -> dict[str, float]:
+        """Those of `survival_metrics`."""
+        survival = columns(records, self.curve_keys) if self.times else None
+        known = np.isfinite(column(records, self.time_key)) & np.isfinite(column(records, self.event_key))
+        return survival_metrics(
+            column(records, self.time_key)[known],
+            column(records, self.event_key)[known],
+            column(records, "risk")[known],
+            survival=None if survival is None else survival[known],
+            grid=np.array(self.times) if self.times else None,
+        )
+
+    def scores(self, records: Sequence[Record]) -> np.ndarray:
+        """Share of the comparable pairs with this sample whose risks are in the right order."""
+        time, event = column(records, self.time_key), column(records, self.event_key)
+        risk = column(records, "risk")
+        known = np.isfinite(time) & np.isfinite(event)
+        found = np.full(len(records), np.nan)
+        for index in np.flatnonzero(known):
+            later = (time > time[index]) | ((time == time[index]) & (event == 0))
+            earlier = (time < time[index]) | ((time == time[index]) & (event[index] == 0))
+            pairs = known & ((later & (event[index] == 1)) | (earlier & (event == 1)))
+            pairs[index] = False
+            gaps = np.where(later, risk[index] - risk, risk - risk[index])[pairs]
+            if gaps.size:
+                found[index] = float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
+        return found
