@@ -32,7 +32,9 @@ class OrdinalHead(nn.Module):
 
     def thresholds(self) -> Tensor:
         """Rising thresholds [T, K - 1]."""
-        return torch.cat([self.first, self.first + F.softplus(self.gaps).cumsum(-1)], -1)
+        # running sums as a product, because CUDA has no deterministic cumsum
+        sums = torch.ones(self.gaps.shape[1], self.gaps.shape[1], device=self.gaps.device, dtype=self.gaps.dtype).triu()
+        return torch.cat([self.first, self.first + F.softplus(self.gaps) @ sums], -1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, T * (K - 1)] of features [B, F]."""
