@@ -35,7 +35,7 @@ class CnnEncoder(Encoder):
         channels: tuple[int, ...] = CHANNELS,
         norm: NormName = "batch",
     ) -> None:
-        super().__init__(in_channels, tuple(image_size))
+        super().__init__("cnn", in_channels, tuple(image_size))
         check_image_size(self.image_size, (2, 3), "cnn")
         dims = len(self.image_size)
         self.layers = nn.Sequential()
@@ -47,6 +47,7 @@ class CnnEncoder(Encoder):
                 size = tuple(side // f for side, f in zip(size, factor))
             self.layers.append(ConvBlock(dims, width, features, (3,) * dims, (1,) * dims, norm, 0.0))
             width = features
+        self.first_convolutions = ("layers.0.conv.weight",)
         self.map = nn.Identity()
         self.dropout = nn.Dropout(drop_rate)
         self.num_features = self.map_features = width

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError, UsageError
+
+if TYPE_CHECKING:
+    from medtrain.models.weights import LoadReport
 
 Pooling = Literal["token", "avg"]
 
@@ -18,6 +21,7 @@ class Encoder(nn.Module):
     """The image part of a model. Subclasses are made by `build_encoder`.
 
     Args:
+        arch: The architecture's name.
         in_channels: Image channels C.
         image_size: (H, W) or (D, H, W) of the images.
 
@@ -25,16 +29,28 @@ class Encoder(nn.Module):
         num_features: Length F of the pooled vector.
         map_features: Channels of the feature map; F in all but a few architectures that widen after pooling.
         map_size: (h, w) or (d, h, w) of the feature map.
+        first_convolutions: Names, in `network`, of the weights whose second axis are the image channels.
+        pretrained_config: timm's description of the weights it has for the architecture.
+        weights_report: What `load_weights` found; null for random weights.
     """
 
     num_features: int
     map_features: int
     map_size: tuple[int, ...]
+    first_convolutions: tuple[str, ...]
+    pretrained_config: Any = None
+    weights_report: LoadReport | None = None
 
-    def __init__(self, in_channels: int, image_size: tuple[int, ...]) -> None:
+    def __init__(self, arch: str, in_channels: int, image_size: tuple[int, ...]) -> None:
         super().__init__()
+        self.arch = arch
         self.in_channels = in_channels
         self.image_size = image_size
+
+    @property
+    def network(self) -> nn.Module:
+        """The module whose names files of weights use."""
+        return self
 
     def features(self, image: Tensor) -> Tensor:
         """Feature map [B, map_features, *map_size] of images [B, C, *S]."""
@@ -136,7 +152,7 @@ def build_encoder(
     if weights is not None:
         from medtrain.models.weights import load_weights  # weights are adapted to encoders
 
-        load_weights(encoder, weights if weights == "timm" else Path(weights), min_matched=min_matched)
+        load_weights(encoder, "timm" if weights == "timm" else Path(weights), min_matched=min_matched)
     return encoder
 
 

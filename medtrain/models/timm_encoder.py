@@ -46,23 +46,30 @@ class TimmEncoder(Encoder):
         pooling: Pooling | None = None,
         small_input: bool | None = None,
     ) -> None:
-        super().__init__(in_channels, tuple(image_size))
+        super().__init__(arch, in_channels, tuple(image_size))
         check_arch(arch)
         check_image_size(self.image_size, (2,), arch)
-        self.arch = arch
         options: dict[str, Any] = {"in_chans": in_channels, "num_classes": 0, "drop_rate": drop_rate}
         if drop_path_rate is not None:
             options["drop_path_rate"] = drop_path_rate
         if pooling is not None:
             options |= {"global_pool": pooling, **({"fc_norm": False} if pooling == "avg" else {})}
         with torch.device("meta"):
-            twin = _create(arch, options, self.image_size, small_input)
+            twin: Any = _create(arch, options, self.image_size, small_input)
         self._read_layout(twin.eval())
-        self.model = _create(arch, options, self.image_size, small_input)
+        self.model: Any = _create(arch, options, self.image_size, small_input)
+        self.pretrained_config = config = twin.pretrained_cfg
+        first = config.get("first_conv") or ()
+        self.first_convolutions = tuple(f"{name}.weight" for name in ((first,) if isinstance(first, str) else first))
         self.map = FeatureMap(self._layout, self._prefix, self.map_size)
-        self._tapped = self._tap()
+        self.attended = self._tap()
 
-    def _read_layout(self, twin: nn.Module) -> None:
+    @property
+    def network(self) -> nn.Module:
+        """Timm's model."""
+        return self.model
+
+    def _read_layout(self, twin: Any) -> None:
         """Shapes of the feature map and the vector, from a pass without values."""
         image = torch.zeros(2, self.in_channels, *self.image_size, device="meta")
         try:
@@ -96,7 +103,7 @@ class TimmEncoder(Encoder):
         mixes_prefix = getattr(twin, "global_pool", "avg") == "map" and self._prefix > 0
         self._vector_from_map = pooled_from_map and not mixes_prefix
 
-    def _tap(self) -> nn.Module | None:
+    def _tap(self) -> FeatureMap | None:
         """Let the tokens that the last block attends to pass through a feature map, for Grad-CAM."""
         if self._vector_from_map:
             return None
@@ -105,11 +112,11 @@ class TimmEncoder(Encoder):
         # a class token that is appended after the blocks reads their output instead
         if not isinstance(norm, nn.Module) or hasattr(self.model, "cls_attn_blocks"):
             return None
-        self.attended = FeatureMap(self._layout, self._prefix, self.map_size)
         norm.register_forward_hook(self._pass_tokens)
-        return self.attended
+        return FeatureMap(self._layout, self._prefix, self.map_size)
 
     def _pass_tokens(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+        assert self.attended is not None
         return torch.cat((tokens[:, : self._prefix], self.attended.inverse(self.attended(tokens))), dim=1)
 
     def features_and_vector(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +135,8 @@ class TimmEncoder(Encoder):
             return raw.mean(dim=1)
         if self._prefix:
             raw = F.pad(raw, (0, 0, self._prefix, 0))  # the mean leaves them out
-        return self.model.forward_head(raw, pre_logits=True)
+        vector: Tensor = self.model.forward_head(raw, pre_logits=True)
+        return vector
 
     def feature_layer(self) -> nn.Module:
         """The module whose output is the last feature map that `forward` depends on.
@@ -138,12 +146,12 @@ class TimmEncoder(Encoder):
         """
         if self._vector_from_map:
             return self.map
-        if self._tapped is None:
+        if self.attended is None:
             raise UsageError(
                 f"{self.arch} has no feature map that its class token attends to in one place",
                 hint="set pooling=avg, or choose another arch",
             )
-        return self._tapped
+        return self.attended
 
 
 class FeatureMap(nn.Module):
@@ -247,6 +255,7 @@ def _grid(twin: nn.Module, tokens: int, image_size: tuple[int, ...]) -> tuple[in
 def _check_patches(twin: nn.Module, image_size: tuple[int, ...]) -> None:
     """Refuse sizes that are no multiple of the patch: timm would leave out the border."""
     patch = getattr(getattr(twin, "patch_embed", None), "patch_size", None)
+    patch = (patch, patch) if isinstance(patch, int) else patch
     if patch is not None and any(side % step for side, step in zip(image_size, patch)):
         fits = " x ".join(str(max(step, round(side / step) * step)) for side, step in zip(image_size, patch))
         raise ValueError(f"its patches have {patch[0]} x {patch[1]} pixels, the nearest size is {fits}")
