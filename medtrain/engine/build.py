@@ -16,16 +16,17 @@ from torch import nn
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.status import StatusHeartbeat
 from medtrain.data.source import DataPlan
-from medtrain.engine.cadence import Cadence, parse_duration, parse_time
+from medtrain.engine.cadence import Cadence, Cadences, parse_duration, parse_time
 from medtrain.engine.checkpoint import CheckpointFolder
 from medtrain.engine.clock import Limit, RunClock
 from medtrain.engine.device import keep_freed_memory
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
-from medtrain.engine.loop import Cadences, Engine
+from medtrain.engine.loop import Engine
 from medtrain.engine.precision import Precision
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.settings import TrainerSettings
+from medtrain.engine.stages import Stages
 from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
 from medtrain.optim.schedulers import Schedule
@@ -153,6 +154,7 @@ def build_engine(
         device=device,
         run_dir=run_dir,
         seed=config["seed"],
+        stages=Stages(settings.stages, model, steps_per_epoch=steps_per_epoch),
         ema=EMA(model, decay=settings.ema_decay, warmup=settings.ema_warmup) if settings.ema_decay else None,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,

@@ -136,3 +136,13 @@ class Cadence:
         """Continue where `state_dict` was taken."""
         self._last_time = state["last_time"]
         self._last_percent = int(state["last_percent"])
+
+
+@dataclass(frozen=True)
+class Cadences:
+    """When to log, evaluate, save and keep."""
+
+    log: Cadence
+    evaluate: Cadence
+    checkpoint: Cadence
+    keep: Cadence

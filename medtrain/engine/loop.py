@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from medtrain.engine.cadence import Cadence
+from medtrain.engine.cadence import Cadence, Cadences
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder
 from medtrain.engine.clock import RunClock
 from medtrain.engine.distributed import Dist
@@ -28,6 +28,7 @@ from medtrain.engine.meter import Meter
 from medtrain.engine.precision import Precision
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.signals import StopSignals
+from medtrain.engine.stages import Stages
 from medtrain.engine.state import load_state, state_dict
 from medtrain.engine.view import EngineView
 from medtrain.errors import MedtrainError, NonFiniteError
@@ -41,16 +42,6 @@ if TYPE_CHECKING:
     from medtrain.optim.schedulers import Schedule
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Cadences:
-    """When to log, evaluate, save and keep."""
-
-    log: Cadence
-    evaluate: Cadence
-    checkpoint: Cadence
-    keep: Cadence
 
 
 class EvaluationInterruptedError(Exception):
@@ -88,6 +79,7 @@ class Engine:
         run_dir: The run's folder.
         seed: Seed of the random streams.
         ema: Average of the weights, used for evaluation.
+        stages: What is frozen when; None leaves the model as it was built.
         accumulate: Micro-batches per step.
         clip_norm: Largest gradient norm.
         clip_value: Largest gradient element.
@@ -117,6 +109,7 @@ class Engine:
         run_dir: Path,
         seed: int,
         ema: EMA | None = None,
+        stages: Stages | None = None,
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -133,6 +126,7 @@ class Engine:
         self.eval_cases, self.max_nonfinite, self.memory_format = eval_cases, max_nonfinite, memory_format
         self.config_digest = config_digest
 
+        self.stages = stages or Stages((), model, steps_per_epoch=1)
         self.forward_model = dist.wrap(model, device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.meter = Meter(device)
@@ -182,6 +176,7 @@ class Engine:
         batches = self.batches_from_here()
         finished = self._agree_on_stop() or self.clock.finished(self.step)
         while not finished:
+            self._enter_stage()
             self.train_step(batches)
             finished = self.clock.finished(self.step)  # asked once per step: time goes on between two questions
             if self._due(self.cadences.log) or finished:
@@ -195,6 +190,11 @@ class Engine:
                 self.save(best=improved, keep=keep)
         if self._saved_at != self.step:
             self.save(best=False)
+
+    def _enter_stage(self) -> None:
+        progress, elapsed = self.clock.progress(self.step), self.clock.elapsed()
+        if self.stages.advance(step=self.step, progress=progress, elapsed=elapsed):
+            self.forward_model = self.dist.wrap(self.model, self.device)  # DDP knows what trains when it is made
 
     def batches_from_here(self) -> Iterator[Batch]:
         """The micro-batches that follow the current step."""
@@ -210,7 +210,7 @@ class Engine:
         torch.manual_seed(hash((self.seed, self.step, self.dist.rank)) & 0x7FFFFFFFFFFFFFFF)
 
         self._set_lr()
-        self.model.train()
+        self.stages.train_mode()
         weights = [self.task.batch_weight(batch) for batch in window]
         # nothing is labelled in a window without weight: its loss, and gradient, is 0
         total = self.dist.sum(sum(weights)) or 1.0
@@ -357,7 +357,7 @@ class Engine:
         total = self.clock.total_steps(self.step)
         factor = self.schedule.factor(self.step, total, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group["base_lr"] * factor * self.stages.lr_scale
 
     # ---------------------------------------------------------------------------------------------------- logs
 
@@ -445,4 +445,5 @@ class Engine:
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         load_state(self, checkpoint)
+        self.forward_model = self.dist.wrap(self.model, self.device)
         self._saved_at = self.step

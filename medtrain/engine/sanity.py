@@ -62,7 +62,7 @@ def sanity_check(engine: Engine) -> SanityReport:
 
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
-    engine.model.train()
+    engine.stages.train_mode()
     counting = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with FlopCounterMode(display=False) as flops, counting, engine.precision.autocast():
         output = engine.task.training_step(engine.forward_model, batch)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from medtrain.engine.cadence import parse_duration, parse_time
+from medtrain.engine.stages import Stage
 from medtrain.registry import Format, Range, register
 
 DurationText = Annotated[str, Format(parse_duration, '"500step", "10ep", "20min" or "5%"')]
@@ -47,6 +48,8 @@ class TrainerSettings:
         compile: Compile the model with torch.compile.
         sanity_check: Run one training and one evaluation batch through the real path before the first step.
         num_threads: CPU threads of the training process; null uses the cores available.
+        stages: Progressive training, e.g. [{duration: 10ep, freeze: [encoder]}, {lr_scale: 0.1}]: parts of the model
+            that are frozen for a while.
     """
 
     max_steps: Annotated[int, Range(ge=1)] | None = None
@@ -73,3 +76,4 @@ class TrainerSettings:
     compile: bool = False
     sanity_check: bool = True
     num_threads: Annotated[int, Range(ge=1)] | None = None
+    stages: list[Stage] = field(default_factory=list)

@@ -20,6 +20,7 @@ def state_dict(engine: Engine) -> dict[str, Any]:
         "optimizer": engine.optimizer.state_dict(),
         "schedule": engine.schedule.state_dict(),
         "precision": engine.precision.state_dict(),
+        "stages": engine.stages.state_dict(),
         "ema_updates": engine.ema.updates if engine.ema is not None else 0,
         "meter": engine.meter.state_dict(),
         "clock": engine.clock.state_dict(),
@@ -39,6 +40,7 @@ def load_state(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.optimizer.load_state_dict(state["optimizer"])
     engine.schedule.load_state_dict(state["schedule"])
     engine.precision.load_state_dict(state["precision"])
+    engine.stages.load_state_dict(state["stages"])
     if engine.ema is not None:
         engine.ema.load_state_dict(checkpoint.weights(ema=True), updates=state["ema_updates"])
     engine.meter.load_state_dict(state["meter"])

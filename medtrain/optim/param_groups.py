@@ -33,7 +33,17 @@ class ParamRule:
 
     def matches(self, parameter_name: str) -> bool:
         """Whether the rule speaks of this parameter."""
-        return fnmatchcase(parameter_name, self.pattern) or fnmatchcase(parameter_name, f"{self.pattern}.*")
+        return name_matches(self.pattern, parameter_name)
+
+
+def name_matches(pattern: str, parameter_name: str) -> bool:
+    """Whether a shell pattern names a parameter or something above it.
+
+    Args:
+        pattern: `encoder` and `encoder.*` both mean all below `encoder`.
+        parameter_name: Dotted name of a parameter.
+    """
+    return fnmatchcase(parameter_name, pattern) or fnmatchcase(parameter_name, f"{pattern}.*")
 
 
 def make_param_groups(

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medtrain.engine.cadence import Cadence, parse_duration
+from medtrain.engine.cadence import Cadence, Cadences, parse_duration
 from medtrain.engine.checkpoint import CheckpointFolder
 from medtrain.engine.clock import Limit, RunClock
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
-from medtrain.engine.loop import Cadences, Engine
+from medtrain.engine.loop import Engine
 from medtrain.engine.precision import Precision
+from medtrain.engine.stages import Stage, Stages
 from medtrain.loggers.base import Logger, LoggerSet
 from medtrain.metrics.spec import MetricSpec
 from medtrain.tasks.base import StepOutput
@@ -141,6 +142,7 @@ def make_engine(
     callbacks: dict[str, Any] | None = None,
     dist: Dist | None = None,
     max_nonfinite: int = 25,
+    stages: Sequence[Stage] = (),
 ) -> Engine:
     data = data or ToyData()
     model = network() if model is None else model
@@ -169,6 +171,7 @@ def make_engine(
         device=CPU,
         run_dir=folder,
         seed=7,
+        stages=Stages(stages, model, steps_per_epoch=per_epoch),
         ema=EMA(model, decay=ema_decay) if ema_decay is not None else None,
         accumulate=accumulate,
         clip_norm=clip_norm,
