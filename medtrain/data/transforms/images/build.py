@@ -272,11 +272,11 @@ def _one_line(text: object) -> str:
 
 def _wrongs(transform: Any, image_size: Sequence[int], channels: int) -> Iterator[tuple[str, str | None]]:
     """What is wrong with a transform for such images, with hints; nothing if it can be applied."""
-    key, what = ("image", "pictures") if len(image_size) == 2 else ("volume", "volumes")
+    key, what = ("image", "pictures") if len(image_size) == 2 else ("images", "volumes")  # slices
     if key not in transform.targets:
         yield f"cannot be applied to {what}", None
         return
-    missing = sorted(set(transform.targets_as_params) - {key})
+    missing = sorted(set(transform.targets_as_params) - {"image", "images"})
     if missing:
         yield f"needs {', '.join(missing)}, which is not there", None
         return

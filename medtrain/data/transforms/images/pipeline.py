@@ -34,7 +34,7 @@ class Pipeline:
 
     def __init__(self, transforms: Sequence[Mapping[str, Any]], *, spatial_dims: int) -> None:
         self._transforms = tuple(transforms)
-        self._keys = ("image", "mask") if spatial_dims == 2 else ("volume", "mask3d")
+        self._keys = ("image", "mask") if spatial_dims == 2 else ("images", "masks")
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,9 +80,13 @@ class _Built:
             built.transforms, mask_interpolation=interpolation, is_check_shapes=False
         )
         self._applied: list[Callable[[np.ndarray], np.ndarray]] = []
-        for leaf in built.leaves:
-            if type(leaf.transform).__name__ in ORIENTING:
-                self._watch(leaf.transform)
+        for transform in (leaf.transform for leaf in built.leaves):
+            if type(transform).__name__ in ORIENTING:
+                self._watch(transform)
+            elif getattr(transform, "interpolation", None) in (cv2.INTER_CUBIC, cv2.INTER_LANCZOS4):
+                _replace(transform, functools.partial(_clipped, transform.apply))
+            elif type(transform).__name__ == "RandomBrightnessContrast":
+                _replace(transform, functools.partial(_exposed, transform.apply))
 
     def __call__(self, data: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], bool]:
         self._compose.set_random_state(np.random.Generator(np.random.PCG64(seed)), random.Random(seed))
@@ -105,3 +109,29 @@ class _Built:
             return original(params, *args, **data)
 
         transform.apply_with_params = noted
+
+
+def _replace(transform: Any, apply: Callable[..., np.ndarray]) -> None:
+    """Have a transform change images, and slices of volumes, by another function."""
+
+    def apply_to_slices(slices: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        return np.stack([apply(part, **params) for part in slices])
+
+    transform._key2func = {**transform._key2func, "image": apply, "images": apply_to_slices}
+
+
+def _clipped(apply: Callable[..., np.ndarray], image: np.ndarray, **params: Any) -> np.ndarray:
+    """Cubic interpolation leaves the range of float images, and a gamma transform makes NaN of negative numbers."""
+    changed = apply(image, **params)
+    return np.clip(changed, 0, 1, out=changed) if changed.dtype == np.float32 else changed
+
+
+def _exposed(
+    apply: Callable[..., np.ndarray], image: np.ndarray, alpha: float, beta: float, **params: Any
+) -> np.ndarray:
+    """Brightness and contrast of float images, where Albumentations makes images of constants first (slow)."""
+    if image.dtype != np.float32:
+        return apply(image, alpha=alpha, beta=beta, **params)
+    changed = image * np.float32(alpha)
+    changed += np.float32(beta)
+    return np.clip(changed, 0, 1, out=changed)

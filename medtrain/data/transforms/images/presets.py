@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from medtrain.data.transforms.images.base import ResizedImages
+import numpy as np
+
+from medtrain.data.transforms.images.base import Augmented, ResizedImages
 from medtrain.data.transforms.images.resize import Resize
 from medtrain.errors import UsageError
 from medtrain.registry import Range, register
@@ -183,15 +185,25 @@ class MedicalImages(_Presets):
     def recipe(self) -> Sequence[Mapping[str, Any]]:
         """The random changes in the form that `augment=albumentations` takes."""
         gamma = [100 * exponent for exponent in self.gamma_range]
+        noise = {"name": "GaussNoise", "std_range": list(self.noise_std), "per_channel": False, "p": self.noise_p}
         return (
             *self._mirroring(),
             *self._affine(self.shear_degrees),
             *_chosen({"name": "CLAHE", "clip_limit": [1.0, self.clahe_clip], "p": self.clahe_p}),
             *(self._jitter() or self._exposure()),
             *_chosen({"name": "RandomGamma", "gamma_limit": gamma, "p": self.gamma_p}),
-            *_chosen({"name": "GaussNoise", "std_range": list(self.noise_std), "p": self.noise_p}),
+            *(_chosen(noise) if self.spatial_dims == 2 else ()),
             *self._dropout(),
         )
+
+    def train(self, image: np.ndarray, *, seed: int, mask: np.ndarray | None = None) -> Augmented:
+        """Change an image at random; see `ImageAugmentation.train`."""
+        augmented = super().train(image, seed=seed, mask=mask)
+        if self.spatial_dims == 2:
+            return augmented
+        rng = np.random.default_rng([seed, 2])  # Albumentations would give all slices the same noise
+        chosen, std = rng.random() < self.noise_p, rng.uniform(*self.noise_std)
+        return augmented._replace(image=add_noise(augmented.image, std, rng)) if chosen else augmented
 
 
 @register("augment", "retinal", runtime=("image_size", "spatial_dims", "in_channels"), tags=("images",))
@@ -231,6 +243,19 @@ class RetinalImages(_Presets):
             *color,
             *self._dropout(),
         )
+
+
+def add_noise(image: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Add Gaussian noise, the same in all channels.
+
+    Args:
+        image: [*S, C], uint8 or float32.
+        std: Standard deviation, as a part of the full range.
+        rng: Where the noise comes from.
+    """
+    top = 255 if image.dtype == np.uint8 else 1
+    noisy = rng.standard_normal((*image.shape[:-1], 1), dtype=np.float32) * np.float32(std * top) + image
+    return np.clip(np.rint(noisy) if top == 255 else noisy, 0, top).astype(image.dtype)
 
 
 def _chosen(transform: dict[str, Any]) -> list[dict[str, Any]]:
