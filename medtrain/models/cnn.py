@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 from torch import Tensor, nn
 
+from medtrain.models.classifier import ImageClassifier
 from medtrain.models.encoders import Encoder, check_image_size
+from medtrain.models.freezing import Freeze
 from medtrain.models.layers import ConvBlock, NormName, init_he
+from medtrain.models.weights import load_weights
+from medtrain.registry import Range, register
 
 CHANNELS = (64, 128, 256, 512, 1024)
 """Feature channels of the five layers."""
@@ -67,3 +74,43 @@ class CnnEncoder(Encoder):
     def feature_layer(self) -> nn.Module:
         """The module whose output is the feature map."""
         return self.map
+
+
+@register("model", "cnn", runtime=("in_channels", "image_size", "num_outputs"), tags=("2d", "3d", "images"))
+class Cnn(ImageClassifier):
+    """Five convolutions and a linear head, for images [B, C, H, W] and volumes [B, C, D, H, W].
+
+    Args:
+        in_channels: Image channels C.
+        image_size: (H, W) or (D, H, W).
+        num_outputs: Logits K.
+        channels: Feature channels of each layer; its length is the number of layers.
+        norm: Statistics per channel (batch), per sample and channel (instance), or per sample and 8 groups (group).
+        drop_rate: Probability of dropping a feature before the head.
+        weights: Null = random, or a file with weights of this network.
+        min_matched: Share of the encoder's tensors that the weights must give.
+        freeze: What does not learn: `none`, `backbone` (all but the head), or names of parts, e.g. [encoder.layers.0].
+        checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.layers.0].
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: tuple[int, ...],
+        num_outputs: int,
+        channels: tuple[int, ...] = CHANNELS,
+        norm: NormName = "batch",
+        drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+        weights: str | None = None,
+        min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
+        freeze: Freeze = "none",
+        checkpoint_layers: tuple[str, ...] = (),
+    ) -> None:
+        encoder = CnnEncoder(
+            in_channels=in_channels, image_size=image_size, drop_rate=drop_rate, channels=channels, norm=norm
+        )
+        if weights is not None:
+            load_weights(encoder, "timm" if weights == "timm" else Path(weights), min_matched=min_matched)
+        super().__init__(encoder, nn.Linear(encoder.num_features, num_outputs))
+        self.finish(freeze=freeze, checkpoint_layers=checkpoint_layers)
