@@ -18,6 +18,7 @@ from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan, DataSource
 from medtrain.engine.build import LIMITS, build_engine, build_task, config_digest
 from medtrain.engine.checkpoint import Checkpoint, check_format
+from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, Progress, derive
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.distributed import Dist
@@ -310,7 +311,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     final: Mapping[str, float] = {}
     if config["trainer"]["final_evaluation"] and engine.history:
         try:
-            final = final_evaluation(engine, folder)
+            final = final_evaluation(engine, folder, config["inference"])
         except EvaluationInterruptedError:
             if dist.is_main:
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
@@ -324,12 +325,13 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     return Outcome(folder.path, EXIT_DONE, final)
 
 
-def final_evaluation(engine: Engine, folder: RunFolder) -> dict[str, float]:
+def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, Any]) -> dict[str, float]:
     """Judge the best weights on every validation case with the full protocol, write the tables, return the metrics.
 
     Args:
         engine: The engine, after its fit.
         folder: The run's folder.
+        inference: Settings of the inference, with which decisions are kept.
     """
     best: Checkpoint | None = engine.checkpoints.best() or engine.checkpoints.last()
     assert best is not None
@@ -338,12 +340,16 @@ def final_evaluation(engine: Engine, folder: RunFolder) -> dict[str, float]:
     ema, engine.ema = engine.ema, None
     try:
         engine.model.load_state_dict(weights)
+        engine.task.use_decision({})
         records = engine.evaluate(limit=None, final=True)
     finally:
         engine.model.load_state_dict(trained)
         engine.ema = ema
+    decision = engine.task.fit_decision(records)
+    records = engine.task.decide(records)
     summary = engine.task.summarize(records)
     if engine.dist.is_main:
+        save_decision(folder.path, best.step, inference, decision)
         facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
         engine.task.write_evaluation(folder.evaluation, records, summary, extra=facts)
         for name, pixels in engine.task.pictures(records, PictureStyle(title=f"step {best.step}")).items():

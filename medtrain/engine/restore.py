@@ -13,6 +13,7 @@ from torch import nn
 
 from medtrain.engine.build import build_model, build_task, memory_format_of
 from medtrain.engine.checkpoint import CheckpointFolder, check_format, read_checkpoint
+from medtrain.engine.decisions import read_decision
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.launch import read_plan
 from medtrain.engine.precision import Precision, PrecisionName, choose_precision
@@ -97,6 +98,7 @@ def load_run(
     task = build_task(config, plan, chosen_device, memory_format)
     model = build_model(config, plan, task)
     model.load_state_dict(found.weights(ema=found.has_ema))
+    task.use_decision(read_decision(folder.path, found.step, config["inference"]))
     model = model.to(chosen_device).eval().requires_grad_(False)
     if memory_format is not None:
         model = model.to(memory_format=memory_format)

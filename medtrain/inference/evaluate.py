@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from medtrain.callbacks.previews import save_picture
+from medtrain.engine.decisions import save_decision
 from medtrain.engine.distributed import Dist
 from medtrain.engine.launch import changed_data, open_data
 from medtrain.engine.protocol import TrainData
@@ -71,7 +72,13 @@ def evaluate_run(
         name = "cases" if cases else part
         out = folder.evaluation if same else folder.evaluation / f"{name}_step_{run.step:08d}"
         out.mkdir(parents=True, exist_ok=True)
-        records = _judge(run, data, chosen, out, each=bool(cases))
+        if part == "val" and not cases:
+            records = _judge_validation(run, data, chosen, config, out)
+        else:
+            if run.task.lacks_decision:
+                log.info("judging the validation part first: it decides what inference leaves to it")
+                _judge_validation(run, data, data.evaluation_cases("val", limit=None), config, None)
+            records = _judge(run, data, chosen, out, each=bool(cases))
     finally:
         data.close()
     summary = run.task.summarize(records)
@@ -109,8 +116,29 @@ def _choose_cases(data: TrainData, part: str, cases: Sequence[str]) -> list[str]
     return list(cases)
 
 
-def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path, *, each: bool) -> list[Record]:
-    """Judge cases and draw them: each of them, or what the task shows of all."""
+def _judge_validation(
+    run: LoadedRun, data: TrainData, cases: Sequence[str], config: Mapping[str, Any], out: Path | None
+) -> list[Record]:
+    """Judge the whole validation part, and take and keep the decisions that are left to it."""
+    if not cases:
+        raise UsageError("inference leaves a decision to the validation part, and this run has none")
+    run.task.use_decision({})
+    records = _judge(run, data, cases, None, each=False)
+    decision = run.task.fit_decision(records)
+    save_decision(run.run_dir, run.step, config["inference"], decision)
+    records = run.task.decide(records)
+    if out is not None:
+        _draw_all(run, records, out)
+    return records
+
+
+def _draw_all(run: LoadedRun, records: Sequence[Record], out: Path) -> None:
+    for name, pixels in run.task.pictures(records, PictureStyle(title=f"step {run.step}")).items():
+        save_picture(out / f"{name}.png", pixels)
+
+
+def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path | None, *, each: bool) -> list[Record]:
+    """Judge cases and draw them into `out`: each of them, or what the task shows of all."""
     records: list[Record] = []
     style = PictureStyle(title=f"step {run.step}")
     run.task.begin_evaluation()
@@ -119,14 +147,13 @@ def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path, *, 
             judged = run.task.evaluation_step(run.model, item, final=True)
             records += judged
             log.info("case %d of %d: %s", len(records), len(cases), judged[-1]["case_id"])
-            if each:
+            if each and out is not None:
                 for number, (name, pixels) in enumerate(run.task.pictures(judged, style).items()):
                     stem = judged[-1]["case_id"] if number == 0 else f"{judged[-1]['case_id']}_{name}"
                     save_picture(out / f"{stem}.png", pixels)
                 run.task.begin_evaluation()
-    if not each:
-        for name, pixels in run.task.pictures(records, style).items():
-            save_picture(out / f"{name}.png", pixels)
+    if not each and out is not None:
+        _draw_all(run, records, out)
     return records
 
 

@@ -103,6 +103,27 @@ class Task(Protocol):
         """The metrics that `summarize` returns, the default monitor first."""
         ...
 
+    @property
+    def lacks_decision(self) -> bool:
+        """Whether something is left to the validation part and was not chosen yet."""
+        ...
+
+    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
+        """Choose what is left to the validation part (thresholds, a temperature), adopt it, and return it.
+
+        Args:
+            records: Of the whole validation part, judged without a decision.
+        """
+        ...
+
+    def use_decision(self, decision: Mapping[str, float]) -> None:
+        """Adopt what was chosen on the validation part; nothing forgets it."""
+        ...
+
+    def decide(self, records: Sequence[Record]) -> list[Record]:
+        """Records that were judged without a decision, under the one that is adopted."""
+        ...
+
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """The cases that were judged worst, the worst first, each with its score."""
         ...

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.data.images.plan import ImagePlan
+from medtrain.data.images.samples import Normalizer
 from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference, batch_size, split_batch
 from medtrain.metrics.arrays import defined_mean
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
-from medtrain.tasks.images import example_batch, model_inputs, move
+from medtrain.tasks.images import example_batch, model_inputs
 from medtrain.tasks.outcome import column
 from medtrain.tasks.report import metrics_table, write_report
 
@@ -86,6 +87,8 @@ class Generic:
         self.memory_format = memory_format
         self.scalars = dict(scalars or {})
         self.class_names: Sequence[str] = ()
+        self.in_channels = plan.in_channels
+        self.normalizer = Normalizer(plan)
         self.monitor = find_monitor(monitor, self.metrics())
 
     def runtime(self) -> dict[str, Any]:
@@ -112,7 +115,7 @@ class Generic:
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """The scalars of a batch, for each of its samples: their mean is that over the samples."""
         records: list[Record] = []
-        item = move(item, self.device, self.memory_format, self.plan.spatial_dims)
+        item = self.normalizer(item, self.device, self.memory_format)
         for part in split_batch(item, self.inference.batch_size):
             found = {name: float(value) for name, value in scalars_of(self.forward(model, part)).items()}
             missing = [name for name in self.scalars if name not in found]
@@ -153,6 +156,11 @@ class Generic:
         """One row per scalar."""
         specs = {name: MetricSpec(name, "min") for name in summary}
         return metrics_table(summary, specs, title=title)
+
+    @property
+    def lacks_decision(self) -> bool:
+        """Nothing is left to the validation part."""
+        return False
 
     def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
         """Nothing is chosen."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.data.images.plan import ImagePlan
+from medtrain.data.images.samples import Normalizer
 from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervision, SupervisedLoss
@@ -95,6 +96,8 @@ class ImageTask:
         self.outcome = self.make_outcome()
         self.subgroups = Subgroups(report, plan.tabular)
         self.class_names: Sequence[str] = self.outcome.class_names
+        self.in_channels = plan.in_channels
+        self.normalizer = Normalizer(plan)
         self.decision: Decision = {}
         # evaluation reads logits on the CPU, in full precision
         self.cpu_loss = copy.deepcopy(loss).cpu()
@@ -187,8 +190,8 @@ class ImageTask:
         """Nothing is kept between evaluations."""
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
-        """Predict a batch of samples: one record each, with labels where the batch has a target."""
-        item = move(item, self.device, self.memory_format, self.plan.spatial_dims)
+        """Predict a batch of samples, as read: one record each, with labels where the batch has a target."""
+        item = self.normalizer(item, self.device, self.memory_format)
         seen: list[Outputs] = []
         spatial_dims = self.plan.spatial_dims
 
@@ -253,6 +256,11 @@ class ImageTask:
 
     # ------------------------------------------------------------------- decisions, taken on the validation part
 
+    @property
+    def lacks_decision(self) -> bool:
+        """Whether something is left to the validation part and was not chosen yet."""
+        return (self.inference.chooses_threshold or self.inference.calibrate) and not self.decision
+
     def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
         """Choose what `inference` leaves to the validation part, and adopt it.
 
@@ -281,14 +289,8 @@ class ImageTask:
 
         Args:
             decision: Of `fit_decision`, or empty to forget it.
-
-        Raises:
-            UsageError: `inference` asks for something that was never chosen.
         """
         self.decision = {key: value for key, value in decision.items() if self._is_asked_for(key)}
-        wanted = self.inference.chooses_threshold or self.inference.calibrate
-        if decision and wanted and not self.decision:
-            raise UsageError("the run has not chosen this on its validation part", hint="evaluate it there first")
 
     def _is_asked_for(self, key: str) -> bool:
         is_temperature = key.rpartition("/")[2] == "temperature" and "threshold" not in key.split("/")
@@ -357,27 +359,11 @@ def example_batch(plan: ImagePlan) -> dict[str, Tensor]:
         if several or plan.optional_image:
             batch["present"] = torch.ones(1, *(several or (1,)), dtype=torch.bool)
     if plan.tabular is not None:
-        numeric, categorical = len(plan.tabular.numeric), len(plan.tabular.categorical)
-        batch["numeric"] = torch.zeros(1, plan.tabular.num_numeric)
+        numeric, categorical = plan.tabular.num_numeric, len(plan.tabular.categorical)
+        batch["numeric"] = torch.zeros(1, numeric)
         batch["categorical"] = torch.zeros(1, categorical, dtype=torch.int64)
         batch["observed"] = torch.ones(1, numeric + categorical, dtype=torch.bool)
     return batch
-
-
-def move(batch: Batch, device: torch.device, memory_format: torch.memory_format | None, spatial_dims: int) -> Batch:
-    """The batch on a device, single images in a memory format.
-
-    Args:
-        batch: Tensors and other entries.
-        device: Where the model runs.
-        memory_format: Of images [B, C, *S]; None leaves them.
-        spatial_dims: Axes in S.
-    """
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    image = moved.get("image")
-    if memory_format is not None and image is not None and image.dim() == spatial_dims + 2:
-        moved["image"] = image.contiguous(memory_format=memory_format)
-    return moved
 
 
 def model_inputs(model: nn.Module) -> tuple[str, ...]:

@@ -159,6 +159,22 @@ class Segmentation:
         """Means over cases, per class and over the classes."""
         return summarize(records, self.class_names)
 
+    @property
+    def lacks_decision(self) -> bool:
+        """Nothing is left to the validation part."""
+        return False
+
+    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
+        """Nothing is left to the validation part: a voxel gets its most probable class."""
+        return {}
+
+    def use_decision(self, decision: Mapping[str, float]) -> None:
+        """There is none."""
+
+    def decide(self, records: Sequence[Record]) -> list[Record]:
+        """The records as they are."""
+        return list(records)
+
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """Those with the lowest mean Dice."""
         return worst_cases(records, count)
