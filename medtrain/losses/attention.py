@@ -56,7 +56,7 @@ def mask_term(attention: Tensor, annotation: Tensor, form: AttentionForm) -> Ten
 
     - `kl`: divergence of the map, made to sum to 1, from softmax(10 mask) over places.
     - `bce`: binary cross-entropy of every place, averaged.
-    - `mse`: squared difference from softmax(10 mask) of the map made to sum to 1, times the number of places.
+    - `mse`: squared difference of the map, made to sum to 1, and softmax(10 mask), summed over places.
     - `dice`: 1 minus the soft Dice score.
 
     Args:
@@ -69,17 +69,17 @@ def mask_term(attention: Tensor, annotation: Tensor, form: AttentionForm) -> Ten
     masks = resize_mask(annotation.float().nan_to_num(0), tuple(maps.shape[1:])).flatten(1)
     maps = maps.flatten(1)
     if form == "bce":
-        # the logarithm of 0 has no gradient, and half-precision maps reach 0 and 1
-        losses = F.binary_cross_entropy(maps.clamp(_TINY, 1 - _TINY), masks, reduction="none").mean(1)
+        # the logarithm of 0 has no gradient, and half-precision maps reach 0 and 1; written out, because PyTorch's own
+        # refuses to run under autocast
+        inside = maps.clamp(_TINY, 1 - _TINY)
+        losses = -(masks * inside.log() + (1 - masks) * (-inside).log1p()).mean(1)
     elif form == "dice":
         losses = 1 - (2 * (maps * masks).sum(1) + _TINY) / (maps.sum(1) + masks.sum(1) + _TINY)
     else:
         goal = (_SHARPNESS * masks).softmax(1)
         shares = (maps + _TINY) / (maps + _TINY).sum(1, keepdim=True)
-        if form == "kl":
-            losses = (goal * (goal.log() - shares.log())).sum(1)
-        else:
-            losses = (goal - shares).square().sum(1) * maps.shape[1]
+        terms = goal * (goal.log() - shares.log()) if form == "kl" else (goal - shares).square()
+        losses = terms.sum(1)
     return losses * known
 
 
@@ -128,7 +128,7 @@ def sharpness_term(attention: Tensor, form: Literal["entropy", "variance", "gini
     """How diffuse a map is [B], to be made small without a mask: self-supervision of class activation maps.
 
     - `entropy`: of the map made to sum to 1, divided by its maximum log N: 1 for an even map, 0 for a single place.
-    - `variance`: minus the variance over places.
+    - `variance`: minus the variance over places: 0 for an even map, least where half of it is 0 and half is 1.
     - `gini`: 1 minus the Gini coefficient of the places: 1 for an even map, towards 0 for a single place.
 
     Args:

@@ -94,9 +94,9 @@ class InstanceEntropy:
 class SupervisedLoss(nn.Module):
     """The loss of the logits, plus weighted terms for auxiliary heads and attention.
 
-    Auxiliary heads are judged by the same loss on the same targets. Terms of attention are sums over samples; they are
-    divided by the weight of the batch in samples, so that micro-batches, each weighted by `weight`, add up to the whole
-    batch.
+    Auxiliary heads are judged by the same loss on the same targets. Terms of attention are sums over the samples with
+    a label, divided by the weight of the batch in samples: the mean where all is labelled and classes weigh 1, and
+    micro-batches, each weighted by `weight`, add up to the whole batch.
 
     Args:
         loss: Of the logits.
@@ -152,17 +152,21 @@ class SupervisedLoss(nn.Module):
         total, units = self.loss.sums(outputs["logits"], target)
         main = mean_of(total, units)
         terms = self._aux_terms(outputs, target)
-        samples = self._samples(units, target)
+        counted, samples = self._samples(units, target)
         for name, (weight, values) in self._attention_terms(outputs, maps, annotation, present).items():
-            terms[name] = (weight, torch.where(units > 0, mean_of(values.sum(), samples), 0 * values.sum()))
+            terms[name] = (weight, mean_of((values * counted).sum(), samples))
         if not terms:
             return main, {}
         loss = torch.stack([main, *(weight * value for weight, value in terms.values())]).sum()
         return loss, {"main": main.detach(), **{name: value.detach() for name, (_, value) in terms.items()}}
 
-    def _samples(self, units: Tensor, target: Tensor) -> Tensor:
-        """The batch's size, in terms of its units where those must add up over micro-batches."""
-        return units / self.loss.units_per_sample if self.decomposable else units.new_tensor(float(len(target)))
+    def _samples(self, units: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Which samples the attention counts of [B], and the number that their sum is divided by."""
+        if not self.decomposable:
+            return torch.ones_like(target[:, 0]), units.new_tensor(float(len(target)))
+        # a micro-batch without labels has no weight, so attention without a label must not count in any batch
+        labelled = self.loss.units(target).reshape(len(target), -1).any(1)
+        return labelled, units / self.loss.units_per_sample
 
     def _aux_terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> dict[str, tuple[float, Tensor]]:
         heads = {key.removeprefix("aux/"): value for key, value in outputs.items() if key.startswith("aux/")}
