@@ -170,7 +170,7 @@ class Generic:
         """The records."""
         return list(records)
 
-    def use_decision(self, decision: Mapping[str, float]) -> None:
+    def use_decision(self, decision: Mapping[str, float] | None) -> None:
         """Nothing was chosen."""
 
     def final_cost(self) -> float:

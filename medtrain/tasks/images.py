@@ -265,7 +265,7 @@ class ImageTask:
         """Choose what `inference` leaves to the validation part, and adopt it.
 
         Args:
-            records: Of the whole validation part, made without a decision (`use_decision({})`).
+            records: Of the whole validation part, made without a decision (`use_decision(None)`).
 
         Returns:
             Numbers by name, to be kept with the run for `use_decision`; empty where nothing was asked for.
@@ -284,17 +284,30 @@ class ImageTask:
         """Records that were made without a decision, under the one that is adopted."""
         return self.outcome.decide(records, self.decision) if self.decision else list(records)
 
-    def use_decision(self, decision: Decision) -> None:
+    def use_decision(self, decision: Decision | None) -> None:
         """Adopt what was chosen on the validation part; what `inference` does not ask for is left out.
 
         Args:
-            decision: Of `fit_decision`, or empty to forget it.
+            decision: Of `fit_decision`; None to forget it, before the validation part is judged.
+
+        Raises:
+            UsageError: `inference` asks for something that was never chosen.
         """
-        self.decision = {key: value for key, value in decision.items() if self._is_asked_for(key)}
+        self.decision = {key: value for key, value in (decision or {}).items() if self._is_asked_for(key)}
+        kinds = {self._is_temperature(key) for key in self.decision}
+        asked = {True: self.inference.calibrate, False: self.inference.chooses_threshold}
+        if decision is not None and not {kind for kind, wanted in asked.items() if wanted} <= kinds:
+            settings = "a temperature" if self.inference.calibrate and True not in kinds else "a threshold"
+            raise UsageError(
+                f"{settings} is asked for that the run has not chosen on its validation part",
+                hint="judge the validation part first with these settings, or leave them at their defaults",
+            )
 
     def _is_asked_for(self, key: str) -> bool:
-        is_temperature = key.rpartition("/")[2] == "temperature" and "threshold" not in key.split("/")
-        return self.inference.calibrate if is_temperature else self.inference.chooses_threshold
+        return self.inference.calibrate if self._is_temperature(key) else self.inference.chooses_threshold
+
+    def _is_temperature(self, key: str) -> bool:
+        return key == "temperature" or (key.endswith("/temperature") and "threshold" not in key.split("/"))
 
     # --------------------------------------------------------------------------------------------------- reports
 

@@ -22,7 +22,7 @@ from medtrain.tasks.classification import ClassOutcome
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.multilabel import LabelOutcome
 from medtrain.tasks.ordinal import GradeOutcome
-from medtrain.tasks.outcome import Decision, Outcome, Rows
+from medtrain.tasks.outcome import Decision, Outcome, Rows, Table
 from medtrain.tasks.regression import NumberOutcome
 from medtrain.tasks.survival import SurvivalOutcome
 from medtrain.tasks.zones import ZoneOutcome, find_unknown
@@ -178,9 +178,9 @@ class Parts(Outcome):
         return found
 
 
-def part_of(records: Sequence[Record], name: str) -> list[Record]:
+def part_of(records: Sequence[Record], name: str) -> Table:
     """The columns that begin with the name of a part, without it."""
-    return [within(record, name) for record in records]
+    return (records if isinstance(records, Table) else Table(records)).part(name)
 
 
 def within(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -108,9 +108,54 @@ class Outcome:
         return [{**record, **row} for record, row in zip(records, rows, strict=True)]
 
 
+class Table(Sequence[Record]):
+    """Records whose columns are looked up once, however often rows are drawn from them.
+
+    Args:
+        records: All of them, in order.
+        chosen: Indices of the rows that this table has; None for all.
+        prefix: Of the columns that this table has; it is left out of their names.
+    """
+
+    def __init__(self, records: Sequence[Record], *, chosen: np.ndarray | None = None, prefix: str = "") -> None:
+        self.records = records
+        self.chosen = chosen
+        self.prefix = prefix
+        self._columns: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.records) if self.chosen is None else len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.records[index if self.chosen is None else int(self.chosen[index])]
+        start = len(self.prefix)
+        return {key[start:]: value for key, value in record.items() if key.startswith(self.prefix)}
+
+    def take(self, chosen: np.ndarray) -> Table:
+        """Some of the rows of a table of all, in any order, maybe several times."""
+        assert self.chosen is None, "rows are drawn from all"
+        return self._view(chosen, self.prefix)
+
+    def part(self, name: str) -> Table:
+        """The columns that begin with a name and a slash, without these."""
+        return self._view(self.chosen, f"{self.prefix}{name}/")
+
+    def column(self, key: str) -> np.ndarray:
+        """A column as float64 [N]; NaN where a record lacks it."""
+        name = self.prefix + key
+        if name not in self._columns:
+            self._columns[name] = np.array([record.get(name, np.nan) for record in self.records], dtype=np.float64)
+        return self._columns[name] if self.chosen is None else self._columns[name][self.chosen]
+
+    def _view(self, chosen: np.ndarray | None, prefix: str) -> Table:
+        view = Table(self.records, chosen=chosen, prefix=prefix)
+        view._columns = self._columns
+        return view
+
+
 def column(records: Sequence[Record], key: str) -> np.ndarray:
     """A column of records as float64 [N]; NaN where a record lacks it."""
-    return np.array([record.get(key, np.nan) for record in records], dtype=np.float64)
+    return (records if isinstance(records, Table) else Table(records)).column(key)
 
 
 def columns(records: Sequence[Record], keys: Iterable[str]) -> np.ndarray:

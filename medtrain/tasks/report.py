@@ -17,6 +17,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import Range, closest
 from medtrain.run.atomic import atomic_write, atomic_write_json
 from medtrain.tasks.base import Record
+from medtrain.tasks.outcome import Table as RecordTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,10 +118,10 @@ def interval_rows(records: Sequence[Record], summarize: Summarize, report: Repor
         summarize: Computes the metrics.
         report: How many draws.
     """
-    items = list(records)
+    table = RecordTable(records)
     intervals = bootstrap_intervals(
-        lambda chosen: summarize([items[i] for i in chosen]),
-        [str(record["group"]) for record in items],
+        lambda chosen: summarize(table.take(chosen)),
+        [str(record["group"]) for record in records],
         generator=np.random.default_rng(_BOOTSTRAP_SEED),
         resamples=report.resamples,
         confidence=report.confidence,
@@ -147,11 +148,11 @@ def subgroup_rows(records: Sequence[Record], summarize: Summarize, subgroups: Su
         summarize: Computes the metrics.
         subgroups: The columns.
     """
-    items = list(records)
+    table = RecordTable(records)
     return subgroup_table(
-        lambda chosen: summarize([items[i] for i in chosen]),
-        subgroups.columns(items),
-        groups=[str(record["group"]) for record in items],
+        lambda chosen: summarize(table.take(chosen)),
+        subgroups.columns(records),
+        groups=[str(record["group"]) for record in records],
     )
 
 
