@@ -138,7 +138,7 @@ def binary_cross_entropy(
     """Sigmoid cross-entropy of every channel with its one-hot target, averaged over channels, voxels and samples."""
     label, valid = split_ignored(label, ignore_index)
     target = one_hot(label, logits.shape[1]).to(logits.dtype)
-    weight = None if pos_weight is None else logits.new_tensor(pos_weight)
+    weight = None if pos_weight is None else logits.new_full((), pos_weight)
     if valid is None:
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
     voxels = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none").mean(1)

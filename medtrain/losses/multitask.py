@@ -118,13 +118,13 @@ class MultitaskLoss(ImageLoss):
         for loss, weight, said, column in zip(
             self.losses, self.part_weights, self.split(logits), self.columns, strict=True
         ):
-            total = total + weight * loss.compute(said, target[:, column])[0]
+            total = total + weight * loss.compute(said, take_columns(target, column))[0]
         return total, self.units(target).sum()
 
     def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
         """The evidence of all parts, added up [B]."""
         found = zip(self.losses, self.split(logits), self.columns, strict=True)
-        return torch.stack([loss.evidence(said, target[:, column]) for loss, said, column in found]).sum(0)
+        return torch.stack([loss.evidence(said, take_columns(target, column)) for loss, said, column in found]).sum(0)
 
     def units(self, target: Tensor) -> Tensor:
         """1 for every sample with any label [B]."""
@@ -133,7 +133,7 @@ class MultitaskLoss(ImageLoss):
     def part_values(self, logits: Tensor, target: Tensor) -> list[Tensor]:
         """The mean of every part over its own units, without its weight, for the log."""
         found = zip(self.losses, self.split(logits), self.columns, strict=True)
-        return [mean_of(*loss.sums(said, target[:, column])) for loss, said, column in found]
+        return [mean_of(*loss.sums(said, take_columns(target, column))) for loss, said, column in found]
 
     def split(self, logits: Tensor) -> list[Tensor]:
         """The logits [B, O_p] of every part, of logits [B, sum of O_p]."""
@@ -142,6 +142,11 @@ class MultitaskLoss(ImageLoss):
     def predict(self, logits: Tensor) -> Tensor:
         """There is no single meaning: ask every part, `loss.losses[p].predict(loss.split(logits)[p])`."""
         raise TypeError("the parts of a multitask loss predict, each for its own targets")
+
+
+def take_columns(target: Tensor, columns: Sequence[int]) -> Tensor:
+    """Some columns of [B, T]; an index would have to be copied to the device, for which everybody waits."""
+    return torch.stack([target[:, column] for column in columns], 1)
 
 
 def default_part(target: TargetInfo) -> LossPart:

@@ -163,7 +163,7 @@ class SupervisedLoss(nn.Module):
     def _samples(self, units: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Which samples the attention counts of [B], and the number that their sum is divided by."""
         if not self.decomposable:
-            return torch.ones_like(target[:, 0]), units.new_tensor(float(len(target)))
+            return torch.ones_like(target[:, 0]), units.new_full((), len(target))
         # a micro-batch without labels has no weight, so attention without a label must not count in any batch
         labelled = self.loss.units(target).reshape(len(target), -1).any(1)
         return labelled, units / self.loss.units_per_sample
