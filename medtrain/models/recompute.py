@@ -6,7 +6,7 @@ T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -38,13 +38,22 @@ def recompute(model: nn.Module, patterns: Iterable[str], *, setting: str = "mode
 
 
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    plain = functools.partial(type(module).forward, module)
+    return recomputed(module, functools.partial(type(module).forward, module), *args, **kwargs)
+
+
+def recomputed(module: nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function returns, its activations forgotten and computed again where gradients need them.
+
+    Args:
+        module: Whose batch norms the function uses: they count a batch once.
+        function: Called with the other arguments.
+    """
     if not torch.is_grad_enabled():
-        return plain(*args, **kwargs)
+        return function(*args, **kwargs)
     if not any(isinstance(part, _BatchNorm) and part.training for part in module.modules()):
-        return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+        return checkpoint(function, *args, use_reentrant=False, **kwargs)
     contexts = functools.partial(_contexts, module)
-    return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -53,13 +62,18 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def _untracked(module: nn.Module) -> Iterator[None]:
-    """Batch norms count a batch once, though they see it twice."""
+    """Batch norms count a batch once, though they see it twice.
+
+    They stay as they are otherwise: without running statistics they would save fewer tensors than the first time.
+    """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
-    tracked = [norm.track_running_stats for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
         yield
     finally:
-        for norm, before in zip(norms, tracked):
-            norm.track_running_stats = before
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum = momentum
+            norm.num_batches_tracked = count

@@ -15,8 +15,8 @@ class TinyEncoder(Encoder):
     """Two strided convolutions with a batch norm between them; its settings are kept for the test to look at."""
 
     def __init__(self, arch: str, *, in_channels: int, image_size: tuple[int, ...], **settings: Any) -> None:
-        super().__init__(in_channels, image_size)
-        self.arch, self.settings = arch, settings
+        super().__init__(arch, in_channels, image_size)
+        self.settings = settings
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(image_size)]
         norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[len(image_size)]
         self.layers = nn.Sequential(conv(in_channels, 8, 3, 2, 1), norm(8), nn.ReLU(), conv(8, 12, 3, 2, 1), nn.ReLU())
