@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError, UsageError
+from medtrain.registry import Format
 
 if TYPE_CHECKING:
     from medtrain.models.weights import LoadReport
 
 Pooling = Literal["token", "avg"]
+
+
+def parse_arch(text: str) -> str:
+    """Check the name of an architecture.
+
+    Raises:
+        ValueError: timm has none of this name; names the nearest.
+    """
+    from medtrain.models.timm_encoder import check_arch  # imports timm, which takes a second
+
+    try:
+        check_arch(text)
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from error
+    return text
+
+
+Arch = Annotated[str, Format(parse_arch, "resnet50, densenet121, vit_small_patch16_224")]
+"""The name of an architecture of timm, with or without a weight tag."""
 
 
 class Encoder(nn.Module):

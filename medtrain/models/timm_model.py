@@ -7,7 +7,7 @@ from typing import Annotated
 from torch import nn
 
 from medtrain.models.classifier import ImageClassifier
-from medtrain.models.encoders import Pooling, build_encoder
+from medtrain.models.encoders import Arch, Pooling, build_encoder
 from medtrain.models.freezing import Freeze
 from medtrain.registry import Range, register
 
@@ -46,7 +46,7 @@ class TimmModel(ImageClassifier):
         in_channels: int,
         image_size: tuple[int, ...],
         num_outputs: int,
-        arch: str = "resnet18",
+        arch: Arch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
         drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
