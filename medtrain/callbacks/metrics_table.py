@@ -34,7 +34,10 @@ class MetricsTable(Callback):
     def __init__(
         self,
         *,
-        metrics: tuple[str, ...] | None = ("dice", "nsd", "hd95_mm"),
+        metrics: tuple[str, ...] | None = (
+            *("dice", "nsd", "hd95_mm"),
+            *("auroc", "f1_macro", "balanced_accuracy", "qwk", "mae", "c_index", "loss"),
+        ),
         classes: Literal["monitor", "all", "none"] = "monitor",
     ) -> None:
         self._metrics = metrics

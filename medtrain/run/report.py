@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 import math
@@ -88,35 +87,41 @@ def _final_evaluation(run_dir: Path) -> str:
     for name, values in classes.items():
         cells = (_statistic(values.get(metric, {})) for metric in metrics)
         rows.append((name, *cells))
-    if not rows:
-        return ""
-    means = summary.get("mean", {})
-    rows.append(("**mean**", *(f"**{_number(means.get(metric))}**" for metric in metrics)))
     cases = f"{summary.get('num_cases', '?')} cases"
     where = f" of {summary['checkpoint']}" if "checkpoint" in summary else ""
+    if not rows:
+        return _whole_split(summary, f"## Final evaluation{where} on {cases}")
+    means = summary.get("mean", {})
+    rows.append(("**mean**", *(f"**{_number(means.get(metric))}**" for metric in metrics)))
     text = f"## Final evaluation{where} on {cases}, each whole and on its own grid (mean +- standard deviation)"
     return f"{text}\n\n" + _table(("Class", *metrics), rows) + "\n\nEvery case: `evaluation/cases.csv`."
 
 
-def _worst_cases(run_dir: Path) -> str:
-    path = run_dir / "evaluation" / "cases.csv"
-    if not path.exists():
+def _whole_split(summary: Mapping[str, Any], heading: str) -> str:
+    """Metrics of a whole split with their intervals, and what was decided on the validation part."""
+    metrics, intervals = summary.get("metrics", {}), summary.get("intervals", {})
+    if not metrics:
         return ""
-    heading = "## Worst cases (lowest mean Dice of the classes)"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            means = [(_mean_dice(row), row["case_id"]) for row in csv.DictReader(file, restkey="")]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:  # edited by hand
-        return f"{heading}\n\ncases.csv cannot be read: {error!r}"
-    worst = sorted((mean, case_id) for mean, case_id in means if not math.isnan(mean))[:_NUM_WORST]
-    return f"{heading}\n\n" + _table(("Case", "Dice"), [(case, _number(mean)) for mean, case in worst]) if worst else ""
+    rows = []
+    for name, value in metrics.items():
+        low, high = intervals.get(name, (math.nan, math.nan))
+        rows.append((name, _number(value), f"{_number(low)} .. {_number(high)}" if name in intervals else "-"))
+    confidence = summary.get("confidence")
+    between = f"{100 * confidence:.0f} % interval (patients drawn again)" if confidence else "Interval"
+    lines = [f"{heading}, {summary.get('num_patients', '?')} patients", _table(("Metric", "Value", between), rows)]
+    decided = [f"{name} = {_number(value)}" for name, value in summary.get("decision", {}).items()]
+    if decided:
+        lines.append(f"Chosen on the validation part: {', '.join(decided)}.")
+    return "\n\n".join([*lines, "Every case: `evaluation/cases.csv`."])
 
 
-def _mean_dice(row: Mapping[str, str]) -> float:
-    """NaN where no class is defined."""
-    values = [float(value) for key, value in row.items() if key.startswith("dice/") and value != ""]
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+def _worst_cases(run_dir: Path) -> str:
+    worst = _read_json(run_dir / "evaluation" / "summary.json").get("worst", [])
+    if not worst:
+        return ""
+    score = next((key for key in worst[0] if key != "case_id"), "score")
+    rows = [(entry["case_id"], _number(entry[score])) for entry in worst[:_NUM_WORST]]
+    return "## Worst cases\n\n" + _table(("Case", score.capitalize()), rows)
 
 
 def _pictures(run_dir: Path) -> str:
@@ -126,9 +131,11 @@ def _pictures(run_dir: Path) -> str:
     curves = sorted((run_dir / "curves").glob("*.png"))
     if curves:
         lines.append("Curves: " + ", ".join(f"[{path.stem}](curves/{path.name})" for path in curves))
-    previews = sorted((run_dir / "previews").glob("*.png"))
+    previews = sorted((run_dir / "previews").glob("step_????????.png"))
     if previews:
-        lines += ["Worst case of the best model:", f"![worst case](previews/{previews[-1].name})"]
+        lines += ["Worst of the best model:", f"![worst](previews/{previews[-1].name})"]
+    final = [path for path in sorted((run_dir / "evaluation").glob("*.png")) if path.stem != "worst"]
+    lines += [f"![{path.stem}](evaluation/{path.name})" for path in final]
     return "## Pictures\n\n" + "\n\n".join(lines) if lines else ""
 
 

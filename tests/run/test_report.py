@@ -144,12 +144,9 @@ def test_values_of_the_plan_are_whole(run: RunFolder) -> None:
     assert f"| data.normalization | {json.dumps(channels)} | by channel name |" in write_report(run.path).read_text()
 
 
-def test_the_worst_cases_are_the_five_of_the_lowest_mean_dice(run: RunFolder) -> None:
-    cases = run.evaluation / "cases.csv"
-    # means: a 0.5, b 0.9 (one class), c undefined, d 0.1, e 0.2, f 0.3, g 0.4, h 0.8
-    rows = ["case_id,dice/liver,iou/liver,dice/tumour", "a,0.75,0,0.25", "b,0.9,0,nan", "c,nan,0,nan"]
-    rows += ["d,0.1,1,0.1", "e,0.2,1,0.2", "f,0.3,1,0.3", "g,0.4,1,0.4", "h,0.8,0,0.8"]
-    cases.write_text("\n".join(rows) + "\n")
+def test_the_worst_cases_are_those_that_the_task_named(run: RunFolder) -> None:
+    worst = [{"case_id": name, "dice": score} for name, score in zip("defgah", (0.1, 0.2, 0.3, 0.4, 0.5, 0.8))]
+    (run.evaluation / "summary.json").write_text(json.dumps({"worst": worst}))
     text = write_report(run.path).read_text()
     section = text.partition("## Worst cases")[2].partition("##")[0]
     found = [line for line in section.splitlines() if line.startswith("| ")]
@@ -161,8 +158,19 @@ def test_the_worst_cases_are_the_five_of_the_lowest_mean_dice(run: RunFolder) ->
         "| g | 0.4000 |",
         "| a | 0.5000 |",
     ]
-    for damaged, error in (("a,high", "ValueError"), ("a", "TypeError"), ("a,0.5,x\nb,", "")):
-        cases.write_text(f"case_id,dice/liver\n{damaged}\n")
-        assert (f"cases.csv cannot be read: {error}" in write_report(run.path).read_text()) == bool(error)
-    cases.write_text("case_id,loss\na,1.0\n")  # a task without classes
+    (run.evaluation / "summary.json").write_text("{}")
     assert "Worst cases" not in write_report(run.path).read_text()
+
+
+def test_metrics_of_a_whole_split_come_with_their_intervals(run: RunFolder) -> None:
+    summary = {
+        "checkpoint": "step_00000016", "num_cases": 36, "num_patients": 30, "confidence": 0.95,
+        "metrics": {"auroc": 0.8125, "accuracy": 0.75}, "intervals": {"auroc": [0.7, 0.9]},
+        "decision": {"threshold/sick": 0.25},
+    }  # fmt: skip
+    (run.evaluation / "summary.json").write_text(json.dumps(summary))
+    text = write_report(run.path).read_text()
+    assert "## Final evaluation of step_00000016 on 36 cases, 30 patients" in text
+    assert "| auroc | 0.8125 | 0.7000 .. 0.9000 |" in text
+    assert "| accuracy | 0.7500 | - |" in text
+    assert "Chosen on the validation part: threshold/sick = 0.2500." in text
