@@ -52,6 +52,8 @@ class ColumnNames:
         image_folder: Folder of the images below the root.
         image_suffix: Added to paths that do not end with it, such as `.png`.
         missing_images: Whether a sample may have no image at all; a missing view is never an error.
+        annotation: Column of masks, named like images: white where something is that a model should look at. An empty
+            cell means that nobody drew one. Not with views or bags.
         sample_id: Column of ids. None for the image's path without its suffix, or the line.
         group: Column of the patient. None where each sample is one.
         group_pattern: Regular expression whose first group is the patient; searched in the group column, or in the
@@ -70,6 +72,7 @@ class ColumnNames:
     image_folder: str = ""
     image_suffix: str = ""
     missing_images: bool = False
+    annotation: str | None = None
     sample_id: str | None = None
     group: str | None = None
     group_pattern: Annotated[str, Format(parse_group_pattern, r"'^(\w+?)_'")] | None = None
@@ -95,7 +98,7 @@ class TableColumns(ColumnNames):
     def names(self) -> list[str]:
         """Every column that must be there, in order, each once."""
         fields = FIELD.findall(self.image_pattern or "")
-        single = [self.sample_id, self.group, self.view, self.bag, self.part]
+        single = [self.annotation, self.sample_id, self.group, self.view, self.bag, self.part]
         targets = [target.column for target in self.targets]
         wanted = [*self.images, *fields, *targets, *single, *self.numeric, *self.categorical]
         return list(dict.fromkeys(name for name in wanted if name is not None))
@@ -117,6 +120,8 @@ def check_columns(columns: TableColumns) -> None:
         raise UsageError("view names are given, but no view column")
     if (columns.view or columns.bag) and len(columns.images) > 1:
         raise UsageError("with a view or bag column each row holds one image, but several image columns are given")
+    if columns.annotation and (columns.view or columns.bag or (len(columns.images) != 1 and not columns.image_pattern)):
+        raise UsageError("an annotation is of the one image of a sample: not with views, bags or without an image")
     if not (columns.images or columns.image_pattern or columns.numeric or columns.categorical):
         raise UsageError("neither images nor tabular columns are given: there is nothing to learn from")
     for target in columns.targets:

@@ -46,7 +46,7 @@ def inspect_images(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> ImageReport:
-    """Read every image once, in threads.
+    """Read every image and annotation once, in threads.
 
     Without `decode`, files are told by their first bytes and the mark they end with, and their digests are those of
     their bytes, remembered by the cache. With it every image is decoded, which finds damage in the middle, NaN, and
@@ -62,7 +62,8 @@ def inspect_images(
     Raises:
         MissingExtraError: A DICOM file is to be decoded, and pydicom is not installed.
     """
-    refs = list(dict.fromkeys(ref for sample in sample_set.samples for ref in sample.images if ref is not None))
+    named = (ref for sample in sample_set.samples for ref in (*sample.images, sample.annotation))
+    refs = list(dict.fromkeys(ref for ref in named if ref is not None))
 
     def look(ref: ImageRef) -> str | Problem:
         try:

@@ -80,7 +80,9 @@ def read_image_folder(root: Path, *, group_pattern: str | None = None) -> Sample
     )
 
 
-def read_medmnist(path: Path, *, class_names: tuple[str, ...] | None = None) -> SampleSet:
+def read_medmnist(
+    path: Path, *, class_names: tuple[str, ...] | None = None, target_names: tuple[str, ...] | None = None
+) -> SampleSet:
     """The images of a MedMNIST file: `train_images` [N, H, W], [N, H, W, 3] or [N, D, H, W], `train_labels` [N, T].
 
     The same for `val` and `test`. One label column is one target; several (ChestMNIST) are targets of two classes.
@@ -88,9 +90,10 @@ def read_medmnist(path: Path, *, class_names: tuple[str, ...] | None = None) -> 
     Args:
         path: The `.npz` file.
         class_names: By class index; the numbers if None.
+        target_names: By label column; `class`, or `label_0` and so on of several, if None.
 
     Raises:
-        UsageError: No such file, or too few class names.
+        UsageError: No such file, too few class names, or not a name for each label column.
         DataError: Not such a file; everything wrong with its arrays at once.
     """
     if not path.is_file():
@@ -128,7 +131,9 @@ def read_medmnist(path: Path, *, class_names: tuple[str, ...] | None = None) -> 
         for part, array in labels.items()
         for row, values in enumerate(array)
     ]
-    names = ["class"] if num_targets == 1 else [f"label_{index}" for index in range(num_targets)]
+    names = target_names or (("class",) if num_targets == 1 else tuple(f"label_{i}" for i in range(num_targets)))
+    if len(names) != num_targets:
+        raise UsageError(f"{path.name} has {num_targets} label columns, but {len(names)} names are given")
     return SampleSet(
         set_name=path.stem,
         root=path.parent,

@@ -74,6 +74,7 @@ class _Reading:
         numeric = [self._numbers(name) for name in columns.numeric]
         categorical = [[value or None for value in cells.column(name)] for name in columns.categorical]
         images = self._images()
+        masks = self._paths([cells.column(columns.annotation)]) if columns.annotation else []
         ids = self._ids(images)
         parts = self._parts()
         groups = self._groups(ids)
@@ -104,9 +105,10 @@ class _Reading:
                         one.value(name, values) for name, values in zip(columns.categorical, categorical)
                     ),
                     part=one.value("part", parts),
+                    annotation=masks[several[0]][0] if masks else None,
                 )
             )
-        self._check_files(images)
+        self._check_files([*images, *masks])
         if self.problems:
             raise DataError(self.problems, heading=f"{cells.path} cannot be used as it is:")
         return SampleSet(
@@ -117,6 +119,7 @@ class _Reading:
             view_names=view_names or (columns.images if len(columns.images) > 1 else ()),
             numeric_names=columns.numeric,
             categorical_names=columns.categorical,
+            bags=columns.bag is not None,
         )
 
     def _places(self, rows: Sequence[int]) -> str:
@@ -185,20 +188,21 @@ class _Reading:
     def _images(self) -> list[list[Path | None]]:
         """Paths by row; None where the cell is empty."""
         columns, cells = self.columns, self.cells
-        folder = self.root / columns.image_folder
         if columns.image_pattern is None:
-            texts = [cells.column(name) for name in columns.images]
-        else:
-            fields = {name: cells.column(name) for name in FIELD.findall(columns.image_pattern)}
-            texts = [[self._fill(row, fields) for row in range(len(cells.rows))]]
-        suffix = columns.image_suffix
+            return self._paths([cells.column(name) for name in columns.images])
+        fields = {name: cells.column(name) for name in FIELD.findall(columns.image_pattern)}
+        return self._paths([[self._fill(row, fields) for row in range(len(cells.rows))]])
+
+    def _paths(self, texts: Sequence[Sequence[str]]) -> list[list[Path | None]]:
+        """From columns of cells to rows of paths."""
+        folder, suffix = self.root / self.columns.image_folder, self.columns.image_suffix
         return [
             [
                 (folder / (text if text.lower().endswith(suffix.lower()) else text + suffix)) if text else None
                 for text in row
             ]
             for row in zip(*texts)
-        ] or [[] for _ in cells.rows]
+        ] or [[] for _ in self.cells.rows]
 
     def _fill(self, row: int, fields: dict[str, list[str]]) -> str:
         assert self.columns.image_pattern is not None
@@ -281,10 +285,10 @@ class _Reading:
 
     def _check_files(self, images: list[list[Path | None]]) -> None:
         places: dict[Path, list[int]] = {}
-        for row, paths in enumerate(images):
+        for place, paths in enumerate(images):
             for path in paths:
                 if path is not None:
-                    places.setdefault(path, []).append(row)
+                    places.setdefault(path, []).append(place % len(self.cells.rows))
         folders: dict[Path, dict[str, str]] = {}
         for path, rows in places.items():
             if not path.is_file():

@@ -25,17 +25,7 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         UsageError: The root is not set, not there, empty, or not the folder of a data set.
     """
     example = f"data.root=/path/to/{expected or 'FOLDER'}"
-    if root is None:
-        raise UsageError("data.root is not set: where are the scans?", hint=f"{example} ({source})")
-    path = Path(root).expanduser()
-    if not path.exists():
-        near = _nearest_folder(path)
-        raise UsageError(
-            f"data.root: no such folder: {path}",
-            hint=f"did you mean data.root={near}?" if near else f"{example} ({source})",
-        )
-    if not path.is_dir():
-        raise UsageError(f"data.root is a file, not a folder: {path}", hint=example)
+    path = require_folder(root, example=example, source=source, what="scans")
     if (path / DESCRIPTION).is_file():
         return path
     below = sorted(child.parent for child in path.glob(f"*/{DESCRIPTION}") if not child.parent.name.startswith("."))
@@ -50,6 +40,32 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         raise UsageError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
     wanted = f" and no {expected}/{DESCRIPTION}" if expected else ""
     raise UsageError(f"{path} holds no {DESCRIPTION}{wanted}", hint=f"{example} ({source})")
+
+
+def require_folder(root: str | None, *, example: str, source: str, what: str) -> Path:
+    """The folder of a data set, which must be there.
+
+    Args:
+        root: `data.root` of the config.
+        example: What to type.
+        source: Where the data can be had, or what the folder holds.
+        what: What is looked for.
+
+    Raises:
+        UsageError: The root is not set, not there, or a file.
+    """
+    if root is None:
+        raise UsageError(f"data.root is not set: where are the {what}?", hint=f"{example} ({source})")
+    path = Path(root).expanduser()
+    if not path.exists():
+        near = _nearest_folder(path)
+        raise UsageError(
+            f"data.root: no such folder: {path}",
+            hint=f"did you mean data.root={near}?" if near else f"{example} ({source})",
+        )
+    if not path.is_dir():
+        raise UsageError(f"data.root is a file, not a folder: {path}", hint=example)
+    return path
 
 
 def _nearest_folder(path: Path) -> Path | None:

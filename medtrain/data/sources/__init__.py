@@ -1,0 +1,1 @@
+"""Where labelled images come from: tables, folders, MedMNIST files and phantoms."""
