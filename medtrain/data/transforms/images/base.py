@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from medtrain.data.transforms.images.pipeline import Pipeline
-from medtrain.data.transforms.images.resize import Resize, enlarged, fit_image
+from medtrain.data.transforms.images.resize import enlarged, fit_image
 from medtrain.data.transforms.images.sides import mirroring, turning
 from medtrain.errors import UsageError
 
@@ -81,7 +81,7 @@ class ResizedImages:
     image_size: tuple[int, ...]
     spatial_dims: int
     in_channels: int
-    resize: Resize = "letterbox"
+    resize: Literal["letterbox", "stretch", "crop"] = "letterbox"
 
     def recipe(self) -> Sequence[Mapping[str, Any]]:
         """The random changes in the form that `augment=albumentations` takes."""

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from medtrain.data.transforms.images.base import Augmented, ResizedImages
-from medtrain.data.transforms.images.resize import Resize
 from medtrain.errors import UsageError
 from medtrain.registry import Range, register
 
@@ -219,7 +218,7 @@ class RetinalImages(_Presets):
         rotate90_p: Probability of a rotation by 0, 90, 180 or 270 degrees.
     """
 
-    resize: Resize = "stretch"
+    resize: Literal["letterbox", "stretch", "crop"] = "stretch"
     mirror_vertical_p: Probability = 0.5
     rotate90_p: Probability = 0.5
     rotation_degrees: Annotated[float, Range(ge=0, le=180)] = 45.0
