@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medtrain.errors import UsageError
 from medtrain.losses.class_weights import ClassWeighting
+from medtrain.losses.ordinal import OrdinalForm
 from medtrain.losses.units import ImageLoss, LossKind, TargetInfo, mean_of
 from medtrain.registry import Range, build, closest, get, register
 
@@ -46,7 +47,7 @@ class LossPart:
     label_smoothing: Annotated[float, Range(ge=0, lt=1)] | None = None
     pos_weight: Literal["none", "balanced"] | Annotated[float, Range(gt=0)] | tuple[float, ...] | None = None
     gamma: Annotated[float, Range(ge=0)] | None = None
-    form: Literal["cumulative", "conditional"] | None = None
+    form: OrdinalForm | None = None
     delta: Annotated[float, Range(gt=0)] | None = None
     unknown_weight: Annotated[float, Range(ge=0, le=1)] | None = None
     cuts: tuple[float, ...] | None = None

@@ -14,6 +14,8 @@ from medtrain.losses.classes import SoftmaxLoss
 from medtrain.losses.units import ImageLoss, TargetInfo, class_names
 from medtrain.registry import Range, register
 
+OrdinalForm = Literal["cumulative", "ordered", "conditional"]
+
 
 @register("loss", "ordinal", runtime=("targets",), tags=("images",))
 class OrdinalLoss(ImageLoss):
@@ -22,12 +24,14 @@ class OrdinalLoss(ImageLoss):
     `cumulative` trains every threshold on every sample: logit k is that of P(y > k). With a model whose last layer is
     an `OrdinalHead` the logits fall from threshold to threshold (W. Cao et al., Rank consistent ordinal regression,
     CORAL, 2020); with a linear layer they may cross, and the probability of a grade between crossed ones is 0.
+    `ordered` is the same for a linear layer, but without crossing: output 0 is the logit of P(y > 0), and each further
+    one says how much lower the next logit is, through a softplus.
     `conditional` trains threshold k on the samples that are above k - 1: logit k is that of P(y > k | y > k - 1), and
     the products of these cannot cross (X. Shi et al., CORN, 2023).
 
     Args:
         targets: One or more targets with K ordered classes each.
-        form: What a logit stands for.
+        form: What an output stands for.
         class_weights: Weight per grade, lowest first; `balanced` = n / (K n_k) and `effective_num` follow the counts
             of the training part; none or null = all equal.
         beta: Of `effective_num`; null = 0.999.
@@ -40,7 +44,7 @@ class OrdinalLoss(ImageLoss):
         self,
         *,
         targets: Sequence[TargetInfo],
-        form: Literal["cumulative", "conditional"] = "cumulative",
+        form: OrdinalForm = "cumulative",
         class_weights: ClassWeighting = None,
         beta: Annotated[float, Range(gt=0, lt=1)] | None = None,
     ) -> None:
@@ -62,6 +66,21 @@ class OrdinalLoss(ImageLoss):
         if self.form == "conditional":
             losses = losses * (grade >= thresholds)
         return losses.sum(-1)
+
+    def by_target(self, logits: Tensor) -> Tensor:
+        """The logits [B, T, K - 1] of the thresholds."""
+        found = super().by_target(logits)
+        if self.form != "ordered":
+            return found
+        # running sums as a product, because CUDA has no deterministic cumsum
+        steps = self.num_classes - 2
+        sums = torch.ones(steps, steps, device=found.device, dtype=found.dtype).triu()
+        first, gaps = found[..., :1], F.softplus(found[..., 1:])
+        return torch.cat([first, first - gaps @ sums], -1)
+
+    def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """What speaks for a higher grade: the logits of all thresholds, added up [B]."""
+        return self.by_target(logits).flatten(1).sum(1)
 
     def predict(self, logits: Tensor) -> Tensor:
         """Probabilities [B, T, K] of the grades."""

@@ -44,11 +44,29 @@ def test_conditional_is_the_likelihood_of_the_predicted_grade() -> None:
 def test_two_grades_are_binary_cross_entropy() -> None:
     target, logits = labels(2, 9, missing=0), scores(9, 1)
     expected = F.binary_cross_entropy_with_logits(logits, target.double())
-    for form in ("cumulative", "conditional"):
+    for form in ("cumulative", "ordered", "conditional"):
         torch.testing.assert_close(OrdinalLoss(targets=[classes(2)], form=form)(logits, target), expected)
 
 
-@pytest.mark.parametrize("form", ["cumulative", "conditional"])
+def test_ordered_by_hand() -> None:
+    # outputs 1, 0, log(e - 1): softplus log 2 and 1, so logits 1, 1 - log 2, -log 2
+    outputs = torch.tensor([[1.0, 0.0, math.log(math.e - 1)]])
+    logits = torch.tensor([[1.0, 1 - math.log(2), -math.log(2)]])
+    ordered, plain = (OrdinalLoss(targets=[classes(4)], form=form) for form in ("ordered", "cumulative"))
+    target = torch.tensor([[2.0]])
+    torch.testing.assert_close(ordered(outputs, target), plain(logits, target))
+    torch.testing.assert_close(ordered.predict(outputs), plain.predict(logits))
+    torch.testing.assert_close(ordered.evidence(outputs, target), logits.sum(1))
+
+
+def test_ordered_thresholds_cannot_cross() -> None:
+    outputs = 5 * scores(50, 8)
+    crossing = OrdinalLoss(targets=[classes(5), classes(5)]).predict(outputs)
+    assert (crossing == 0).any()
+    assert (OrdinalLoss(targets=[classes(5), classes(5)], form="ordered").predict(outputs) > 0).all()
+
+
+@pytest.mark.parametrize("form", ["cumulative", "ordered", "conditional"])
 def test_probabilities_hold_for_logits_that_cross(form: str) -> None:
     loss = OrdinalLoss(targets=[classes(5), classes(5)], form=form)  # type: ignore[arg-type]
     probs = loss.predict(5 * scores(50, 8))

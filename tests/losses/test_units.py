@@ -73,6 +73,10 @@ CASES: dict[str, tuple[Callable[[], ImageLoss], Callable[[int], Tensor]]] = {
         lambda: make("ordinal", ZONES, form="conditional"),
         lambda size: labels(4, size, targets=3),
     ),
+    "ordinal_ordered": (
+        lambda: make("ordinal", ZONES, form="ordered", class_weights="balanced"),
+        lambda size: labels(4, size, targets=3),
+    ),
     "emd": (lambda: make("emd", ONE), lambda size: labels(4, size)),
     "qwk": (lambda: make("qwk", ZONES), lambda size: labels(4, size, targets=3)),
     "mse": (lambda: make("mse", NUMBERS), numbers),
