@@ -59,7 +59,7 @@ def draw_class_metrics(
     named = rows if support is None else [f"{name}  ({count:g})" for name, count in zip(rows, support, strict=True)]
     whole_keys = {metric: next((k for k in (f"{metric}_macro", metric) if k in values), None) for metric in metrics}
     overall = any(whole_keys.values())
-    left = 24 + widest([*named, "all classes"], limit=math.inf)
+    left = 24 + widest([*named, "all classes"])
     column = _BAR_WIDTH + _NUMBER_WIDTH + _GAP
     size = (
         int(left + column * len(metrics) + 8),

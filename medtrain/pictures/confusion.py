@@ -61,9 +61,9 @@ def draw_confusion(
         return draw_sentence(title, "There is no labelled sample: nothing can be compared.")
     cell = _cell(confusion)
     rows = [f"{name}  ({_count(total)})" for name, total in zip(class_names, confusion.sum(1))]
-    left = 44 + widest(rows, limit=math.inf)
+    left = 44 + widest(rows)
     upright = any(text_width(name) > cell - 6 for name in columns)
-    below = 34 + (widest(columns, limit=math.inf) if upright else 16)
+    below = 34 + (widest(columns) if upright else 16)
     width, height = cell * len(columns), cell * len(rows)
     summary = _summary(confusion, ordered=ordered)
     whole = int(max(left + width + 90, text_width(summary) + 24)), int(TOP + height + below + 8)
@@ -114,8 +114,8 @@ def draw_zone_confusions(
     cell = min(_cell(confusions[index]) for index in range(zones))
     side = cell * classes
     upright = any(text_width(name) > cell - 6 for name in class_names)
-    left = 44 + widest(class_names, limit=math.inf)
-    below = 40 + (widest(class_names, limit=math.inf) if upright else 16)
+    left = 44 + widest(class_names)
+    below = 40 + (widest(class_names) if upright else 16)
     step_x, step_y = side + 24, side + 32
     whole = int(left + columns * step_x + 74), int(TOP + lines * step_y + below)
     figure = new_figure(*whole, title, "each row of a matrix is a true class; colour is its share")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,15 +211,13 @@ def text_width(text: str, size: float = SIZE, *, bold: bool = False) -> float:
     return font(size * DPI / 72, bold=bold).getlength(text)
 
 
-def widest(texts: Sequence[str], size: float = SIZE, *, limit: float) -> float:
-    """Pixels of the widest of some texts, at most the limit.
+def widest(texts: Sequence[str]) -> int:
+    """Whole pixels that the widest of some texts takes.
 
     Args:
         texts: One line each.
-        size: Font size in points.
-        limit: Pixels.
     """
-    return min(limit, max((text_width(plain(text), size) for text in texts), default=0.0))
+    return math.ceil(max((text_width(plain(text)) for text in texts), default=0.0))
 
 
 @functools.cache

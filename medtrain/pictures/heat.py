@@ -93,8 +93,9 @@ def draw_heat_maps(
             laid = lay_heat(picture, _slice(np.asarray(heat), index, row.image.shape), opacity=opacity)
             panels.append(Panel(centred(laid, panel_size, panel_size)))
         sheet.rows.append(("", panels))
-    pixels = sheet.draw()
-    return np.concatenate([pixels, _scale(pixels.shape[1])])
+    parts = [sheet.draw(), _scale()]
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([_widen(part, width) for part in parts])
 
 
 def _hottest(row: Explained) -> int | None:
@@ -113,17 +114,22 @@ def _slice(heat: np.ndarray, index: int | None, shape: tuple[int, ...]) -> np.nd
     return heat if index is None else AXIAL.show(heat[index * len(heat) // shape[1]])
 
 
-def _scale(width: int) -> np.ndarray:
-    """The colours of the heat, named at both ends; uint8 [h, width, 3]."""
-    image = Image.new("RGB", (width, 36), BACKGROUND)
+def _scale() -> np.ndarray:
+    """The colours of the heat between the names of their ends; uint8 [h, w, 3]."""
+    low, high = "no evidence", "strongest in the image"
+    start = 10 + int(font(14).getlength(low)) + 8
+    end = start + _BAR_WIDTH + 8
+    image = Image.new("RGB", (end + int(font(14).getlength(high)) + 10, 36), BACKGROUND)
     draw = ImageDraw.Draw(image)
-    left = 10
-    for text in ("no evidence", "", "strongest in the image"):
-        if not text:
-            bar = heat_colors(np.linspace(0, 1, _BAR_WIDTH))[None].repeat(_BAR_HEIGHT, axis=0)
-            image.paste(Image.fromarray(bar), (left, 8))
-            left += _BAR_WIDTH + 8
-            continue
-        draw.text((left, 14), text, font=font(14), fill=TEXT, anchor="lm")
-        left += int(font(14).getlength(text)) + 8
+    draw.text((10, 14), low, font=font(14), fill=TEXT, anchor="lm")
+    draw.text((end, 14), high, font=font(14), fill=TEXT, anchor="lm")
+    bar = heat_colors(np.linspace(0, 1, _BAR_WIDTH))[None].repeat(_BAR_HEIGHT, axis=0)
+    image.paste(Image.fromarray(bar), (start, 8))
     return np.asarray(image)
+
+
+def _widen(pixels: np.ndarray, width: int) -> np.ndarray:
+    """Add dark columns at the right."""
+    whole = np.full((pixels.shape[0], width, 3), BACKGROUND, np.uint8)
+    whole[:, : pixels.shape[1]] = pixels
+    return whole

@@ -81,7 +81,7 @@ def draw_survival(
     pairs = concordance(times, events, risks)
     ranking = "undefined: no two subjects can be ordered" if np.isnan(pairs.index) else f"{pairs.index:.3f}"
     subtitle = f"{times.size} subjects, {events.sum():.0f} events;  c-index {ranking}"
-    left = max(84, 34 + 1.12 * widest(names, limit=150) + text_width(str(times.size)) / 2)
+    left = int(max(84, 34 + 1.12 * widest(names) + text_width(str(times.size)) / 2))
     below = 62 + _ROW * len(names) + 12
     whole = int(left + _WIDTH + 28), int(TOP + _HEIGHT + below + 24)
     figure = new_figure(*whole, title, subtitle)
