@@ -117,7 +117,8 @@ class Generic:
         records: list[Record] = []
         item = self.normalizer(item, self.device, self.memory_format)
         for part in split_batch(item, self.inference.batch_size):
-            found = {name: float(value) for name, value in scalars_of(self.forward(model, part)).items()}
+            scalars = scalars_of(self.forward(model, part))
+            found = {name: float(value.detach()) for name, value in scalars.items()}
             missing = [name for name in self.scalars if name not in found]
             if missing:
                 raise UsageError(
@@ -210,5 +211,7 @@ def scalars_of(found: Any) -> dict[str, Tensor]:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shown = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
         raise UsageError(f"task=generic: the model must return a loss or a dict with `loss`, it returned {shown}")
-    scalars = {str(k): v.reshape(()) for k, v in found.items() if isinstance(v, Tensor) and v.numel() == 1}
+    scalars = {
+        str(k): v.reshape(()) for k, v in found.items() if isinstance(v, Tensor) and (v.dim() == 0 or k == "loss")
+    }
     return {"loss": scalars.pop("loss"), **scalars}
