@@ -66,12 +66,17 @@ def weights_of_classes(
         raise UsageError("loss.beta has a meaning with loss.class_weights=effective_num only", hint="leave it null")
     if weighting is None or weighting == "none":
         return None
+    names = targets[0].classes or tuple(str(index) for index in range(num_classes))
     if isinstance(weighting, tuple):
+        if len(weighting) != num_classes:
+            raise UsageError(
+                f"loss.class_weights has {len(weighting)} values, but there are {num_classes} classes",
+                hint=f"give one weight per class, in the order {', '.join(names)}",
+            )
         check_class_weights(weighting, num_classes)
         return weighting
     counts = [sum(found) for found in zip(*(target.counts for target in targets), strict=True)]
     assert len(counts) == num_classes, f"{len(counts)} counts for {num_classes} classes"
-    names = targets[0].classes or tuple(str(index) for index in range(num_classes))
     absent = [name for name, count in zip(names, counts) if count == 0]
     if absent:
         log.warning("no training sample has class %s: its weight in the loss is 1", ", ".join(absent))

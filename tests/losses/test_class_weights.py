@@ -77,8 +77,11 @@ def test_no_weights(weighting: None) -> None:
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(UsageError, match="2 values, but there are 3 classes"):
+    with pytest.raises(UsageError, match="2 values, but there are 3 classes") as error:
         weights_of_classes((1.0, 2.0), [classes(3)], num_classes=3, beta=None)
+    assert "c0, c1, c2" in str(error.value.hint)
+    with pytest.raises(UsageError, match="must not be negative"):
+        weights_of_classes((1.0, -2.0, 1.0), [classes(3)], num_classes=3, beta=None)
     with pytest.raises(UsageError, match=r"loss\.beta"):
         weights_of_classes("balanced", [classes(3)], num_classes=3, beta=0.9)
 
