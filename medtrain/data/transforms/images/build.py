@@ -171,6 +171,10 @@ def _build(item: Any, where: str, channels: int | None, built: Built) -> Any | N
         return _build_nest(kind, arguments, where, channels, built)
     if len(built.problems) > before:
         return None
+    if channels is not None and issubclass(kind, albumentations().DualTransform):
+        message = f"{name} changes masks along with images, so it cannot be applied to some channels only"
+        built.problems.append(Problem(where, message))
+        return None
     transform = _construct(kind, arguments, where, built)
     if transform is not None:
         built.leaves.append(Leaf(where, transform, channels))

@@ -83,6 +83,7 @@ def test_all_mistakes_are_told_at_once_with_their_places() -> None:
         ({"name": "OneOf"}, "needs `transforms`"),
         ({"name": "OneOf", "transforms": "Blur"}, "must be a list"),
         ({"name": "Affine", "interpolation": "cubick"}, "no interpolation 'cubick'"),
+        ({"name": "SelectiveChannelTransform", "transforms": [FLIP]}, "some channels only"),
     ],
 )
 def test_transforms_that_cannot_work_are_refused_before_training(transform: dict[str, Any], words: str) -> None:

@@ -164,6 +164,15 @@ def test_rotation_scaling_and_shift_stay_in_their_ranges() -> None:
     assert 55 <= max(columns) <= 60
 
 
+def test_a_scaling_above_one_enlarges() -> None:
+    still = {"rotation_degrees": 0.0, "shear_degrees": 0.0, "translation": 0.0, "noise_p": 0.0, "color_p": 0.0}
+    image = blob(48, 48)
+    for factor in (0.8, 1.25):
+        augment = make("images", scaling_range=(factor, factor), affine_p=1.0, mirror_p=0.0, channels=1, **still)
+        area = (augment.train(image, seed=0).image > 0.5).sum() / (image > 0.5).sum()
+        assert area == pytest.approx(factor**2, rel=0.1)
+
+
 def test_evaluation_is_not_training() -> None:
     """Training and validation each have a pipeline of their own, also on the same image."""
     augment = make("images", affine_p=1.0)
