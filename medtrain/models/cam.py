@@ -8,14 +8,15 @@ alone must name a layer before its last attention: behind it the image's tokens 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medtrain.errors import UsageError
 
@@ -51,11 +52,12 @@ class FeatureRecord:
         return tuple(image.shape[-axes:])
 
 
-@contextmanager
+@contextlib.contextmanager
 def record_features(model: nn.Module, *, cut: bool = False) -> Iterator[FeatureRecord]:
     """Record what the feature layer gives in forward passes inside the block; the hook is gone after it.
 
-    The pass that is recorded can be the training step's own: no second one is needed for a supervised map.
+    The pass that is recorded can be the training step's own: no second one is needed for a supervised map. Attention
+    is then computed without fused kernels, which cannot be differentiated twice.
 
     Args:
         model: Has `feature_layer()`.
@@ -81,7 +83,8 @@ def record_features(model: nn.Module, *, cut: bool = False) -> Iterator[FeatureR
 
     handle = layer().register_forward_hook(keep)
     try:
-        yield record
+        with contextlib.nullcontext() if cut else sdpa_kernel(SDPBackend.MATH):
+            yield record
     finally:
         handle.remove()
 
@@ -281,7 +284,7 @@ def normalized(maps: Tensor) -> Tensor:
     return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
-@contextmanager
+@contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode; afterwards every module is back in the mode it had.
 

@@ -19,6 +19,8 @@ from medtrain.models.cam import (
     record_features,
     resize_maps,
 )
+from medtrain.models.multiview import MultipleInstance, MultiView
+from medtrain.models.timm_model import TimmModel
 
 
 class Tiny(nn.Module):
@@ -360,3 +362,47 @@ def test_evaluation_mode_comes_back_from_mixed_modes() -> None:
     with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_maps_of_a_class_token_can_be_trained_on() -> None:
+    """Fused attention has no second derivative; the class token makes the map depend on attention."""
+    model = TimmModel(in_channels=1, image_size=(32, 48), num_outputs=2, arch="vit_tiny_patch16_224").train()
+    image = torch.randn(2, 1, 32, 48)
+    maps = cam_maps(model, {"image": image}, torch.tensor([0, 1]), create_graph=True)
+    assert maps.shape == (2, 2, 3)
+    maps.square().sum().backward()
+    first = next(model.encoder.parameters())
+    assert first.grad is not None
+    assert first.grad.abs().sum() > 0
+    assert explain(model, {"image": image}, 0).shape == (2, 32, 48)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_views_of_a_real_model_have_maps_of_their_own(shared: bool) -> None:
+    model = MultiView(
+        in_channels=1, image_size=(32, 32), view_names=("a", "b"), num_outputs=2, arch="cnn", shared=shared
+    ).train()
+    image = torch.rand(3, 2, 1, 32, 32)
+    present = torch.tensor([[True, True], [False, True], [True, False]])
+    maps = explain(model, {"image": image, "present": present}, 1, method="gradcam++")
+    assert maps.shape == (3, 2, 32, 32)
+    assert maps[~present].eq(0).all()
+    assert maps[present].flatten(1).amax(1).gt(0.5).all()
+    # what one sample's map shows does not depend on the others
+    alone = explain(model, {"image": image[1:2], "present": present[1:2]}, 1, method="gradcam++")
+    _close(alone[0], maps[1])
+
+
+def test_chunks_of_a_real_bag_are_put_together() -> None:
+    model = MultipleInstance(
+        in_channels=1, image_size=(32, 32), view_names=(), max_instances=5, num_outputs=2, arch="cnn", chunk_size=2
+    )
+    inputs = {
+        "image": torch.rand(2, 5, 1, 32, 32),
+        "present": torch.tensor([[True] * 5, [True, True, False] + [False] * 2]),
+    }
+    maps = explain(model, inputs, 0, method="gradcam++")
+    model.encoder.chunk_size = None
+    _close(maps, explain(model, inputs, 0, method="gradcam++"))
+    assert maps.shape == (2, 5, 32, 32)
+    assert maps[1, 2:].eq(0).all()
