@@ -188,7 +188,7 @@ def _store_table(root: Path, entries: Sequence[Entry], gone: Collection[Path], f
     groups: dict[tuple[str, str, bool], list[Entry]] = {}
     for entry in entries:
         if entry.is_case:
-            spacing = _by(entry.spacing) if entry.spacing else "unreadable"
+            spacing = _by(entry.spacing) if entry.spacing else "unreadable" if entry.images is None else "images"
             groups.setdefault((entry.source or "unknown", spacing, entry.path in gone), []).append(entry)
     table = Table(box=None, pad_edge=False, header_style="bold", title=str(root), title_justify="left")
     table.add_column("Data set", overflow="fold")
@@ -197,7 +197,8 @@ def _store_table(root: Path, entries: Sequence[Entry], gone: Collection[Path], f
     for (source, spacing, goes), group in sorted(groups.items()):
         size = format_size(sum(entry.size for entry in group))
         used = time.strftime("%Y-%m-%d", time.localtime(max(entry.last_used for entry in group)))
-        table.add_row(Text(source), spacing, str(len(group)), size, used, fate if goes else "")
+        count = sum(1 if entry.images is None else entry.images for entry in group)
+        table.add_row(Text(source), spacing, str(count), size, used, fate if goes else "")
     return table
 
 

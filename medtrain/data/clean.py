@@ -7,6 +7,7 @@ by nobody, and one that is marked while it is being removed is put back.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,19 +21,21 @@ DAY_S = 24 * 3600.0
 """An entry is kept at least so long after its last use."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
+_PARTS = ("cases", "scans", "images")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One prepared case, or what planning knows of a case.
+    """One prepared case, what planning knows of a case, or the copies of a set of images.
 
     Args:
         path: Its folder or file.
         size: Bytes.
         last_used: Seconds since 1970.
-        is_case: Whether it is a prepared case.
+        is_case: Whether it is a prepared case, or copies of images.
         source: Folder of the data set it was made from; None where that is not known.
         spacing: Voxel size (D, H, W) in mm; None where that is not known.
+        images: How many copies of images it holds; None for anything else.
     """
 
     path: Path
@@ -41,6 +44,7 @@ class Entry:
     is_case: bool
     source: str | None = None
     spacing: tuple[float, ...] | None = None
+    images: int | None = None
 
 
 def list_entries(store: Path) -> list[Entry]:
@@ -52,13 +56,15 @@ def list_entries(store: Path) -> list[Entry]:
     Raises:
         UsageError: The folder is no store.
     """
-    if not all((store / part).is_dir() for part in ("cases", "scans")):
+    there = {part for part in _PARTS if (store / part).is_dir()}
+    if not ({"cases", "scans"} <= there or "images" in there):  # any folder may hold one of the former
         raise UsageError(
             f"{store} is not a store of prepared cases", hint="name the folder that is data.store of the runs"
         )
-    cases = [_read_case(path) for path in sorted((store / "cases").iterdir()) if _KEY.fullmatch(path.name)]
+    cases = [_read_case(path) for path in sorted((store / "cases").glob("*")) if _KEY.fullmatch(path.name)]
+    copies = [_read_copies(path) for path in sorted((store / "images").glob("*")) if _KEY.fullmatch(path.name)]
     scans = [_read_scan(path) for path in sorted((store / "scans").glob("*.json")) if _KEY.fullmatch(path.stem)]
-    return [entry for entry in (*cases, *scans) if entry is not None]
+    return [entry for entry in (*cases, *copies, *scans) if entry is not None]
 
 
 def remove_entries(store: Path, entries: Iterable[Entry], *, before: float) -> list[Entry]:
@@ -73,8 +79,9 @@ def remove_entries(store: Path, entries: Iterable[Entry], *, before: float) -> l
         Those removed.
     """
     removed = [entry for entry in entries if discard(entry.path, unless=lambda path: _last_used(path) >= before)]
-    for part in ("cases", "scans"):
-        remove_leftovers(store / part)
+    for part in _PARTS:
+        if (store / part).is_dir():
+            remove_leftovers(store / part)
     return removed
 
 
@@ -92,6 +99,18 @@ def _read_case(folder: Path) -> Entry | None:
     if description is None:
         return Entry(folder, size, last_used, True)
     return Entry(folder, size, last_used, True, description.get("source"), tuple(description["geometry"]["spacing"]))
+
+
+def _read_copies(folder: Path) -> Entry | None:
+    try:
+        last_used = _last_used(folder)
+        copies = [file.stat().st_size for file in folder.glob("??/*") if not file.name.startswith(".")]
+        source = json.loads((folder / "set.json").read_bytes())["source"]
+    except (FileNotFoundError, NotADirectoryError):  # being removed at this moment, or no folder
+        return None
+    except (ValueError, KeyError):
+        source = None
+    return Entry(folder, sum(copies), last_used, True, source, images=len(copies))
 
 
 def _read_scan(path: Path) -> Entry | None:

@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medtrain.cli.data import app
 from medtrain.data.case import Dataset
 from medtrain.data.clean import DAY_S, list_entries, remove_entries
+from medtrain.data.images.copies import prepare_images
+from medtrain.data.images.plan import ImageFormat
 from medtrain.data.module import SegmentationData
 from medtrain.data.prepare import prepare
 from medtrain.data.scan import scan_cases
@@ -213,3 +217,24 @@ def test_the_command_wants_a_store(tmp_path: Path) -> None:
     assert run(tmp_path, "--days", "0").exit_code == 2
     with pytest.raises(UsageError):
         list_entries(tmp_path / "nothing")
+
+
+def test_copies_of_images_go_as_a_whole(tmp_path: Path) -> None:
+    photo = tmp_path / "raw" / "photo.png"
+    photo.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120), dtype=np.uint8)).save(photo)
+    for side in (8, 16):
+        prepare_images([photo], ImageFormat(2, (side, side), 1), store=tmp_path / "store", root=photo.parent, copy=True)
+    old, new = sorted((tmp_path / "store" / "images").iterdir())
+    age(old, 40)
+    entries = list_entries(tmp_path / "store")
+    assert [(entry.path, entry.images, entry.source) for entry in entries] == [
+        (old, 1, str(photo.parent)),
+        (new, 1, str(photo.parent)),
+    ]
+    assert entries[0].size > 0
+    result = run(tmp_path / "store")
+    assert result.exit_code == 0
+    assert "images" in result.output
+    assert not old.exists()
+    assert new.exists()

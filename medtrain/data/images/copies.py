@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import struct
 import time
 import zlib
@@ -60,7 +61,7 @@ class ImageCopies:
         image_format: What images become.
         copied: Digest by path of those that have a copy.
         digests: Digest of the pixels by image, of those that were looked at.
-        case_ids: Samples whose images have been looked at.
+        case_ids: Names of the images that have been looked at.
     """
 
     def __init__(
@@ -125,7 +126,6 @@ def prepare_images(
     store: Path,
     root: Path,
     copy: bool,
-    case_ids: Sequence[str] = (),
     annotations: Sequence[tuple[ImageRef, ImageRef]] = (),
     workers: int | None = None,
     progress: Progress | None = None,
@@ -140,10 +140,9 @@ def prepare_images(
         store: Folder that runs share.
         root: Folder of the data set.
         copy: Whether to write copies.
-        case_ids: Samples that they are of.
         annotations: Masks, each with the image it is of.
         workers: Threads; as many as there are processors, at most 8, if None.
-        progress: Called with images done, images in all and the image's name.
+        progress: Called for each image that was not known, with images done, images in all and its name.
 
     Raises:
         DataError: Every image that is missing, damaged or of another kind than the set.
@@ -157,13 +156,14 @@ def prepare_images(
             atomic_write(folder / "set.json", json.dumps({"source": str(root), **asdict(image_format)}), sync=False)
         known = _load_known(folder)
         work = _Preparation(folder, image_format, known, copy=copy)
-        problems = work.run(refs, workers or usable_cores(), progress, f"{root}/")
+        problems = work.run(refs, workers or usable_cores(), progress, f"{root}{os.sep}")
         problems += [problem for mask, ref in annotations if ref in work.digests for problem in work.check(mask, ref)]
     if problems:
         raise DataError(problems, heading=f"{len(problems)} images cannot be used:")
     paths = [str(ref) for ref in refs if isinstance(ref, Path)]
     copied = {path: known[path][2] for path in paths if copy and known[path][3]}
-    return ImageCopies(folder, image_format, copied=copied, digests=work.digests, case_ids=case_ids)
+    names = [path.removeprefix(f"{root}{os.sep}") for path in map(str, refs)]
+    return ImageCopies(folder, image_format, copied=copied, digests=work.digests, case_ids=names)
 
 
 class _Preparation:
@@ -183,9 +183,10 @@ class _Preparation:
                         problems.append(Problem(result.where.removeprefix(prefix), result.message, result.hint))
                         continue
                     self.digests[ref] = result[2]
-                    if isinstance(ref, Path) and self.known.get(str(ref)) != result:
-                        self.known[str(ref)] = result
-                        changed = True
+                    if not isinstance(ref, Path) or self.known.get(str(ref)) == result:
+                        continue
+                    self.known[str(ref)] = result
+                    changed = True
                     if progress is not None:
                         progress(done, len(refs), str(ref).removeprefix(prefix))
                     if changed and time.monotonic() - saved > _SAVE_EVERY_S:

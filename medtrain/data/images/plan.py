@@ -96,6 +96,11 @@ class ImagePlan:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def family(self) -> Literal["images"]:
+        """The tag of the components that fit."""
+        return "images"
+
+    @property
     def has_images(self) -> bool:
         """Whether there is anything but tabular values."""
         return self.in_channels > 0
@@ -119,12 +124,23 @@ class ImagePlan:
             "image_size": self.image_size,
             "view_names": self.view_names,
             "num_views": len(self.view_names),
+            "max_instances": self.max_instances,
             "num_numeric": len(self.numeric_names),
             "category_sizes": self.category_sizes,
             "targets": self.targets,
             "class_counts": [target.counts for target in self.targets],
             "num_classes": len(classes) if classes else 0,
         }
+
+    def facts(self) -> list[tuple[str, str, str]]:
+        """What preparing settles: name, value and why."""
+        if not self.has_images:
+            return []
+        size = " x ".join(str(n) for n in self.image_size)
+        return [
+            ("image size", size, self.reasons.get("data.image_size", "as given")),
+            ("channels", str(self.in_channels), self.reasons.get("data.channels", "as given")),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`; from_json gives back an equal plan."""

@@ -224,7 +224,7 @@ class Normalizer:
     """
 
     plan: ImagePlan
-    _kept: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
+    _kept: dict[tuple[torch.device, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
 
     def __call__(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None = None) -> Batch:
         """Move a batch and normalise its images; views and instances that are not there become 0.
@@ -243,25 +243,31 @@ class Normalizer:
         return moved
 
     def _normalize(self, image: Tensor, present: Tensor | None, memory_format: torch.memory_format | None) -> Tensor:
-        scale, shift = self._constants(image.device)
-        whole = image.dtype == torch.uint8
-        image = image.to(torch.float32, copy=True)  # keeps the order in memory
-        image = image.mul_(scale / 255 if whole else scale).add_(shift)
+        axis = -1 - self.plan.spatial_dims
+        pixels = image.movedim(axis, -1)  # as they lie in memory
+        rows = pixels.reshape(-1, pixels.shape[-2] * pixels.shape[-1])
+        scale, shift = self._constants(image.device, pixels.shape[-2], image.dtype == torch.uint8)
+        # whole rows at a time: four times as fast as broadcasting three channels
+        done = torch.empty(rows.shape, dtype=torch.float32, device=image.device).copy_(rows)
+        image = torch.addcmul(shift, done, scale, out=done).view(pixels.shape).movedim(-1, axis)
         if present is not None:
-            extra = image.dim() - (present.dim() if self.plan.several_images else 1)
             there = present if self.plan.several_images else present[:, 0]
-            image = image.mul_(there.reshape(*there.shape, *(1,) * extra))
-        if self.plan.several_images or memory_format is None:
+            image = image.mul_(there.reshape(*there.shape, *(1,) * (image.dim() - there.dim())))
+        if memory_format is None or memory_format == torch.contiguous_format:
             return image.contiguous()
-        return image.contiguous(memory_format=memory_format)
+        # with an axis of views there is no such format, but each image has it
+        return image if self.plan.several_images else image.contiguous(memory_format=memory_format)
 
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._kept:
-            mean = torch.tensor(self.plan.mean, dtype=torch.float32)
-            std = torch.tensor(self.plan.std, dtype=torch.float32)
-            shape = (-1, *(1,) * self.plan.spatial_dims)
-            self._kept[device] = (1 / std).reshape(shape).to(device), (-mean / std).reshape(shape).to(device)
-        return self._kept[device]
+    def _constants(self, device: torch.device, width: int, whole: bool) -> tuple[Tensor, Tensor]:
+        """Scale and shift of every value of a row."""
+        key = (device, width, whole)
+        if key not in self._kept:
+            mean = torch.tensor(self.plan.mean, dtype=torch.float64)
+            std = torch.tensor(self.plan.std, dtype=torch.float64)
+            pair = (1 / (std * (255 if whole else 1)), -mean / std)
+            scale, shift = (values.float().repeat(width).to(device) for values in pair)
+            self._kept[key] = scale, shift
+        return self._kept[key]
 
 
 def pin_tensors(batch: Mapping[str, Any], device: int) -> Batch:

@@ -163,7 +163,6 @@ class ImageData:
             store=Path(self.store),
             root=found.sample_set.root,
             copy=bool(self.cache),
-            case_ids=[sample.sample_id for sample in used],
             annotations=[
                 (sample.annotation, sample.images[0])
                 for sample in used

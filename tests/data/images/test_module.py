@@ -125,6 +125,21 @@ def test_images_are_normalised_on_the_device(tmp_path: Path) -> None:
     assert batch["image"].dtype == torch.uint8  # still
 
 
+def test_views_are_normalised_like_single_images(tmp_path: Path) -> None:
+    base = small_set(tmp_path, 4)
+    rows = tuple(replace(sample, images=sample.images * 2) for sample in base.samples)
+    samples = replace(base, samples=rows, view_names=("u", "v"))
+    data, plan, _ = open_module(given(tmp_path, samples, shares=(1, 0, 0), normalization="imagenet"))
+    batch = take(data, 1)[0]
+    mean, std = torch.tensor(plan.mean).view(3, 1, 1), torch.tensor(plan.std).view(3, 1, 1)
+    for memory_format in (None, torch.channels_last):
+        done = data.to_device(batch, torch.device("cpu"), memory_format)["image"]
+        torch.testing.assert_close(done, (batch["image"] / 255 - mean) / std)
+        assert done.flatten(0, 1).is_contiguous(memory_format=memory_format or torch.contiguous_format)
+    several = {**batch, "image": batch["image"] / 255}
+    torch.testing.assert_close(data.to_device(several, torch.device("cpu"))["image"], done)
+
+
 def test_unlabelled_targets_are_nan(tmp_path: Path) -> None:
     base = small_set(tmp_path, 6)
     rows = [
