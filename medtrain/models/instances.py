@@ -6,18 +6,32 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtrain.errors import MedtrainError, UsageError
-from medtrain.models.encoders import Encoder, Pooling, build_encoder
+from medtrain.models.encoders import Encoder, Pooling, build_encoder, parse_arch
 from medtrain.models.freezing import FreezableModel, Freeze
 from medtrain.models.recompute import recompute, recomputed
+from medtrain.registry import Format
 
 log = logging.getLogger(__name__)
+
+
+def parse_image_arch(text: str) -> str:
+    """Check the name of an architecture: `cnn`, or one of timm's.
+
+    Raises:
+        ValueError: There is none of this name; names the nearest.
+    """
+    return text if text == "cnn" else parse_arch(text)
+
+
+ImageArch = Annotated[str, Format(parse_image_arch, "resnet18, densenet121, vit_small_patch16_224, cnn")]
+"""The name of an architecture: `cnn`, which takes volumes too, or one of timm's."""
 
 
 class Encoded(NamedTuple):

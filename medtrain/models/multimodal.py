@@ -14,7 +14,7 @@ from medtrain.models.aggregators import Aggregator, AggregatorName, build_aggreg
 from medtrain.models.encoders import Pooling
 from medtrain.models.freezing import FreezableModel, Freeze
 from medtrain.models.fusion import FUSIONS, Fused, FusionName, Tokens, build_fusion, drop_modalities
-from medtrain.models.instances import Encoded, EncoderSettings, ImageEncoder, finish
+from medtrain.models.instances import Encoded, EncoderSettings, ImageArch, ImageEncoder, finish
 from medtrain.models.tabular import TableArch, TableEncoder, TableTokens
 from medtrain.registry import Range, register
 
@@ -100,7 +100,7 @@ class Multimodal(FreezableModel):
         num_numeric: int,
         category_sizes: Sequence[int],
         num_outputs: int,
-        arch: str = "resnet18",
+        arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
         drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,

@@ -10,7 +10,7 @@ from medtrain.errors import UsageError
 from medtrain.models.aggregators import Aggregated, AggregatorName, build_aggregator
 from medtrain.models.encoders import Pooling
 from medtrain.models.freezing import FreezableModel, Freeze
-from medtrain.models.instances import EncoderSettings, ImageEncoder, finish
+from medtrain.models.instances import EncoderSettings, ImageArch, ImageEncoder, finish
 from medtrain.registry import Range, register
 
 
@@ -104,7 +104,7 @@ class MultipleInstance(SeveralImages):
         view_names: tuple[str, ...],
         max_instances: int | None,
         num_outputs: int,
-        arch: str = "resnet18",
+        arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
         drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
@@ -177,7 +177,7 @@ class MultiView(SeveralImages):
         image_size: tuple[int, ...],
         view_names: tuple[str, ...],
         num_outputs: int,
-        arch: str = "resnet18",
+        arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
         drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.models.encoders import Encoder, Pooling
 from medtrain.models.freezing import FreezableModel, Freeze
-from medtrain.models.instances import EncoderSettings, finish
+from medtrain.models.instances import EncoderSettings, ImageArch, finish
 from medtrain.registry import Range, closest, register
 
 Box = tuple[float, float, float, float]
@@ -92,7 +92,7 @@ class ZoneModel(FreezableModel):
         max_instances: int | None,
         num_outputs: int,
         zone_names: tuple[str, ...],
-        arch: str = "resnet18",
+        arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
         drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
