@@ -25,6 +25,8 @@ from medtrain.pictures.figure import (
     fit,
     new_figure,
     render,
+    text_width,
+    widest,
 )
 
 _SIDE = 400
@@ -170,10 +172,11 @@ def draw_grades(
     classes = len(class_names)
     slot = max(64, min(110, 560 // classes))
     names = distinct(class_names, 130)
-    size = int(150 + 14 + slot * classes + 24), int(TOP + max(280, 44 * classes) + 76)
+    left, height = 44 + widest(names), max(280, 44 * classes)
     text = f"{truth.size} samples;  mean absolute error {np.abs(said - truth).mean():.3f};  {_correlation(said, truth)}"
-    figure = new_figure(max(size[0], 430), size[1], title, text)
-    axes = add_axes(figure, 164, TOP, slot * classes, size[1] - TOP - 76)
+    width = int(max(left + slot * classes + 24, text_width(text) + 24))
+    figure = new_figure(width, TOP + height + 76, title, text)
+    axes = add_axes(figure, left, TOP, slot * classes, height)
     axes.grid(True, axis="y", color=GRID, linewidth=0.6)
     for grade in range(classes):
         values = np.sort(said[truth == grade])
@@ -194,7 +197,7 @@ def draw_grades(
     axes.set_yticks(range(classes), [fit(name, np.inf) for name in names])
     axes.set_xlabel("true grade  (samples)")
     axes.set_ylabel("expected grade")
-    axes.yaxis.set_label_coords(-146 / (slot * classes), 0.5)
+    axes.yaxis.set_label_coords((18 - left) / (slot * classes), 0.5)
     return render(figure)
 
 

@@ -73,7 +73,7 @@ def draw_confusion(
     _name_axis(axes.yaxis, rows, math.inf)
     _name_axis(axes.xaxis, columns, math.inf if upright else cell, upright=upright)
     axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class  (samples)")
+    axes.set_ylabel("true class  (samples)" if height > 150 else "true class")
     axes.yaxis.set_label_coords(-(left - 18) / width, 0.5)
     axes.xaxis.set_label_coords(0.5, -(below - 14) / height)
     if ordered:
@@ -145,7 +145,8 @@ def _summary(confusion: np.ndarray, *, ordered: bool) -> str:
     if not ordered:
         return text
     grades = grade_metrics(confusion)
-    return f"{text};  {grades['accuracy_within_1']:.1%} within one grade;  quadratic kappa {grades['qwk']:.3f}"
+    kappa = "undefined" if math.isnan(grades["qwk"]) else f"{grades['qwk']:.3f}"
+    return f"{text};  {grades['accuracy_within_1']:.1%} within one grade;  quadratic kappa {kappa}"
 
 
 def _cell(confusion: np.ndarray) -> int:
