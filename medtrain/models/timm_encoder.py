@@ -270,7 +270,7 @@ def wants_small_stem(model: nn.Module, image_size: tuple[int, ...], small_input:
     possible = isinstance(model, ResNet) and isinstance(model.conv1, nn.Conv2d)
     if small_input and not possible:
         raise UsageError(
-            f"small_input=true replaces the stem of a ResNet, and {arch} is none",
+            f"small_input=true replaces the one convolution of a ResNet's stem, and {arch} has none",
             hint="set small_input=null, choose a ResNet, or enlarge the images with data.image_size",
         )
     return possible and (min(image_size) < SMALL_IMAGE if small_input is None else small_input)

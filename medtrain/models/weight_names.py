@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
-# transformers' ViT and DINOv2 -> timm; the first pattern that matches the rest of a name is used
+# transformers' ViT and DINOv2, on disk and (since its version 5) in memory -> timm; the first pattern that matches wins
 _TRANSFORMERS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -19,8 +19,8 @@ _TRANSFORMERS = tuple(
         (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
         (r"^encoder\.layer\.(\d+)\.(?:layernorm_before|norm1)\.", r"blocks.\1.norm1."),
         (r"^encoder\.layer\.(\d+)\.(?:layernorm_after|norm2)\.", r"blocks.\1.norm2."),
-        (r"^encoder\.layer\.(\d+)\.attention\.attention\.", r"blocks.\1.attn."),
-        (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
+        (r"^encoder\.layer\.(\d+)\.attention\.(?:attention\.|)(q|k|v)(?:uery|ey|alue|_proj)\.", r"blocks.\1.attn.\2."),
+        (r"^encoder\.layer\.(\d+)\.attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
         (r"^encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1$", r"blocks.\1.ls\2.gamma"),
         (r"^encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.fc1."),
         (r"^encoder\.layer\.(\d+)\.(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
@@ -29,7 +29,7 @@ _TRANSFORMERS = tuple(
         (r"^layernorm\.", "norm."),
     )
 )
-_QUERY = re.compile(r"^(blocks\.\d+\.attn)\.query\.(weight|bias)$")
+_QUERY = re.compile(r"^(blocks\.\d+\.attn)\.q\.(weight|bias)$")
 _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _IN_DECODER = re.compile(r"^decoder(_|\.)")
 
@@ -90,6 +90,6 @@ def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in list(renamed):
         if query := _QUERY.match(name):
             block, kind = query.groups()
-            parts = [renamed.pop(f"{block}.{part}.{kind}") for part in ("query", "key", "value")]
+            parts = [renamed.pop(f"{block}.{part}.{kind}") for part in "qkv"]
             renamed[f"{block}.qkv.{kind}"] = torch.cat(parts)
     return renamed
