@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import entr
 
 from medtrain.inference.images import ImageInference
-from medtrain.metrics.calibration import apply_temperature, fit_temperature
+from medtrain.metrics.calibration import apply_temperature, fit_temperature, reliability, top_label_reliability
 from medtrain.metrics.classification import classification_metrics, classification_specs, predicted_classes
 from medtrain.metrics.confusion import class_confusion
 from medtrain.metrics.ranking import sensitivity_threshold, youden_threshold
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Record
+from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.outcome import (
     Decision,
@@ -51,6 +53,8 @@ class ClassOutcome(Outcome):
     """
 
     takes_temperature = True
+    ordered = False
+    """Whether the classes are grades."""
 
     def __init__(self, class_names: tuple[str, ...], inference: ImageInference) -> None:
         self.class_names = class_names
@@ -120,9 +124,51 @@ class ClassOutcome(Outcome):
         labels = column(records, "label")
         return {"confusion": confusion_rows(column(records, "predicted"), labels, self.class_names)}
 
+    def doubts(self, records: Sequence[Record]) -> np.ndarray:
+        """Entropy of the probabilities."""
+        return entropy(self.read(records))
+
+    def caption(self, record: Record) -> Caption:
+        """Both classes, with their probabilities."""
+        named = {"label": "", **self.readable(record)}
+        said, true = named["predicted"], named["label"]
+        return Caption(
+            truth=true,
+            predicted=said,
+            correct=said == true if true else None,
+            truth_probability=record[f"prob/{true}"] if true else None,
+            predicted_probability=record[f"prob/{said}"],
+        )
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """Confusion matrix, ROC and precision-recall curves, calibration."""
+        from medtrain.pictures.confusion import draw_confusion  # matplotlib takes its time to import
+        from medtrain.pictures.curves import draw_calibration, draw_precision_recall, draw_roc, scores_of_classes
+
+        probs, labels = self.read(records), column(records, "label")
+        known = ~np.isnan(labels)
+        confusion = class_confusion(column(records, "predicted")[known], labels[known], len(self.class_names))
+        thresholds = {self.class_names[-1]: self.threshold(decision)} if self.takes_threshold else None
+        scores = scores_of_classes(probs, labels, self.class_names, thresholds=thresholds)
+        if len(self.class_names) == 2:
+            curve = reliability(probs[known, 1], labels[known])
+        else:
+            curve = top_label_reliability(probs[known], labels[known])
+        return {
+            "confusion": draw_confusion(confusion, self.class_names, ordered=self.ordered),
+            "roc": draw_roc(scores),
+            "precision_recall": draw_precision_recall(scores),
+            "calibration": draw_calibration({"predicted": curve}),
+        }
+
     def readable(self, record: Record) -> dict[str, Any]:
         """The names of the predicted class and of the label."""
         return named_classes(record, ("predicted", "label"), self.class_names)
+
+
+def entropy(probs: np.ndarray) -> np.ndarray:
+    """Entropy in nats [N] of probabilities [N, K]."""
+    return np.asarray(entr(probs).sum(axis=1))
 
 
 def choose_threshold(scores: np.ndarray, labels: np.ndarray, inference: ImageInference) -> float:

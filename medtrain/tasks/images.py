@@ -22,6 +22,7 @@ from medtrain.metrics.arrays import finite_values
 from medtrain.metrics.spec import MetricSpec
 from medtrain.models.cam import maps_from_features, record_features
 from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
+from medtrain.tasks.gallery import Gallery
 from medtrain.tasks.outcome import Decision, Outcome, Rows, column
 from medtrain.tasks.report import (
     DEFAULT_REPORT,
@@ -101,6 +102,7 @@ class ImageTask:
         self.decision: Decision = {}
         # evaluation reads logits on the CPU, in full precision
         self.cpu_loss = copy.deepcopy(loss).cpu()
+        self.begin_evaluation()
         self._check_inference()
         specs = self.metrics()
         self.monitor = find_monitor(next(iter(specs)) if monitor is None else monitor, specs)
@@ -187,11 +189,12 @@ class ImageTask:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def begin_evaluation(self) -> None:
-        """Nothing is kept between evaluations."""
+        """Forget the samples that the last one kept for pictures."""
+        self.gallery = Gallery(several=self.plan.several_images, view_names=self.plan.view_names)
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a batch of samples, as read: one record each, with labels where the batch has a target."""
-        item = self.normalizer(item, self.device, self.memory_format)
+        read, item = item, self.normalizer(item, self.device, self.memory_format)
         seen: list[Outputs] = []
         spatial_dims = self.plan.spatial_dims
 
@@ -213,7 +216,7 @@ class ImageTask:
         losses = self._losses(logits, target)
         attention = [_attention_texts(outputs["attention"]) for outputs in seen if "attention" in outputs]
         texts = [text for part in attention for text in part]
-        return [
+        records: list[Record] = [
             {
                 "case_id": str(item["case_id"][index]),
                 "group": str(item["group"][index]),
@@ -224,6 +227,14 @@ class ImageTask:
             }
             for index, row in enumerate(rows)
         ]
+        self.gallery.offer(
+            read,
+            records,
+            [self.outcome.caption(record) for record in records],
+            scores=self.outcome.scores(records) if self.outcome.scores_stand_alone else -column(records, "loss"),
+            doubts=self.outcome.doubts(records),
+        )
+        return records
 
     def _predictions(self, logits: Tensor, *, mirrored: bool) -> Tensor:
         """Predictions [B, P] of logits on the CPU; where left and right were swapped, they are swapped back."""
@@ -345,8 +356,12 @@ class ImageTask:
         return [{**record, **self.outcome.readable(record)} for record in records]
 
     def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
-        """None: images are not kept."""
-        return {}
+        """Samples that this process judged worst or is least sure of, and the charts of all records."""
+        if not records:
+            return {}
+        worst = self.gallery.draw(style)
+        shown = {} if worst is None else {"worst": worst}
+        return {**shown, **self.outcome.charts(records, self.decision)}
 
     def final_cost(self) -> float:
         """A pass for every mirrored copy that evaluations during training leave out."""

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import entr
 from torch import Tensor
 
 from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.metrics.arrays import defined_mean
-from medtrain.metrics.calibration import apply_temperature, fit_temperature
+from medtrain.metrics.calibration import apply_temperature, fit_temperature, reliability
 from medtrain.metrics.multilabel import multilabel_metrics, multilabel_specs
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Record
 from medtrain.tasks.classification import choose_threshold
+from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, logit
 
@@ -119,6 +121,33 @@ class LabelOutcome(Outcome):
                 found = choose_threshold(probs[known, index], labels[known, index], inference)
                 decision[f"threshold/{name}"] = found
         return decision
+
+    def doubts(self, records: Sequence[Record]) -> np.ndarray:
+        """Largest entropy of a label."""
+        probs = self.read(records)
+        return np.asarray((entr(probs) + entr(1 - probs)).max(axis=1))
+
+    def caption(self, record: Record) -> Caption:
+        """The labels that are there; right if all known ones are."""
+        known = [name for name in self.class_names if record.get(f"label/{name}", np.nan) in (0, 1)]
+        true = [name for name in known if record[f"label/{name}"] == 1]
+        right = all(record[f"predicted/{name}"] == record[f"label/{name}"] for name in known) if known else None
+        shown = (", ".join(true) or "none") if known else ""
+        return Caption(truth=shown, predicted=self.readable(record)["predicted"] or "none", correct=right)
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """ROC and precision-recall curves of every label, calibration of all known entries."""
+        from medtrain.pictures.curves import draw_calibration, draw_precision_recall, draw_roc, scores_of_classes
+
+        probs, labels = self.read(records), columns(records, self.label_keys)
+        thresholds = dict(zip(self.class_names, self.thresholds(decision).tolist(), strict=True))
+        scores = scores_of_classes(probs, labels, self.class_names, thresholds=thresholds)
+        known = ~np.isnan(labels)
+        return {
+            "roc": draw_roc(scores),
+            "precision_recall": draw_precision_recall(scores),
+            "calibration": draw_calibration({"predicted": reliability(probs[known], labels[known])}),
+        }
 
     def readable(self, record: Record) -> dict[str, Any]:
         """The labels that are there, as text."""

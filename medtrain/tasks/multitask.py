@@ -19,6 +19,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Record
 from medtrain.tasks.classification import ClassOutcome
+from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.multilabel import LabelOutcome
 from medtrain.tasks.ordinal import GradeOutcome
@@ -98,6 +99,8 @@ class Parts(Outcome):
         outcomes: Name and outcome.
     """
 
+    scores_stand_alone = False
+
     def __init__(self, loss: MultitaskLoss, outcomes: Sequence[tuple[str, Outcome]]) -> None:
         self.outcomes = dict(outcomes)
         assert len(self.outcomes) == len(outcomes), "parts have names of their own"
@@ -167,6 +170,21 @@ class Parts(Outcome):
             f"{name}_{key}": rows
             for name, outcome in self.outcomes.items()
             for key, rows in outcome.tables(part_of(records, name)).items()
+        }
+
+    def caption(self, record: Record) -> Caption:
+        """Those of all parts."""
+        parts = [outcome.caption(part_of([record], name)[0]) for name, outcome in self.outcomes.items()]
+        return Caption(
+            truth="; ".join(part.truth for part in parts), predicted="; ".join(part.predicted for part in parts)
+        )
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """The pictures of every part after its name."""
+        return {
+            f"{name}_{key}": picture
+            for name, outcome in self.outcomes.items()
+            for key, picture in outcome.charts(part_of(records, name), within(decision, name)).items()
         }
 
     def readable(self, record: Record) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class GradeOutcome(ClassOutcome):
         rule: How a grade is chosen from its probabilities.
     """
 
+    ordered = True
+
     def __init__(self, class_names: tuple[str, ...], inference: ImageInference, *, rule: GradeRule = "median") -> None:
         super().__init__(class_names, inference)
         self.takes_threshold = False
@@ -115,6 +117,13 @@ class GradeOutcome(ClassOutcome):
     def scores(self, records: Sequence[Record]) -> np.ndarray:
         """Distance between the expected and the true grade, negative."""
         return -np.abs(expected_grade(self.read(records)) - column(records, "label"))
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """Expected over true grades besides those of classes."""
+        from medtrain.pictures.agreement import draw_grades
+
+        grades = draw_grades(expected_grade(self.read(records)), column(records, "label"), self.class_names)
+        return {"grades": grades, **super().charts(records, decision)}
 
     def fit(self, records: Sequence[Record], inference: ImageInference) -> dict[str, float]:
         """The temperature of the cumulative logits."""

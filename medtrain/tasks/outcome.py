@@ -12,6 +12,7 @@ from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.metrics.spec import MetricSpec
 from medtrain.tasks.base import Record
+from medtrain.tasks.gallery import Caption
 
 Decision = Mapping[str, float]
 """What was chosen on the validation part, by key: `temperature`, `threshold/<class>`."""
@@ -37,6 +38,9 @@ class Outcome:
 
     takes_temperature: bool = False
     """Whether the predictions are probabilities that can be calibrated."""
+
+    scores_stand_alone: bool = True
+    """Whether the score of a sample does not depend on the other samples."""
 
     def runtime(self) -> dict[str, Any]:
         """What models may ask for besides the size of the output."""
@@ -96,6 +100,21 @@ class Outcome:
 
     def tables(self, records: Sequence[Record]) -> dict[str, Rows]:
         """Further tables of a final evaluation by name."""
+        return {}
+
+    def doubts(self, records: Sequence[Record]) -> np.ndarray:
+        """How unsure the model is of each sample [N], higher is less sure; NaN where that is not known."""
+        return np.full(len(records), np.nan)
+
+    def caption(self, record: Record) -> Caption:
+        """What is written below the picture of a sample."""
+        named = {**record, **self.readable(record)}
+        said = ", ".join(_short(named[key]) for key in named if key.split("/")[0] == "predicted")
+        true = ", ".join(_short(named[key]) for key in named if key.split("/")[0] == "label")
+        return Caption(truth=true, predicted=said)
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """Pictures of all records by name, uint8 [H, W, 3]."""
         return {}
 
     def readable(self, record: Record) -> dict[str, Any]:
@@ -161,6 +180,10 @@ def column(records: Sequence[Record], key: str) -> np.ndarray:
 def columns(records: Sequence[Record], keys: Iterable[str]) -> np.ndarray:
     """Columns of records as float64 [N, K]."""
     return np.stack([column(records, key) for key in keys], axis=1)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def label_or_nan(value: float) -> int | float:

@@ -86,3 +86,11 @@ class NumberOutcome(Outcome):
         """Absolute error in standard deviations, negative, averaged over the targets."""
         errors = -np.abs(self.read(records) - columns(records, self.label_keys)) / self.scales
         return np.array([defined_mean(row) for row in errors])
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """Predicted over true values, one picture per target."""
+        from medtrain.pictures.agreement import draw_agreement  # matplotlib takes its time to import
+
+        said, true = self.read(records), columns(records, self.label_keys)
+        names = [f"agreement_{name}" for name in self.names] or ["agreement"]
+        return {name: draw_agreement(said[:, i], true[:, i], title=name) for i, name in enumerate(names)}

@@ -11,6 +11,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.survival import survival_metrics, survival_specs
 from medtrain.registry import register
 from medtrain.tasks.base import Record
+from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.outcome import Decision, Outcome, Rows, column, columns
 
@@ -40,6 +41,8 @@ class SurvivalOutcome(Outcome):
         event_name: Target column that says whether the event was seen.
         times: Ascending times of which survival is predicted; empty where only a risk is.
     """
+
+    scores_stand_alone = False
 
     def __init__(self, time_name: str, event_name: str, *, times: Sequence[float] = ()) -> None:
         self.time_key = f"label/{time_name}"
@@ -96,3 +99,16 @@ class SurvivalOutcome(Outcome):
             if gaps.size:
                 found[index] = float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
         return found
+
+    def caption(self, record: Record) -> Caption:
+        """The time, with a plus where it was censored, and the risk."""
+        time, event = record.get(self.time_key, np.nan), record.get(self.event_key, np.nan)
+        shown = "" if np.isnan(time) or np.isnan(event) else f"{time:.4g}{'' if event else '+'}"
+        return Caption(truth=shown, predicted=f"risk {record['risk']:.3g}")
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """Kaplan-Meier curves of the lower and the upper half of the risks."""
+        from medtrain.pictures.survival import draw_survival  # matplotlib takes its time to import
+
+        keys = (self.time_key, self.event_key, "risk")
+        return {"survival": draw_survival(*(column(records, key) for key in keys))}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import entr
 from torch import Tensor
 
 from medtrain.data.images.plan import ImagePlan
@@ -23,12 +24,14 @@ from medtrain.metrics.zones import (
     average_scores,
     risk_class,
     risk_confusion,
+    zone_confusions,
     zone_metrics,
     zone_specs,
 )
 from medtrain.registry import closest, register
 from medtrain.tasks.base import Record
 from medtrain.tasks.classification import confusion_rows, named_classes
+from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, log_probs
 from medtrain.tasks.report import DEFAULT_REPORT, Report
@@ -296,6 +299,41 @@ class ZoneOutcome(Outcome):
         ]
         return {"confusion": confusion, "risk_confusion": risks}
 
+    def doubts(self, records: Sequence[Record]) -> np.ndarray:
+        """Mean entropy of the zones."""
+        probs = self.by_zone(self.read(records))
+        return np.asarray(entr(probs).sum(axis=2).mean(axis=1))
+
+    def caption(self, record: Record) -> Caption:
+        """The class of every zone by its index, and the score."""
+        said, true = ([record.get(key, np.nan) for key in keys] for keys in (self.predicted_keys, self.label_keys))
+        known = [(one, other) for one, other in zip(said, true, strict=True) if not np.isnan(other)]
+        return Caption(
+            truth=f"{_indices(true)}  {record['label_score']:.2f}" if known else "",
+            predicted=f"{_indices(said)}  {record['score']:.2f}",
+            correct=all(one == other for one, other in known) if known else None,
+        )
+
+    def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
+        """A confusion matrix per zone, and the scores of the images."""
+        from medtrain.pictures.agreement import draw_global_scores  # matplotlib takes its time to import
+        from medtrain.pictures.confusion import draw_zone_confusions
+
+        chosen, labels = columns(records, self.predicted_keys), columns(records, self.label_keys)
+        said, true = columns(records, ("score", "label_score")).T
+        return {
+            "score": draw_global_scores(
+                said, true, cuts=self.cuts, risk_names=self.risk_names, highest=self.num_grades - 1
+            ),
+            "confusion": draw_zone_confusions(
+                zone_confusions(chosen, labels, len(self.class_names)), self.class_names, self.zone_names
+            ),
+        }
+
     def readable(self, record: Record) -> dict[str, Any]:
         """The names of the classes of every zone."""
         return named_classes(record, [*self.predicted_keys, *self.label_keys], self.class_names)
+
+
+def _indices(values: Sequence[float]) -> str:
+    return " ".join("-" if np.isnan(value) else str(int(value)) for value in values)

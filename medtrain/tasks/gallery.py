@@ -1,0 +1,143 @@
+"""The samples worth looking at: kept while a part is judged, drawn afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medtrain.tasks.base import PictureStyle, Record
+
+if TYPE_CHECKING:
+    from medtrain.pictures.samples import Sample
+
+_MOST_INSTANCES = 8
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is written below a sample.
+
+    Args:
+        truth: The true class, grade or number; empty where unlabelled.
+        predicted: The predicted one.
+        correct: Whether that is right; None where it is not a matter of right and wrong.
+        truth_probability: Of the true class, or None.
+        predicted_probability: Of the predicted class, or None.
+    """
+
+    truth: str
+    predicted: str
+    correct: bool | None = None
+    truth_probability: float | None = None
+    predicted_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    rank: tuple[float, str]
+    caption: Caption
+    image: np.ndarray
+    present: np.ndarray | None
+    attention: np.ndarray | None
+
+
+class Gallery:
+    """Keeps the images of the worst samples, and of those the model is least sure of.
+
+    Args:
+        several: Whether samples have views or instances.
+        view_names: Names of the views.
+        count: How many of each are kept.
+    """
+
+    def __init__(self, *, several: bool, view_names: Sequence[str] = (), count: int = 6) -> None:
+        self.several = several
+        self.view_names = tuple(view_names)
+        self.count = count
+        self._worst: list[_Kept] = []
+        self._unsure: list[_Kept] = []
+
+    def offer(
+        self,
+        batch: Mapping[str, Any],
+        records: Sequence[Record],
+        captions: Sequence[Caption],
+        *,
+        scores: np.ndarray,
+        doubts: np.ndarray,
+    ) -> None:
+        """Look at judged samples and keep those that belong here.
+
+        Args:
+            batch: As read.
+            records: One per sample.
+            captions: One per sample.
+            scores: Lower is worse [B]; NaN keeps a sample out of the worst.
+            doubts: Higher is less sure [B]; NaN keeps a sample out of the uncertain.
+        """
+        if batch.get("image") is None:
+            return
+        for index, (record, caption) in enumerate(zip(records, captions, strict=True)):
+            for kept, value in ((self._worst, scores[index]), (self._unsure, -doubts[index])):
+                rank = (float(value), str(record["case_id"]))
+                if math.isnan(value) or (len(kept) == self.count and rank >= kept[-1].rank):
+                    continue
+                kept.append(_keep(batch, index, record, caption, rank, several=self.several))
+                kept.sort(key=lambda one: one.rank)
+                del kept[self.count :]
+
+    def draw(self, style: PictureStyle) -> np.ndarray | None:
+        """A sheet of what was kept, uint8 [H, W, 3]; None if that is nothing."""
+        from medtrain.pictures.samples import draw_samples  # matplotlib takes its time to import
+
+        shown = {one.rank[1] for one in self._worst}
+        sections = {
+            "worst": [_sample(one, several=self.several) for one in self._worst],
+            "uncertain": [_sample(one, several=self.several) for one in self._unsure if one.rank[1] not in shown],
+        }
+        if not any(sections.values()):
+            return None
+        title = f"samples   {style.title}".rstrip()
+        size = max(60, style.panel_size * 3 // 5)
+        return draw_samples(sections, title=title, panel_size=size, channel=style.channel, view_names=self.view_names)
+
+
+def _keep(
+    batch: Mapping[str, Any], index: int, record: Record, caption: Caption, rank: tuple[float, str], *, several: bool
+) -> _Kept:
+    image = batch["image"][index]
+    present = batch["present"][index].cpu().numpy() if "present" in batch else None
+    attention = None
+    if several:
+        present = np.ones(len(image), dtype=bool) if present is None else present
+        weights = np.array([float(text) for text in str(record.get("attention", "")).split()])
+        attention = weights if len(weights) == len(image) else None
+        if len(image) > _MOST_INSTANCES:  # of a bag, those that count
+            order = np.argsort(-np.where(present, 1.0 if attention is None else attention, -1.0), kind="stable")
+            chosen = np.sort(order[:_MOST_INSTANCES])
+            image, present = image[torch.from_numpy(chosen)], present[chosen]
+            attention = None if attention is None else attention[chosen]
+    return _Kept(rank, caption, image.cpu().numpy().copy(), present, attention)
+
+
+def _sample(kept: _Kept, *, several: bool) -> Sample:
+    from medtrain.pictures.samples import Sample
+
+    caption = kept.caption
+    missing = not several and kept.present is not None and not kept.present.any()
+    return Sample(
+        sample_id=kept.rank[1],
+        image=None if missing else kept.image,
+        truth=caption.truth,
+        predicted=caption.predicted,
+        correct=caption.correct,
+        truth_probability=caption.truth_probability,
+        predicted_probability=caption.predicted_probability,
+        present=kept.present if several else None,
+        attention=kept.attention,
+    )
