@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medtrain.callbacks.colors import class_color
+from medtrain.pictures.colors import class_color
 from medtrain.run.atomic import atomic_write
 
 _MAIN = "#1f4e79"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medtrain.callbacks.sheet import Panel, Sheet
 from medtrain.pictures.figure import SIZE, add_axes, distinct, draw_sentence, new_figure, render
 from medtrain.pictures.samples import Sample, attention_shares, describe, top_instances
+from medtrain.pictures.sheet import Panel, Sheet
 from medtrain.pictures.thumbnails import BACKGROUND, DIM, TEXT, absent, captioned, thumbnail
 
 _LIGHT, _FAINT = "#ebebeb", "#8f8f94"

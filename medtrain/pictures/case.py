@@ -13,9 +13,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from medtrain.callbacks.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, Color, class_color
-from medtrain.callbacks.sheet import Panel, Sheet, fit_size, grey, overlay, paint, scale_labels, show_errors
-from medtrain.callbacks.views import (
+from medtrain.errors import UsageError
+from medtrain.pictures.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, Color, class_color
+from medtrain.pictures.sheet import Panel, Sheet, fit_size, grey, overlay, paint, scale_labels, show_errors
+from medtrain.pictures.views import (
     AXIAL,
     CORONAL,
     PICTURE,
@@ -27,7 +28,6 @@ from medtrain.callbacks.views import (
     find_focus,
     window_of,
 )
-from medtrain.errors import UsageError
 
 COLUMNS = ("input", "label", "prediction", "expected", "actual", "errors")
 

@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medtrain.callbacks.sheet import Panel, Sheet, fit_size, grey
-from medtrain.callbacks.views import AXIAL
 from medtrain.pictures.figure import draw_sentence, font
+from medtrain.pictures.sheet import Panel, Sheet, fit_size, grey
 from medtrain.pictures.thumbnails import BACKGROUND, TEXT, Line, centred, plane_of, thumbnail, write
+from medtrain.pictures.views import AXIAL
 
 _SCALE = "plasma"
 _BAR_WIDTH, _BAR_HEIGHT = 220, 12

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medtrain.callbacks.sheet import Panel, Sheet
 from medtrain.metrics.arrays import ratio
 from medtrain.pictures.figure import draw_sentence
+from medtrain.pictures.sheet import Panel, Sheet
 from medtrain.pictures.thumbnails import (
     BACKGROUND,
     DIM,

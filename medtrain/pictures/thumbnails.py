@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medtrain.callbacks.sheet import fit_size, grey
-from medtrain.callbacks.views import AXIAL, window_of
 from medtrain.pictures.figure import font, plain, shorten
+from medtrain.pictures.sheet import fit_size, grey
+from medtrain.pictures.views import AXIAL, window_of
 
 BACKGROUND = (24, 24, 26)
 TEXT = (235, 235, 235)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medtrain.callbacks.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, class_color
-from medtrain.callbacks.sheet import (
+from medtrain.errors import UsageError
+from medtrain.pictures.case import WorstCase, draw_case
+from medtrain.pictures.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, class_color
+from medtrain.pictures.sheet import (
     Panel,
     Sheet,
     fit_size,
@@ -15,8 +17,6 @@ from medtrain.callbacks.sheet import (
     scale_labels,
     show_errors,
 )
-from medtrain.errors import UsageError
-from medtrain.pictures.case import WorstCase, draw_case
 
 _NAMES = ["background", "liver", "tumour"]
 

@@ -18,8 +18,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from medtrain.callbacks.colors import WRONG_CLASS, class_color
 from medtrain.config.space import Dimension
+from medtrain.pictures.colors import WRONG_CLASS, class_color
 from medtrain.run.atomic import atomic_write
 from medtrain.sweep.report.names import elide, elide_all, format_number, format_value
 from medtrain.sweep.report.records import Record

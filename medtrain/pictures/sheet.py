@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from medtrain.callbacks.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, Color, class_color
+from medtrain.pictures.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, Color, class_color
+from medtrain.pictures.figure import font
 
 _BACKGROUND: Color = (24, 24, 26)
 _TEXT: Color = (235, 235, 235)
@@ -62,10 +60,10 @@ class Sheet:
         height = top + sum(heights) + _GAP * (len(heights) + 1) + _LEGEND_LINE * len(legend)
         image = Image.new("RGB", (width, height), _BACKGROUND)
         draw = ImageDraw.Draw(image)
-        draw.text((_GAP, 9), self.title, font=_font(19, bold=True), fill=_TEXT)
+        draw.text((_GAP, 9), self.title, font=font(19, bold=True), fill=_TEXT)
         x = margin
         for heading, column_width in zip(self.columns, widths, strict=True):
-            draw.text((x + column_width // 2, top - 7), heading, font=_font(16), fill=_TEXT, anchor="ms")
+            draw.text((x + column_width // 2, top - 7), heading, font=font(16), fill=_TEXT, anchor="ms")
             x += column_width + _GAP
         y = top
         for (heading, row), row_height in zip(self.rows, heights, strict=True):
@@ -81,7 +79,7 @@ class Sheet:
             x = _GAP
             for name, color in line:
                 draw.rectangle((x, y + 5, x + 13, y + 18), fill=color, outline=_FAINT)
-                draw.text((x + 20, y + 12), name, font=_font(15), fill=_TEXT, anchor="lm")
+                draw.text((x + 20, y + 12), name, font=font(15), fill=_TEXT, anchor="lm")
                 x += _entry_width(name)
             y += _LEGEND_LINE
         return np.asarray(image)
@@ -187,23 +185,16 @@ def _draw_upright(image: Image.Image, text: str, left: int, top: int, height: in
     if not text or length > height:
         return
     strip = Image.new("RGB", (length, _ROW_HEADING), _BACKGROUND)
-    ImageDraw.Draw(strip).text((length // 2, _ROW_HEADING // 2), text, font=_font(16), fill=_TEXT, anchor="mm")
+    ImageDraw.Draw(strip).text((length // 2, _ROW_HEADING // 2), text, font=font(16), fill=_TEXT, anchor="mm")
     image.paste(strip.transpose(Image.Transpose.ROTATE_90), (left - 4, top + (height - length) // 2))
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, anchor: str) -> None:
-    draw.text(place, text, font=_font(14), fill=_TEXT, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
-
-
-@functools.cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib brings along: the same on every machine, with the letters of most languages."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    draw.text(place, text, font=font(14), fill=_TEXT, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def _text_width(text: str, size: int, *, bold: bool = False) -> float:
-    return _font(size, bold=bold).getlength(text)
+    return font(size, bold=bold).getlength(text)
 
 
 def _entry_width(name: str) -> int:

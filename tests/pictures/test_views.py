@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medtrain.callbacks.views import AXIAL, CORONAL, SAGITTAL, field_of_view, find_focus, window_of
+from medtrain.pictures.views import AXIAL, CORONAL, SAGITTAL, field_of_view, find_focus, window_of
 
 
 def _valid(label: np.ndarray) -> np.ndarray:
