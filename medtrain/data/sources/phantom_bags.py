@@ -28,15 +28,15 @@ class PhantomBags(TablePhantom):
 
     Args:
         num_samples: Bags, an even number; each of a patient of its own.
-        min_instances: Pictures of the smallest bag.
-        max_instances: Pictures of the largest bag.
+        min_bag: Pictures of the smallest bag.
+        max_bag: Pictures of the largest bag.
         phantom_size: Rows and columns of a picture.
     """
 
     root: str | None = "outputs/phantom_bags"
     num_samples: Annotated[int, Range(ge=8)] = 120
-    min_instances: Annotated[int, Range(ge=1)] = 5
-    max_instances: Annotated[int, Range(ge=1)] = 200
+    min_bag: Annotated[int, Range(ge=1)] = 5
+    max_bag: Annotated[int, Range(ge=1)] = 200
     phantom_size: Annotated[int, Range(ge=12)] = 20
 
     def columns(self) -> TableColumns:
@@ -56,10 +56,8 @@ class PhantomBags(TablePhantom):
         return f"{self.num_samples} bags"
 
     def _write(self, folder: Path) -> None:
-        if self.max_instances < self.min_instances:
-            raise UsageError(
-                f"data.max_instances={self.max_instances} is below data.min_instances={self.min_instances}"
-            )
+        if self.max_bag < self.min_bag:
+            raise UsageError(f"data.max_bag={self.max_bag} is below data.min_bag={self.min_bag}")
         rows: list[dict[str, object]] = []
         for index in range(self.num_samples):
             positive = index % 2
@@ -77,7 +75,7 @@ class PhantomBags(TablePhantom):
         write_rows(folder / TABLE, rows)
 
     def _draw_size(self, rng: np.random.Generator) -> int:
-        low, high = np.log(self.min_instances), np.log(self.max_instances + 1)
+        low, high = np.log(self.min_bag), np.log(self.max_bag + 1)
         return int(np.exp(rng.uniform(low, high)))
 
     def _draw(self, rng: np.random.Generator, planted: bool) -> np.ndarray:

@@ -106,7 +106,7 @@ def test_views_and_bags_in_words(tmp_path: Path) -> None:
     line = check_source(views, decode=False).summary[0]
     missing = sum(image is None for sample in views.read().samples for image in sample.images)
     assert line == f"12 samples of 12 patients, views non_contrast, arterial, portal, {missing} missing"
-    bags = PhantomBags(root=str(tmp_path / "b"), num_samples=12, min_instances=3, max_instances=9)
+    bags = PhantomBags(root=str(tmp_path / "b"), num_samples=12, min_bag=3, max_bag=9)
     sizes = [len(sample.images) for sample in bags.read().samples]
     assert check_source(bags).summary[0] == f"12 samples of 12 patients, bags of {min(sizes)} to {max(sizes)} images"
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import os
 from collections import Counter
@@ -13,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from medtrain.data.image_check import inspect_images
 from medtrain.data.image_sets import read_sample_image
+from medtrain.data.images.settings import ImageData
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.sources.csv import CsvData
 from medtrain.data.sources.drawing import zone_centres
@@ -31,10 +34,18 @@ KINDS: list[tuple[type[TablePhantom], dict[str, Any]]] = [
     (PhantomImages, {"labels": "multilabel", "annotated": 0.5}),
     (PhantomZones, {}),
     (PhantomMultimodal, {}),
-    (PhantomBags, {"max_instances": 12}),
+    (PhantomBags, {"max_bag": 12}),
     (PhantomViews, {"volume_shape": (8, 9, 10)}),
     (PhantomSurvival, {}),
 ]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in KINDS] + [CsvData])
+def test_no_setting_hides_one_that_all_sources_have(kind: type[ImageData]) -> None:
+    own: set[str] = set()
+    for owner in set(kind.__mro__) - {ImageData, object}:
+        own |= set(inspect.get_annotations(owner))
+    assert own & {field.name for field in dataclasses.fields(ImageData)} <= {"root"}
 
 
 def pixels(sample: Sample, place: int = 0) -> np.ndarray:
@@ -219,8 +230,8 @@ def test_bags_and_their_planted_instances(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limits", [(9, 5), (5, 4)])
 def test_bags_of_impossible_sizes(tmp_path: Path, limits: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match=r"data\.max_instances=\d is below data\.min_instances=\d"):
-        PhantomBags(root=str(tmp_path / "p"), min_instances=limits[0], max_instances=limits[1]).read()
+    with pytest.raises(UsageError, match=r"data\.max_bag=\d is below data\.min_bag=\d"):
+        PhantomBags(root=str(tmp_path / "p"), min_bag=limits[0], max_bag=limits[1]).read()
     assert os.listdir(tmp_path) == []
 
 
@@ -267,6 +278,6 @@ def test_risk_shortens_survival(tmp_path: Path) -> None:
 
 def test_the_table_of_a_phantom_is_one_that_csv_reads(tmp_path: Path) -> None:
     root = tmp_path / "p"
-    PhantomBags(root=str(root), num_samples=8, max_instances=9).read()
+    PhantomBags(root=str(root), num_samples=8, max_bag=9).read()
     data = CsvData(path=str(root / "labels.csv"), images=("image",), bag="bag", targets="positive")
     assert len(data.read().samples) == 8
