@@ -132,10 +132,6 @@ def make_image_plan(
     batch_size = settings.batch_size or _batch_size(machine, image_format, len(train), views, reasons)
     mean, std = _normalization(measured, settings, image_format, model, reasons)
     single = not sample_set.view_names and not sample_set.bags
-    annotated = any(sample.annotation is not None for sample in found.used())
-    if annotated and not (single and measured is not None):
-        message = "annotations are of single images, but the samples have views, bags or no image"
-        raise ConfigError([Problem("data.annotation", message, "data.annotation=null")])
     pairs = _pairs(found, settings, reasons)
     copies = settings.cache if settings.cache is not None else _worth_copies(measured, image_format, reasons)
     plan = ImagePlan(
@@ -152,7 +148,7 @@ def make_image_plan(
         tabular=tabular,
         targets=tuple(_target(found, index, train) for index in range(len(sample_set.targets))),
         optional_image=measured is not None and single and any(not _images(sample) for sample in found.used()),
-        annotated=annotated,
+        annotated=_annotated(found, single and measured is not None),
         window=window,
         scaling=settings.scaling,
         paired_targets=pairs,
@@ -171,6 +167,14 @@ def _look(ref: ImageRef) -> tuple[tuple[int, ...], int, bool] | Problem:
 
 def _images(sample: Sample) -> list[ImageRef]:
     return [ref for ref in sample.images if ref is not None]
+
+
+def _annotated(found: FoundImages, single: bool) -> bool:
+    annotated = any(sample.annotation is not None for sample in found.used())
+    if annotated and not single:
+        message = "annotations are of single images, but the samples have views, bags or no image"
+        raise ConfigError([Problem("data.annotation", message, "data.annotation=null")])
+    return annotated
 
 
 def _format(

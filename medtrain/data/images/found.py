@@ -91,7 +91,7 @@ def divide(
         seed: Of the division.
 
     Raises:
-        UsageError: There is no such fold, or too few patients.
+        UsageError: There is no such fold, too few patients, or nothing to train on.
         DataError: A patient lies in two parts, or the file does not fit.
     """
     members = members_of(sample_set)
@@ -105,6 +105,8 @@ def divide(
     else:
         parts = make_parts(members, _named(shares), seed=seed)
     split = {name: list(parts.get(name, [])) for name in PART_NAMES}
+    if not split["train"]:
+        raise UsageError("no sample is left to train on", hint="data.shares=[0.7,0.15,0.15]")
     problems = check_parts(split, {member.sample_id: member.group for member in members})
     if problems:
         raise DataError(problems, heading=f"{sample_set.set_name} is divided wrongly:")

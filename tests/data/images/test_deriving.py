@@ -144,6 +144,8 @@ def test_parts_of_the_set_and_folds(tmp_path: Path) -> None:
     folds = [divide(samples, fold=fold, **options).split for fold in range(4)]
     assert sorted(name for fold in folds for name in fold["val"]) == [s.sample_id for s in samples.samples]
     assert all(fold["test"] == [] for fold in folds)
+    with pytest.raises(UsageError, match="no sample is left to train on"):
+        divide(samples, fold=None, **{**options, "shares": (0, 1, 0)})
     with pytest.raises(UsageError, match="there are 4 folds"):
         divide(samples, fold=4, **options)
     rows = tuple(replace(s, part="test" if i > 15 else "train") for i, s in enumerate(samples.samples))

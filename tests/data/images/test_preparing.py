@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from medtrain.data.images.copies import CONSTANT, ImageCopies, copy_path, load_c
 from medtrain.data.images.plan import ImageFormat
 from medtrain.data.images.reading import read_for
 from medtrain.data.sample import ArrayItem, ImageRef, Sample, SampleSet, Target
-from medtrain.errors import DataError
+from medtrain.errors import ConfigError, DataError
 from tests.data.images.small_sets import Given, open_module, picture, small_set
 
 
@@ -219,3 +220,44 @@ def test_arrays_of_one_file_are_read_as_they_are(tmp_path: Path) -> None:
     assert not copies.copied
     assert len(set(copies.digests.values())) == 6
     assert np.array_equal(copies.read(refs[3])[..., 0], images[3])
+
+
+def test_two_runs_that_prepare_at_once_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[ImageRef] = [smooth(tmp_path / f"{i}.png", (200, 220), seed=i) for i in range(6)]
+    decoded: list[ImageRef] = []
+
+    def counted(form: ImageFormat, ref: ImageRef) -> tuple[np.ndarray, bool]:
+        decoded.append(ref)
+        return read_for(form, ref)
+
+    monkeypatch.setattr("medtrain.data.images.copies.read_for", counted)
+    form = ImageFormat(2, (16, 16), 1)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: prepare(paths, form, tmp_path), range(2))
+    assert sorted(map(str, decoded)) == sorted(map(str, paths))
+    assert first.copied == second.copied
+    assert first.digests == second.digests
+
+
+def test_only_what_is_new_is_told(tmp_path: Path) -> None:
+    paths: list[ImageRef] = [smooth(tmp_path / f"{i}.png", (40, 40), seed=i) for i in range(3)]
+    form = ImageFormat(2, (16, 16), 1)
+    told: list[tuple[int, int, str]] = []
+
+    def note(done: int, total: int, name: str) -> None:
+        told.append((done, total, name))
+
+    prepare(paths[:2], form, tmp_path, progress=note)
+    assert told == [(1, 2, "0.png"), (2, 2, "1.png")]
+    told.clear()
+    found = prepare(paths, form, tmp_path, progress=note)
+    assert told == [(3, 3, "2.png")]
+    assert found.case_ids == ("0.png", "1.png", "2.png")
+
+
+def test_annotations_are_of_single_images(tmp_path: Path) -> None:
+    base = small_set(tmp_path, 6)
+    rows = tuple(replace(s, images=s.images * 2, annotation=tmp_path / "s00.png") for s in base.samples)
+    samples = replace(base, samples=rows, view_names=("u", "v"))
+    with pytest.raises(ConfigError, match="annotations are of single images"):
+        open_module(Given(samples=samples, store=str(tmp_path / "store")))
