@@ -18,6 +18,10 @@ from medtrain.registry import build, get
 DEFAULT_STEPS = {"cuda": 50_000, "mps": 10_000, "cpu": 1_000}
 """Optimizer steps of a run that names no limit: a fifth of nnU-Net's on a GPU, some minutes to an hour on a laptop."""
 
+DEFAULT_TIME = {"images": "10min"}
+"""Family of the data -> how long a run on a CPU trains that names no limit: labelled images differ too much in size and
+number for a count of steps."""
+
 _PATHS = ("root", "store", "splits", "path")  # a run is resumed and evaluated from other folders, too
 
 
@@ -73,7 +77,9 @@ def derive(
         found, machine, model=completed["model"], augment=completed["augment"], progress=progress
     )
     values = [value for value in derived if _fill(completed, value)] + values
-    values += [value for value in _trainer_values(completed, device, machine.threads) if _fill(completed, value)]
+    values += [
+        value for value in _trainer_values(completed, device, machine.threads, plan.family) if _fill(completed, value)
+    ]
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, found, device)
 
@@ -89,7 +95,7 @@ def _fill(completed: dict[str, Any], value: DerivedValue) -> bool:
     return True
 
 
-def _trainer_values(completed: dict[str, Any], device: torch.device, threads: int) -> list[DerivedValue]:
+def _trainer_values(completed: dict[str, Any], device: torch.device, threads: int, family: str) -> list[DerivedValue]:
     trainer = completed["trainer"]
     values: list[DerivedValue] = []
     if trainer["device"] == "auto":
@@ -99,9 +105,12 @@ def _trainer_values(completed: dict[str, Any], device: torch.device, threads: in
     if trainer["precision"] == "auto":
         trainer["precision"] = name
         values.append(DerivedValue("trainer.precision", name, reason, fills=False))
-    if trainer["max_epochs"] is None and trainer["max_time"] is None:
-        steps = DEFAULT_STEPS[device.type]
-        values.append(DerivedValue("trainer.max_steps", steps, f"no limit was given; the default on {device.type}"))
+    if all(trainer[key] is None for key in ("max_steps", "max_epochs", "max_time")):
+        reason = f"no limit was given; the default on {device.type}"
+        if device.type == "cpu" and family in DEFAULT_TIME:
+            values.append(DerivedValue("trainer.max_time", DEFAULT_TIME[family], reason))
+        else:
+            values.append(DerivedValue("trainer.max_steps", DEFAULT_STEPS[device.type], reason))
     values.append(DerivedValue("trainer.num_threads", threads, f"{threads} cores are available to this process"))
     reason = "convolutions are faster in this memory format"
     values.append(DerivedValue("trainer.channels_last", device.type != "mps", reason))

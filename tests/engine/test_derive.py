@@ -87,3 +87,18 @@ def test_the_digest_tells_what_is_learned(words: list[str], tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         continuation(base, other)
     assert [problem.where for problem in caught.value.problems] == ["model.dropout", "optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {"max_time": "10min"}),
+        (["trainer.max_steps=7"], {"max_steps": 7}),
+        (["trainer.max_epochs=2"], {"max_epochs": 2}),
+    ],
+)
+def test_images_on_a_cpu_train_for_ten_minutes(tmp_path: Path, given: list[str], expected: dict[str, object]) -> None:
+    words = ["data=phantom_images", f"data.root={tmp_path / 'phantom'}", "trainer.device=cpu", *given]
+    trainer = _derive(*words, f"data.store={tmp_path / 'store'}").config["trainer"]
+    limits = {key: trainer[key] for key in ("max_steps", "max_epochs", "max_time") if trainer[key] is not None}
+    assert limits == expected
