@@ -171,7 +171,7 @@ class Generic:
         """The records."""
         return list(records)
 
-    def use_decision(self, decision: Mapping[str, float] | None) -> None:
+    def use_decision(self, decision: Mapping[str, float]) -> None:
         """Nothing was chosen."""
 
     def final_cost(self) -> float:

@@ -267,22 +267,15 @@ class ImageTask:
 
     # ------------------------------------------------------------------- decisions, taken on the validation part
 
-    @property
-    def lacks_decision(self) -> bool:
-        """Whether something is left to the validation part and was not chosen yet."""
-        return (self.inference.chooses_threshold or self.inference.calibrate) and not self.decision
-
     def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
         """Choose what `inference` leaves to the validation part, and adopt it.
 
         Args:
-            records: Of the whole validation part, made without a decision (`use_decision(None)`).
+            records: Of the whole validation part, made without a decision (`use_decision({})`).
 
         Returns:
-            Numbers by name, to be kept with the run for `use_decision`; empty where nothing was asked for.
-
-        Raises:
-            UsageError: The validation part does not allow it: one class only.
+            Numbers by name, to be kept with the run for `use_decision`; empty where nothing was asked for. What the
+            validation part does not tell, because it has one class only, is missing: a warning says so.
         """
         found = self.outcome.fit(records, self.inference)
         missing = [key for key, value in found.items() if math.isnan(value)]
@@ -295,24 +288,21 @@ class ImageTask:
         """Records that were made without a decision, under the one that is adopted."""
         return self.outcome.decide(records, self.decision) if self.decision else list(records)
 
-    def use_decision(self, decision: Decision | None) -> None:
+    def use_decision(self, decision: Decision) -> None:
         """Adopt what was chosen on the validation part; what `inference` does not ask for is left out.
 
         Args:
-            decision: Of `fit_decision`; None to forget it, before the validation part is judged.
-
-        Raises:
-            UsageError: `inference` asks for something that was never chosen.
+            decision: Of `fit_decision`; empty to forget it, before the validation part is judged.
         """
-        self.decision = {key: value for key, value in (decision or {}).items() if self._is_asked_for(key)}
-        kinds = {self._is_temperature(key) for key in self.decision}
-        asked = {True: self.inference.calibrate, False: self.inference.chooses_threshold}
-        if decision is not None and not {kind for kind, wanted in asked.items() if wanted} <= kinds:
-            settings = "a temperature" if self.inference.calibrate and True not in kinds else "a threshold"
-            raise UsageError(
-                f"{settings} is asked for that the run has not chosen on its validation part",
-                hint="judge the validation part first with these settings, or leave them at their defaults",
-            )
+        self.decision = {key: value for key, value in decision.items() if self._is_asked_for(key)}
+
+    @property
+    def lacks_decision(self) -> bool:
+        """Whether `inference` leaves something to the validation part that is not chosen yet."""
+        chosen = {self._is_temperature(key) for key in self.decision}
+        return (self.inference.calibrate and True not in chosen) or (
+            self.inference.chooses_threshold and False not in chosen
+        )
 
     def _is_asked_for(self, key: str) -> bool:
         return self.inference.calibrate if self._is_temperature(key) else self.inference.chooses_threshold

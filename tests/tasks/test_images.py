@@ -399,15 +399,19 @@ def test_the_temperature_is_fitted_and_orders_nothing_anew() -> None:
         assert one["prob/a"] == pytest.approx(other["prob/a"], rel=1e-9)
 
 
-def test_a_decision_that_was_never_taken_is_an_error() -> None:
+def test_what_is_left_to_the_validation_part_and_not_chosen_is_lacking() -> None:
     task = two_classes(inference=ImageInference(threshold="youden"))
-    for kept in ({"temperature": 2.0}, {}):
-        with pytest.raises(UsageError, match="a threshold is asked for that the run has not chosen"):
-            task.use_decision(kept)
-    with pytest.raises(UsageError, match="a temperature is asked for"):
-        two_classes(inference=ImageInference(calibrate=True)).use_decision({"threshold/yes": 0.3})
-    task.use_decision(None)
-    assert task.decision == {}
+    assert task.lacks_decision
+    task.use_decision({"temperature": 2.0})
+    assert task.lacks_decision
+    task.use_decision({"threshold/yes": 0.3})
+    assert not task.lacks_decision
+    task.use_decision({})
+    assert task.lacks_decision
+    both = two_classes(inference=ImageInference(threshold="youden", calibrate=True))
+    both.use_decision({"threshold/yes": 0.3})
+    assert both.lacks_decision
+    assert not two_classes(inference=ImageInference(threshold=0.3)).lacks_decision
 
 
 def test_one_class_alone_tells_no_threshold(caplog: pytest.LogCaptureFixture) -> None:
