@@ -55,7 +55,6 @@ def add_adapters(encoder: Encoder, *, targets: tuple[str, ...], r: int, alpha: f
     config = peft.LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=suffixes, bias="none", init_lora_weights=True
     )
-    config.base_model_name_or_path = encoder.arch
     peft.inject_adapter_in_model(config, encoder.network)
     for parameter_name, parameter in encoder.named_parameters():
         parameter.requires_grad_(is_adapter(parameter_name))
@@ -107,8 +106,9 @@ def save_adapter(model: ImageClassifier, folder: Path) -> None:
     network = model.encoder.network
     config = copy.copy(adapter_config(model))
     config.inference_mode = True
+    config.base_model_name_or_path = model.encoder.arch
     folder.mkdir(parents=True, exist_ok=True)
-    adapters = peft.get_peft_model_state_dict(network)
+    adapters = _adapters(peft, network)
     save_file(_portable({f"{_PEFT_PREFIX}{name}": tensor for name, tensor in adapters.items()}), folder / ADAPTER_FILE)
     save_file(_portable(model.head.state_dict()), folder / HEAD_FILE)
     config.save_pretrained(str(folder))
@@ -139,7 +139,7 @@ def load_adapter(model: ImageClassifier, folder: Path) -> None:
         raise UsageError(f"the adapters of {folder} do not fit: " + "; ".join(differing))
     tensors = load_file(folder / ADAPTER_FILE)
     adapters = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
-    expected = peft.get_peft_model_state_dict(model.encoder.network)
+    expected = _adapters(peft, model.encoder.network)
     _check_names(expected, adapters, folder / ADAPTER_FILE)
     peft.set_peft_model_state_dict(model.encoder.network, adapters)
     if (folder / HEAD_FILE).exists():
@@ -182,6 +182,12 @@ def adapter_config(model: ImageClassifier) -> Any:
     if config is None:
         raise UsageError("this model has no adapters", hint="train one with model=vit_lora or model=retfound_lora")
     return config["default"]
+
+
+def _adapters(peft: Any, network: nn.Module) -> dict[str, Tensor]:
+    # told that there are no embeddings of words, PEFT does not ask the network about the base model
+    adapters: dict[str, Tensor] = peft.get_peft_model_state_dict(network, save_embedding_layers=False)
+    return adapters
 
 
 def _check_names(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
