@@ -253,7 +253,7 @@ def _in_chunks(encoder: Encoder, images: Tensor, chunk_size: int | None, maps: b
 
     if chunk_size is None or len(images) <= chunk_size:
         parts = [encode(images)]
-    elif any(parameter.requires_grad for parameter in encoder.parameters()):
+    elif encoder.training and not _is_traced() and any(p.requires_grad for p in encoder.parameters()):
         parts = [recomputed(encoder, encode, chunk) for chunk in images.split(chunk_size)]
     else:
         parts = [encode(chunk) for chunk in images.split(chunk_size)]

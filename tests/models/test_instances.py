@@ -101,6 +101,20 @@ def test_a_frozen_encoder_is_not_encoded_twice(tiny: Any) -> None:
     assert sum(seen_by(encoder)) == int(present.sum())
 
 
+def test_evaluation_with_gradients_does_not_encode_twice(tiny: Any) -> None:
+    images, present = bag()
+    encoder = make(chunk_size=2).eval()
+    encoder(images, present)[0].vectors.sum().backward()  # as for a class activation map
+    assert sum(seen_by(encoder)) == int(present.sum())
+
+
+def test_an_exported_graph_encodes_every_place(tiny: Any) -> None:
+    images, present = bag()
+    encoder = make(chunk_size=5).eval().requires_grad_(False)
+    program = torch.export.export(encoder, (images, present))
+    torch.testing.assert_close(program.module()(images, ~present)[0].vectors, encoder(images, ~present)[0].vectors)
+
+
 def test_a_batch_without_any_image_keeps_every_weight_in_the_graph(tiny: Any) -> None:
     images, present = bag()
     encoder = make().train()
