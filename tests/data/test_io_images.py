@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import nibabel as nib
@@ -14,8 +15,10 @@ from medtrain.data.io.images import (
     check_image_bytes,
     image_stem,
     is_image,
+    jpeg_size,
     read_image_file,
     to_float,
+    window_of,
 )
 from medtrain.errors import DataError
 
@@ -235,3 +238,38 @@ def test_names() -> None:
     assert is_image(Path("a.JPG"))
     assert not is_image(Path("._a.jpg"))
     assert not is_image(Path("Thumbs.db"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("min_side", "shape"), [(25, (25, 40)), (26, (50, 80)), (50, (50, 80)), (100, (100, 160))])
+def test_a_jpeg_is_decoded_no_larger_than_needed(
+    tmp_path: Path, channels: Literal[1, 3], min_side: int, shape: tuple[int, int]
+) -> None:
+    grid = np.linspace(0, 255, 200)[:, None, None] * np.ones((1, 320, 3)) * [0.2, 0.5, 1.0]
+    path = tmp_path / "a.jpg"
+    assert cv2.imwrite(str(path), grid.astype(np.uint8)[..., ::-1])
+    assert jpeg_size(path.read_bytes()) == (200, 320)
+    found = read_image_file(path, channels=channels, min_side=min_side).array
+    assert found.shape == (channels, *shape)
+    whole = read_image_file(path, channels=channels).array
+    assert whole.shape == (channels, 200, 320)
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), whole.mean(axis=(1, 2)), atol=1.5)
+    assert read_image_file(path, channels=channels, min_side=101).array.shape == whole.shape
+
+
+def test_the_size_of_a_jpeg_that_does_not_tell_it() -> None:
+    assert jpeg_size(b"\xff\xd8\xff\xd9") is None
+    assert jpeg_size(b"\xff\xd8" + bytes(20)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "window"), [("lung", (-600.0, 1500.0)), ("40/400", (40.0, 400.0)), ("-5/1", (-5.0, 1.0))]
+)
+def test_windows_by_name_and_number(text: str, window: tuple[float, float]) -> None:
+    assert window_of(text) == window
+
+
+@pytest.mark.parametrize("text", ["lungs", "40", "40/0", "a/b", ""])
+def test_what_is_no_window(text: str) -> None:
+    with pytest.raises(ValueError, match=r"lung|above 0"):
+        window_of(text)

@@ -1,7 +1,7 @@
 """Copies of images as they are read: large or slow files are decoded once, whatever run reads them next.
 
     <store>/images/<key>/set.json            what the copies are of
-    <store>/images/<key>/pixels.json         path -> size, time, digest of the pixels, whether there is a copy
+    <store>/images/<key>/pixels.json         path -> size, time, digest of the pixels
     <store>/images/<key>/<2 digits>/<digest> one copy, compressed without loss
 
 The key names the root of the data set and how its files are read. The folder's modification time is when it was last
@@ -49,8 +49,11 @@ _TYPES = (np.dtype(np.uint8), np.dtype(np.float16))
 _MARK_EVERY_S = 3600.0
 _SAVE_EVERY_S = 30.0
 
-Known = dict[str, tuple[int, int, str, bool]]
-"""Path -> size, modification time, digest of the pixels, whether there is a copy."""
+Found = tuple[int, int, str]
+"""Size, modification time, digest of the pixels."""
+
+Known = dict[str, Found]
+"""What was found, by path."""
 
 
 class ImageCopies:
@@ -88,10 +91,10 @@ class ImageCopies:
         """
         digest = self.copied.get(str(ref))
         if digest is None:
-            return read_for(self.image_format, ref)[0]
+            return read_for(self.image_format, ref)
         array = load_copy(copy_path(self.folder, digest))
         if array is None:
-            array = read_for(self.image_format, ref)[0]
+            array = read_for(self.image_format, ref)
             save_copy(copy_path(self.folder, digest), array)
         return array
 
@@ -130,7 +133,7 @@ def prepare_images(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> ImageCopies:
-    """Decode every image that was not decoded before, in threads, and copy those that are slow to read.
+    """Decode every image that was not decoded before, in threads, and copy it where copies are wanted.
 
     Two processes that prepare the same set take turns; the second finds the work of the first.
 
@@ -161,7 +164,7 @@ def prepare_images(
     if problems:
         raise DataError(problems, heading=f"{len(problems)} images cannot be used:")
     paths = [str(ref) for ref in refs if isinstance(ref, Path)]
-    copied = {path: known[path][2] for path in paths if copy and known[path][3]}
+    copied = {path: known[path][2] for path in paths} if copy else {}
     names = [path.removeprefix(f"{root}{os.sep}") for path in map(str, refs)]
     return ImageCopies(folder, image_format, copied=copied, digests=work.digests, case_ids=names)
 
@@ -203,14 +206,14 @@ class _Preparation:
     def check(self, mask: ImageRef, ref: ImageRef) -> list[Problem]:
         """What is wrong with a mask."""
         try:
-            read_annotation(mask, read_for(self.image_format, ref)[0])
+            read_annotation(mask, read_for(self.image_format, ref))
         except DataError as error:
             return list(error.problems)
         return []
 
-    def _look(self, ref: ImageRef) -> tuple[int, int, str, bool] | Problem:
+    def _look(self, ref: ImageRef) -> Found | Problem:
         try:
-            return self._look_at_file(ref) if isinstance(ref, Path) else (0, 0, self._digest_of_item(ref), False)
+            return self._look_at_file(ref) if isinstance(ref, Path) else (0, 0, self._digest_of_item(ref))
         except DataError as error:
             return error.problems[0]
 
@@ -218,26 +221,25 @@ class _Preparation:
         assert not isinstance(ref, Path)
         array = load_array(ref.path, ref.key)[ref.index]
         if array.dtype != np.uint8:
-            array = read_for(self.image_format, ref)[0]  # NaN, and what cannot be scaled
+            array = read_for(self.image_format, ref)  # NaN, and what cannot be scaled
         return pixel_digest(array)
 
-    def _look_at_file(self, path: Path) -> tuple[int, int, str, bool]:
+    def _look_at_file(self, path: Path) -> Found:
         known = self.known.get(str(path))
         try:
             status = path.stat()
         except OSError as error:
             message = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
             raise DataError([Problem(where=str(path), message=message)]) from None
-        if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
-            missing = self.copy and known[3] and not copy_path(self.folder, known[2]).exists()
-            if not missing:
-                return known
-        array, worth = read_for(self.image_format, path)
+        unchanged = known is not None and known[:2] == (status.st_size, status.st_mtime_ns)
+        if known is not None and unchanged and (not self.copy or copy_path(self.folder, known[2]).exists()):
+            return known
+        array = read_for(self.image_format, path)
         digest = pixel_digest(array)
         name = digest if digest != CONSTANT else f"{CONSTANT}-{'x'.join(map(str, array.shape))}-{array.flat[0]:g}"
-        if worth and self.copy:
+        if self.copy:
             save_copy(copy_path(self.folder, name), array)
-        return status.st_size, status.st_mtime_ns, name, worth
+        return status.st_size, status.st_mtime_ns, name
 
 
 def pixel_digest(array: np.ndarray) -> str:
@@ -301,7 +303,7 @@ def _load_known(folder: Path) -> Known:
         data = json.loads((folder / "pixels.json").read_bytes())
     except (FileNotFoundError, ValueError):  # a cache: damaged means empty
         return {}
-    return {str(path): (int(e[0]), int(e[1]), str(e[2]), bool(e[3])) for path, e in data.items()}
+    return {str(path): (int(entry[0]), int(entry[1]), str(entry[2])) for path, entry in data.items()}
 
 
 def _save_known(folder: Path, known: Known) -> None:

@@ -311,7 +311,7 @@ def _normalization(
 def _statistics(measured: Measured, image_format: ImageFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:
     def sums(ref: ImageRef) -> np.ndarray | None:
         try:
-            array = read_for(image_format, ref)[0]
+            array = read_for(image_format, ref)
         except DataError:  # preparing tells of every one
             return None
         values = array.reshape(-1, array.shape[-1]) / (255.0 if array.dtype == np.uint8 else 1.0)

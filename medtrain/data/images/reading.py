@@ -25,7 +25,7 @@ REDUCED_ABOVE = 3.0
 cv2.setNumThreads(1)
 
 
-def read_for(image_format: ImageFormat, ref: ImageRef) -> tuple[np.ndarray, bool]:
+def read_for(image_format: ImageFormat, ref: ImageRef) -> np.ndarray:
     """Read an image as augmentation gets it.
 
     Args:
@@ -33,8 +33,7 @@ def read_for(image_format: ImageFormat, ref: ImageRef) -> tuple[np.ndarray, bool
         ref: Where it is.
 
     Returns:
-        [H, W, C] or [D, H, W, C], contiguous: uint8, or float32 from 0 to 1 with the precision of float16. And whether
-        reading a copy of it is faster than reading it again.
+        [H, W, C] or [D, H, W, C], contiguous: uint8, or float32 from 0 to 1 with the precision of float16.
 
     Raises:
         DataError: It cannot be read, or cannot become that.
@@ -47,9 +46,7 @@ def read_for(image_format: ImageFormat, ref: ImageRef) -> tuple[np.ndarray, bool
     path = ref if isinstance(ref, Path) else ref.path
     _check(image, image_format, path)
     array = np.ascontiguousarray(np.moveaxis(scale(image, image_format, path), 0, -1))
-    reduced = reduce(array, image_format.image_size)
-    whole = reduced is array and image.reduction == 1 and array.ndim == 3
-    return _narrow(reduced), not whole or reduced.dtype != np.uint8
+    return _narrow(reduce(array, image_format.image_size))
 
 
 def scale(image: Image, image_format: ImageFormat, path: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from medtrain.data.images.balance import Balance, sample_shares
 from medtrain.data.images.copies import CONSTANT, ImageCopies, prepare_images
 from medtrain.data.images.deriving import make_image_plan
 from medtrain.data.images.found import FoundImages, divide
+from medtrain.data.images.incoming import read_new
 from medtrain.data.images.module import ImageModule
 from medtrain.data.images.plan import ImagePlan, ImageScaling
 from medtrain.data.io.images import window_of
@@ -60,7 +61,8 @@ class ImageData:
         max_instances: Most instances of a bag in training, drawn anew each epoch. In evaluation all are used.
         missing_numbers: A missing number becomes the median of the training part; indicator tells so in a column more.
         duplicates: What to do about identical images in two parts.
-        cache: Keep copies of large, deep and 3-D images as they are read, so that each file is decoded once.
+        cache: Keep copies of image files as they are read, made smaller and without loss, so that each is decoded once.
+            Null keeps them of large, deep and 3-D images.
         num_workers: Processes that read images; 0 reads in the training process.
         store: Folder of the copies and of what was found about files; shared by runs, safe with several at a time.
     """
@@ -94,6 +96,15 @@ class ImageData:
             DataError: Everything that is wrong with the table and its files.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how its samples are found")
+
+    def read_new(self, path: Path, plan: ImagePlan) -> SampleSet:
+        """Find new samples, without labels, for prediction; see `medtrain.data.images.incoming.read_new`.
+
+        Args:
+            path: An image, a folder, a table or an `.npz` file.
+            plan: What the model takes.
+        """
+        return read_new(path, plan, columns=None)
 
     def find(self, *, splits: Path | None = None) -> FoundImages:
         """Find the samples and divide them; see `medtrain.data.source.DataSource`."""
@@ -151,7 +162,7 @@ class ImageData:
     def prepare(
         self, plan: ImagePlan, found: FoundImages, *, workers: int | None = None, progress: Progress | None = None
     ) -> ImageCopies:
-        """Decode every image once, copy those that are worth it, and see that no image lies in two parts.
+        """Decode every image once, copy it where that was chosen, and see that no image lies in two parts.
 
         Raises:
             DataError: Every image that cannot be used, or every one that lies in two parts.

@@ -51,11 +51,11 @@ _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's size
 # the bits that the reduced modes of grey and of colours share
-_JPEG_REDUCED = {
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-}
+_JPEG_REDUCED = (
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+)
 _GREY_PNG = (0, 4)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as OpenCV and Pillow
 _TIFF_BITS = 258
@@ -74,13 +74,11 @@ class Image:
         max_value: The largest value that the file's kind can hold (255, 65535, 4095 of a 12-bit DICOM file), or None
             where values have a meaning of their own (Hounsfield units, NIfTI other than uint8, floating point).
         spacing: Pixel size (H, W) or (D, H, W) in mm, or None where the file does not say.
-        reduction: How many times larger the file's own picture is along each axis; see `read_image_file`.
     """
 
     array: np.ndarray
     max_value: float | None
     spacing: tuple[float, ...] | None = None
-    reduction: int = 1
 
 
 def is_image(path: Path) -> bool:
@@ -271,9 +269,8 @@ def _decode_jpeg(path: Path, data: bytes, channels: int | None, min_side: int | 
         return _decode(path, data, cv2.IMREAD_ANYCOLOR, swap=True)
     flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     size = jpeg_size(data) if min_side else None
-    fitting = (factor for factor in _JPEG_REDUCED if size and min_side and min(size) >= factor * min_side)
-    reduction = next(fitting, 1)
-    return replace(_decode(path, data, flags | _JPEG_REDUCED.get(reduction, 0)), reduction=reduction)
+    fitting = (mode for factor, mode in _JPEG_REDUCED if size and min_side and min(size) >= factor * min_side)
+    return _decode(path, data, flags | next(fitting, 0))
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

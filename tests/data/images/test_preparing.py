@@ -90,8 +90,8 @@ def test_copies_hold_what_reading_gives(tmp_path: Path, suffix: str, monkeypatch
     small = smooth(tmp_path / "small.png", (40, 40, 3))
     form = ImageFormat(2, (16, 20), 3)
     copies = prepare([path, small], form, tmp_path)
-    assert list(copies.copied) == [str(path)]  # the other is read as fast as a copy
-    expected = read_for(form, path)[0]
+    assert list(copies.copied) == [str(path), str(small)]
+    expected = read_for(form, path)
     # 200 / 16 = 12.5 and 260 / 20 = 13 times as large: 2 / 12.5 of it is kept
     assert expected.shape == (32, 42, 3) if suffix == ".png" else expected.shape[0] >= 32
     assert expected.dtype == np.uint8
@@ -130,7 +130,7 @@ def test_a_changed_file_gets_a_new_copy(tmp_path: Path) -> None:
     smooth(path, (200, 262), seed=1)
     after = prepare([path], form, tmp_path)
     assert not np.array_equal(after.read(path), before)
-    assert np.array_equal(after.read(path), read_for(form, path)[0])
+    assert np.array_equal(after.read(path), read_for(form, path))
 
 
 def test_deep_images_are_scaled_and_kept_as_half_precision(tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_deep_images_are_scaled_and_kept_as_half_precision(tmp_path: Path) -> No
     read = copies.read(tmp_path / "deep.png")
     assert read.dtype == np.float32
     assert read.shape == (30, 40, 1)
-    assert np.array_equal(read, read_for(form, tmp_path / "deep.png")[0])
+    assert np.array_equal(read, read_for(form, tmp_path / "deep.png"))
     assert np.array_equal(read, read.astype(np.float16))
     low, high = np.percentile(array, (0.5, 99.5))
     np.testing.assert_allclose(read[..., 0], np.clip((array - low) / (high - low), 0, 1), atol=3e-4)
-    full = read_for(replace(form, scaling="full_range"), tmp_path / "deep.png")[0]
+    full = read_for(replace(form, scaling="full_range"), tmp_path / "deep.png")
     np.testing.assert_allclose(full[..., 0], array / 65535, atol=3e-5)
 
 
@@ -165,16 +165,14 @@ def test_a_copy_is_exact(tmp_path: Path, dtype: Any) -> None:
 def test_large_jpegs_are_decoded_small(tmp_path: Path) -> None:
     path = smooth(tmp_path / "photo.jpg", (640, 800, 3))
     # 16 pixels are wanted, 32 kept: an eighth of 640 is 80
-    array, worth = read_for(ImageFormat(2, (16, 16), 3), path)
-    assert worth
+    array = read_for(ImageFormat(2, (16, 16), 3), path)
     assert array.shape == (32, 40, 3)
     whole = cv2.resize(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), (40, 32), interpolation=cv2.INTER_AREA)
     assert np.abs(array.astype(int) - whole).mean() < 3
-    array, _ = read_for(ImageFormat(2, (100, 100), 3), path)
+    array = read_for(ImageFormat(2, (100, 100), 3), path)
     assert array.shape == (200, 250, 3)  # 6.4 times as large
-    array, worth = read_for(ImageFormat(2, (300, 300), 3), path)
+    array = read_for(ImageFormat(2, (300, 300), 3), path)
     assert array.shape == (640, 800, 3)
-    assert not worth
 
 
 def test_windows_are_for_hounsfield_units(tmp_path: Path) -> None:
@@ -182,10 +180,9 @@ def test_windows_are_for_hounsfield_units(tmp_path: Path) -> None:
 
     volume = np.linspace(-1000, 1000, 6 * 8 * 10).reshape(6, 8, 10).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "ct.nii.gz")
-    array, worth = read_for(ImageFormat(3, (10, 8, 6), 1, window=(40.0, 400.0)), tmp_path / "ct.nii.gz")
+    array = read_for(ImageFormat(3, (10, 8, 6), 1, window=(40.0, 400.0)), tmp_path / "ct.nii.gz")
     assert array.shape == (10, 8, 6, 1)
     assert array.dtype == np.float32
-    assert worth
     np.testing.assert_allclose(array[..., 0], np.clip((volume.transpose(2, 1, 0) + 160) / 400, 0, 1), atol=5e-4)
     with pytest.raises(DataError, match="not Hounsfield units"):
         read_for(ImageFormat(2, (12, 10), 3, window=(40.0, 400.0)), picture(tmp_path / "a.png", 0))
@@ -226,7 +223,7 @@ def test_two_runs_that_prepare_at_once_share_the_work(tmp_path: Path, monkeypatc
     paths: list[ImageRef] = [smooth(tmp_path / f"{i}.png", (200, 220), seed=i) for i in range(6)]
     decoded: list[ImageRef] = []
 
-    def counted(form: ImageFormat, ref: ImageRef) -> tuple[np.ndarray, bool]:
+    def counted(form: ImageFormat, ref: ImageRef) -> np.ndarray:
         decoded.append(ref)
         return read_for(form, ref)
 
