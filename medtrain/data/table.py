@@ -32,6 +32,7 @@ def read_table(
     root: Path | None = None,
     separator: str | None = None,
     encoding: str = "utf-8-sig",
+    require_files: bool = True,
 ) -> SampleSet:
     """Read the samples of a table and see that every file they name is there.
 
@@ -41,6 +42,7 @@ def read_table(
         root: Folder that image paths are below; the table's own if None.
         separator: Of a text file.
         encoding: Of a text file.
+        require_files: Whether a file that is not there is an error now, and not when it is read.
 
     Raises:
         UsageError: No such table, or settings that contradict each other.
@@ -53,7 +55,7 @@ def read_table(
         raise DataError(absent, heading=f"{path} lacks {len(absent)} columns:")
     if not cells.rows:
         raise DataError([Problem(where=str(path), message="has a header and no rows")])
-    return _Reading(cells, columns, root or path.parent).result()
+    return _Reading(cells, columns, root or path.parent).result(require_files=require_files)
 
 
 class _Reading:
@@ -68,7 +70,7 @@ class _Reading:
         """Note a problem."""
         self.problems.append(Problem(where=where or str(self.cells.path), message=message, hint=hint))
 
-    def result(self) -> SampleSet:
+    def result(self, *, require_files: bool = True) -> SampleSet:
         columns, cells = self.columns, self.cells
         targets = [self._target(target) for target in columns.targets]
         numeric = [self._numbers(name) for name in columns.numeric]
@@ -108,7 +110,8 @@ class _Reading:
                     annotation=masks[several[0]][0] if masks else None,
                 )
             )
-        self._check_files([*images, *masks])
+        if require_files:
+            self._check_files([*images, *masks])
         if self.problems:
             raise DataError(self.problems, heading=f"{cells.path} cannot be used as it is:")
         return SampleSet(

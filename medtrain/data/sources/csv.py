@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from medtrain.data.columns import ColumnNames, TableColumns, TargetColumn
+from medtrain.data.images.incoming import read_new
+from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.settings import ImageData
 from medtrain.data.sample import SampleSet
 from medtrain.data.table import read_table
@@ -46,17 +48,27 @@ class CsvData(ImageData, ColumnNames):
 
     def read(self) -> SampleSet:
         """Read the table; see `ImageData.read`."""
-        names = {field.name: getattr(self, field.name) for field in dataclasses.fields(ColumnNames)}
         path = Path(self.path).expanduser()
         found = read_table(
             path,
-            TableColumns(**names, targets=self.target_columns()),
+            dataclasses.replace(self.input_columns(), targets=self.target_columns()),
             root=None if self.root is None else Path(self.root).expanduser(),
             separator=self.separator,
             encoding=self.encoding,
         )
         # `labels` says less than the folder it lies in
         return dataclasses.replace(found, set_name=path.absolute().parent.name) if path.stem in _VAGUE else found
+
+    def read_new(self, path: Path, plan: ImagePlan) -> SampleSet:
+        """Find new samples, in a table of the same columns; see `ImageData.read_new`."""
+        root = None if self.root is None else Path(self.root).expanduser()
+        return read_new(
+            path, plan, columns=self.input_columns(), root=root, separator=self.separator, encoding=self.encoding
+        )
+
+    def input_columns(self) -> TableColumns:
+        """Which column holds what, but for the targets."""
+        return TableColumns(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ColumnNames)})
 
     def target_columns(self) -> tuple[TargetColumn, ...]:
         """The targets with their settings.

@@ -11,6 +11,8 @@ from typing import Annotated
 
 from medtrain.data.columns import TableColumns
 from medtrain.data.generated import generate
+from medtrain.data.images.incoming import read_new
+from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.settings import ImageData
 from medtrain.data.sample import SampleSet
 from medtrain.data.table import read_table
@@ -39,6 +41,10 @@ class TablePhantom(ImageData):
         folder = self.generate()
         found = read_table(folder / TABLE, self.columns(), root=folder)
         return dataclasses.replace(found, set_name=folder.name)
+
+    def read_new(self, path: Path, plan: ImagePlan) -> SampleSet:
+        """Find new samples, in a table of the same columns; see `ImageData.read_new`."""
+        return read_new(path, plan, columns=self.columns(), root=Path(self.root) if self.root else None)
 
     def generate(self) -> Path:
         """Write the files unless they are there; return their folder.
