@@ -139,8 +139,10 @@ def _own_parts(members: Sequence[Member], own: Mapping[str, str | None], shares:
 
 
 def _warn_of_absent(sample_set: SampleSet, parts: Parts, members: Sequence[Member]) -> None:
+    absent: dict[str, list[str]] = {}
     for part, target, value in absent_strata(parts, members):
         classes = sample_set.targets[target].classes
         if classes is not None and isinstance(value, int):
-            name = sample_set.targets[target].target_name
-            log.warning("%s has no sample of class %s of %s", part, some([classes[value]]), name)
+            absent.setdefault(part, []).append(f"{classes[value]} of {sample_set.targets[target].target_name}")
+    for part, names in absent.items():
+        log.warning("%s has no sample of class %s", part, some(names))

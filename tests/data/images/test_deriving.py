@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from medtrain.data.images.plan import ImagePlan
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.source import Machine
 from medtrain.errors import ConfigError, UsageError
+from medtrain.registry import build
 from tests.data.images.small_sets import CPU, Given, open_module, picture, small_set
 
 
@@ -172,3 +174,23 @@ def test_grey_and_colour_files_in_one_set(tmp_path: Path) -> None:
     grey = next(data.judged_items(["s01"]))["image"][0]
     assert (grey[0] == grey[1]).all()
     assert (grey[0] == grey[2]).all()
+
+
+def test_classes_that_a_part_lacks_are_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = small_set(tmp_path, 12, classes=3)
+    rows = tuple(
+        replace(s, group=s.sample_id, targets=(0 if i > 7 else i % 3,), part="val" if i > 7 else "train")
+        for i, s in enumerate(base.samples)
+    )
+    with caplog.at_level(logging.WARNING):
+        Given(samples=replace(base, samples=rows)).find()
+    assert caplog.messages == ["val has no sample of class c1 of y, c2 of y"]
+
+
+def test_a_table_alone_can_be_built_for(tmp_path: Path) -> None:
+    rows = tuple(Sample(f"r{i}", (), (i % 2,), f"r{i}", numeric=(float(i),)) for i in range(8))
+    samples = SampleSet("table", tmp_path, rows, (Target("y", ("0", "1")),), numeric_names=("x",))
+    plan, _ = plan_of(Given(samples=samples))
+    known = {name: plan.runtime()[name] for name in ("image_size", "spatial_dims", "in_channels")}
+    for name in ("images", "images_none"):
+        build("augment", {"name": name}, **known)
