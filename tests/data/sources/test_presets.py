@@ -25,7 +25,7 @@ TASKS = {
     "brixia": ("zones", None),
     "bags": ("classification", "mil"),
     "multimodal": ("classification", "multimodal"),
-    "three_phase_ct": ("classification", "multiview"),
+    "three_phase_ct": ("classification", "three_phase_ct"),
     "phantom_images": ("classification", None),
     "phantom_multilabel": ("multilabel", None),
     "phantom_grades": ("ordinal", None),
@@ -33,7 +33,7 @@ TASKS = {
     "phantom_zones": ("zones", None),
     "phantom_multimodal": ("classification", "multimodal"),
     "phantom_bags": ("classification", "mil"),
-    "phantom_views": ("classification", "multiview"),
+    "phantom_views": ("classification", "three_phase_ct"),
     "phantom_survival": ("survival", None),
 }
 
