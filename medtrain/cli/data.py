@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medtrain.data.case import Dataset
     from medtrain.data.check import CaseSummary, CheckReport
     from medtrain.data.clean import Entry
+    from medtrain.data.images.settings import ImageData
     from medtrain.data.workers import Progress
     from medtrain.errors import Problem
 
@@ -30,26 +31,34 @@ app = typer.Typer(name="data", help="Look at a data set, prepare it for training
 @app.command()
 def check(
     overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Read headers only: shapes and positions, no voxels.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read headers only: shapes and positions, no voxels or pixels.")
+    ] = False,
     config_dirs: ConfigDirs = None,
     imports: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Describe a data set and name everything that is wrong with its files; exit code 1 if anything is.
 
-    Example:
+    Of labelled images also patients and identical images in two parts. Example:
         medtrain data check data=msd data.root=/data/Task03_Liver
+        medtrain data check data=csv data.path=labels.csv data.images=[file] data.targets=[grade]
     """
     with handle_errors(debug):
         from medtrain.config.compose import load_config
         from medtrain.data.check import inspect_dataset
         from medtrain.data.io.folders import FilesError
+        from medtrain.data.volume_data import VolumeData
         from medtrain.registry import build
 
         config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
+        settings = build("data", config["data"])
+        if not isinstance(settings, VolumeData):
+            _check_images(settings, quick=quick)
+            return
         known: Sequence[Problem] = ()
         try:
-            dataset = build("data", config["data"]).discover()
+            dataset = settings.discover()
         except FilesError as error:  # the check goes on to what else is wrong
             dataset, known = error.dataset, error.problems
         with _progress("checking") as progress:
@@ -127,6 +136,20 @@ def clean(
             typer.echo(f"{freed} of {whole} {'would be freed' if dry_run else 'freed'}: not used for {days} days")
         else:
             typer.echo(f"nothing to remove: all of {whole} was used within {days} days")
+
+
+def _check_images(settings: ImageData, *, quick: bool) -> None:
+    from medtrain.data.sources.check import check_source
+
+    with _progress("checking") as progress:
+        report = check_source(settings, decode=not quick, progress=progress)
+    for line in report.summary:
+        typer.echo(line)
+    _print_problems("warning", report.warnings)
+    _print_problems("problem", report.problems)
+    if report.problems:
+        raise typer.Exit(EXIT_FAILED)
+    typer.echo("no problems found")
 
 
 def _print_report(dataset: Dataset, report: CheckReport) -> None:
