@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEWEST := python3.13 python3.12 python3.11
+# one process per core; a file's tests may be divided among them
+PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 ARGS ?=
 
 .PHONY: help setup demo test test-all lint format bench clean
@@ -52,10 +54,10 @@ format: setup  ## Mend what the style checker can mend
 	$(BIN)/ruff format .
 
 test: lint  ## What every change must pass: lint and the default tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: lint  ## The slow tests as well
-	$(BIN)/python -m pytest -m '' $(ARGS)
+	$(BIN)/python -m pytest -m '' $(PARALLEL) $(ARGS)
 
 bench: setup  ## Engine overhead against a bare loop; accuracy per minute where MEDTRAIN_DATA is set
 	$(BIN)/python scripts/bench_engine.py
