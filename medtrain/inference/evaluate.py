@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from medtrain.engine.launch import changed_data, open_data
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.restore import LoadedRun, load_run
 from medtrain.errors import UsageError
+from medtrain.inference.image_predictor import ImagePredictor
 from medtrain.inference.predictor import Predictor
 from medtrain.registry import closest, plain
 from medtrain.run.folder import RunFolder
@@ -160,28 +162,57 @@ def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path | No
 def predict_run(
     run_dir: Path,
     config: Mapping[str, Any],
-    scans: Path,
+    source: Path,
     out: Path,
     *,
+    trained: Mapping[str, Any] | None = None,
     checkpoint: str = "best",
     mirror: bool | None = None,
     overwrite: bool = False,
     device: str = "auto",
 ) -> bool:
-    """Segment the scans of a folder, or one scan; return whether every scan was segmented.
+    """Segment scans, or predict images, bags, views and tables; return whether every case was predicted.
 
     Args:
         run_dir: The run's folder.
-        config: The run's configuration.
-        scans: A folder of scans or one scan.
-        out: Folder for the segmentations.
+        config: The run's configuration, with the user's changes.
+        source: A folder, one file, or a table.
+        out: Folder for the segmentations; folder or `.csv` file for the table of other predictions.
+        trained: The run's configuration; None where nothing was changed.
         checkpoint: `best`, `last` or a checkpoint's name.
         mirror: Average over mirrored copies; None takes the run's setting.
         overwrite: Predict again what is in `out` already.
         device: auto, cpu, cuda or mps.
+
+    Raises:
+        UsageError: There is nothing to predict, `out` holds something else, or inference leaves a decision to the
+            validation part that was never taken.
     """
     setup_logging()
+    trained = config if trained is None else trained
+    if mirror is not None:
+        config = {**config, "inference": {**config["inference"], "mirror": mirror}}
     run = load_run(run_dir, config, checkpoint=checkpoint, device=device)
-    predictor = Predictor(run, mirror=mirror)
-    reports = predictor.predict_folder(scans, out, overwrite=overwrite)
-    return all(report.ok for report in reports)
+    if run.plan.family == "segmentation":
+        reports = Predictor(run).predict_folder(source, out, overwrite=overwrite)
+        return all(report.ok for report in reports)
+    if run.task.lacks_decision:
+        before = trained["inference"]
+        changed = [
+            f"inference.{key}={_typed(value)}"
+            for key, value in run.config["inference"].items()
+            if value != before.get(key)
+        ]
+        words = ["medtrain evaluate", str(run_dir), *changed]
+        words += [f"--checkpoint {checkpoint}"] if checkpoint != "best" else []
+        raise UsageError(
+            "inference leaves its threshold or temperature to the validation part, and none was chosen for these "
+            "weights and settings",
+            hint=f"choose it first: {' '.join(words)}",
+        )
+    return ImagePredictor(run).predict(source, out, overwrite=overwrite)
+
+
+def _typed(value: Any) -> str:
+    """A setting as it is typed."""
+    return json.dumps(value).replace('"', "") if value is not None else "null"
