@@ -83,22 +83,28 @@ class Gallery:
         if batch.get("image") is None:
             return
         for index, (record, caption) in enumerate(zip(records, captions, strict=True)):
-            for kept, value in ((self._worst, scores[index]), (self._unsure, -doubts[index])):
+            # as many uncertain ones again, because some may be among the worst
+            places = ((self._worst, scores[index], self.count), (self._unsure, -doubts[index], 2 * self.count))
+            for kept, value, count in places:
                 rank = (float(value), str(record["case_id"]))
-                if math.isnan(value) or (len(kept) == self.count and rank >= kept[-1].rank):
+                if math.isnan(value) or (len(kept) == count and rank >= kept[-1].rank):
                     continue
                 kept.append(_keep(batch, index, record, caption, rank, several=self.several))
                 kept.sort(key=lambda one: one.rank)
-                del kept[self.count :]
+                del kept[count:]
+
+    def uncertain(self) -> list[_Kept]:
+        """The least sure samples that are not among the worst."""
+        shown = {one.rank[1] for one in self._worst}
+        return [one for one in self._unsure if one.rank[1] not in shown][: self.count]
 
     def draw(self, style: PictureStyle) -> np.ndarray | None:
         """A sheet of what was kept, uint8 [H, W, 3]; None if that is nothing."""
         from medtrain.pictures.samples import draw_samples  # matplotlib takes its time to import
 
-        shown = {one.rank[1] for one in self._worst}
         sections = {
             "worst": [_sample(one, several=self.several) for one in self._worst],
-            "uncertain": [_sample(one, several=self.several) for one in self._unsure if one.rank[1] not in shown],
+            "uncertain": [_sample(one, several=self.several) for one in self.uncertain()],
         }
         if not any(sections.values()):
             return None
