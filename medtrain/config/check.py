@@ -10,6 +10,7 @@ import yaml
 
 from medtrain.config.annotations import REQUIRED
 from medtrain.config.compose import load_config
+from medtrain.config.families import GENERATED
 from medtrain.config.imports import import_modules
 from medtrain.config.overrides import Search, is_override, read_override
 from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS
@@ -45,9 +46,22 @@ def check_all(
         cases = [("train", []), *_everything(config_dirs)]
     for name, words in cases:
         problems = _check(words, config_dirs)
-        if not targets:  # a component may well require a value that only its user knows, and a sweep what it varies
+        if not targets:
+            problems = _check_with_fitting_data(words, config_dirs, problems)
+            # a component may well require a value that only its user knows, and a sweep what it varies
             problems = tuple(p for p in problems if not p.message.startswith(REQUIRED) and p != NOTHING_VARIES)
         yield name, problems
+
+
+def _check_with_fitting_data(
+    words: Sequence[str], config_dirs: Sequence[Path | str], problems: tuple[Problem, ...]
+) -> tuple[Problem, ...]:
+    """What is wrong with an option beside data that it is for; `problems` beside the default data."""
+    for data in GENERATED.values():
+        if not problems or any(word.startswith("data=") for word in words):
+            break
+        problems = min(problems, _check([*words, f"data={data}"], config_dirs), key=len)
+    return problems
 
 
 def _as_override(file: str) -> str:

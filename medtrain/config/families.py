@@ -12,6 +12,9 @@ from medtrain.config.schema import component_of
 FAMILIES = {"segmentation": "labelled voxels", "images": "images with a label"}
 """Tag of a component -> what its data are."""
 
+GENERATED = {"segmentation": "phantom", "images": "phantom_images"}
+"""Data of each family that every machine has."""
+
 GROUPS = ("task", "model", "loss", "augment", "inference")
 """Groups whose components must fit the data; one that carries no family's tag fits any."""
 
