@@ -24,6 +24,8 @@ class SoftmaxLoss(ImageLoss):
         beta: Of `effective_num`.
     """
 
+    always_for = ""
+
     def __init__(
         self, targets: Sequence[TargetInfo], loss_name: str, class_weighting: ClassWeighting, beta: float | None
     ) -> None:
@@ -101,6 +103,8 @@ class SigmoidLoss(ImageLoss):
         loss_name: In messages.
     """
 
+    always_for = ""
+
     def __init__(self, targets: Sequence[TargetInfo], loss_name: str) -> None:
         if len(class_names(targets, loss_name)) > 2:
             raise UsageError(
@@ -122,6 +126,12 @@ class SigmoidLoss(ImageLoss):
         """Probabilities [B, T, 2] of no and yes, of logits [B, T]."""
         scores = self.by_target(logits)
         return (scores * scores.new_tensor([-1.0, 1.0])).sigmoid()
+
+    def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The logits of what is there, added up [B]; where nothing is, minus those of what is known not to be."""
+        scores, there = self.by_target(logits).squeeze(-1), target > 0
+        absent = ~there & ~target.isnan() & ~there.any(1, keepdim=True)
+        return (scores * there - scores * absent).sum(1)
 
 
 class LabelCrossEntropy(SigmoidLoss):

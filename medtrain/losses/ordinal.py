@@ -40,6 +40,8 @@ class OrdinalLoss(ImageLoss):
         UsageError: Targets that are not classes, or weights that do not match them.
     """
 
+    always_for = "a higher grade"  # its evidence is the sum of the logits of all thresholds
+
     def __init__(
         self,
         *,
@@ -77,10 +79,6 @@ class OrdinalLoss(ImageLoss):
         sums = torch.ones(steps, steps, device=found.device, dtype=found.dtype).triu()
         first, gaps = found[..., :1], F.softplus(found[..., 1:])
         return torch.cat([first, first - gaps @ sums], -1)
-
-    def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
-        """What speaks for a higher grade: the logits of all thresholds, added up [B]."""
-        return self.by_target(logits).flatten(1).sum(1)
 
     def predict(self, logits: Tensor) -> Tensor:
         """Probabilities [B, T, K] of the grades."""

@@ -28,6 +28,7 @@ class SurvivalLoss(ImageLoss):
     """
 
     kind: ClassVar[LossKind] = "survival"
+    always_for = "a higher risk"
 
     def __init__(self, targets: Sequence[TargetInfo], loss_name: str, *, num_outputs: int) -> None:
         check_survival(targets, loss_name)
@@ -47,6 +48,10 @@ class SurvivalLoss(ImageLoss):
     def risk(self, logits: Tensor) -> Tensor:
         """A number per sample [B]; higher means an earlier event."""
         raise NotImplementedError
+
+    def evidence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The risk [B]."""
+        return self.risk(logits)
 
 
 def check_survival(targets: Sequence[TargetInfo], loss_name: str) -> None:

@@ -55,10 +55,12 @@ class ImageLoss(nn.Module):
         targets: The target columns, in their order.
         num_outputs: Size of the last layer of the model: logits are [B, num_outputs], or [B, T, num_outputs / T].
         kind: What the outputs mean.
+        always_for: What `evidence` speaks for, whatever the target; empty where it speaks for the target.
     """
 
     decomposable: bool = True
     kind: ClassVar[LossKind] = "classes"
+    always_for: ClassVar[str] = "a larger number"
 
     def __init__(self, targets: Sequence[TargetInfo], *, num_outputs: int) -> None:
         super().__init__()
@@ -118,9 +120,9 @@ class ImageLoss(nn.Module):
 
         Args:
             logits: As for `forward`.
-            target: [B, T]; what is unlabelled counts nowhere where classes exclude each other.
+            target: [B, T]; what is unlabelled does not count.
         """
-        return logits.flatten(1).sum(1)
+        return (self.by_target(logits).sum(-1) * ~target.isnan()).sum(1)
 
     @property
     def units_per_sample(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,9 @@ from medtrain.errors import UsageError
 
 Method = Literal["cam", "gradcam", "gradcam++"]
 ClassIndex = int | tuple[int, ...] | Tensor
+Evidence = Callable[[Tensor], Tensor]
+"""What is explained: one number per sample [B], of the logits."""
+
 _MOST_PREFIX_TOKENS = 16
 
 
@@ -147,7 +150,7 @@ def maps_from_features(
         raise UsageError("the model did not use its feature layer: no class activation can be drawn")
     with torch.enable_grad():
         score = _chosen(logits, class_index).sum()
-    slopes = torch.autograd.grad(score, record.outputs, create_graph=create_graph, allow_unused=True)
+    slopes = torch.autograd.grad(score, record.outputs, create_graph=create_graph, retain_graph=True, allow_unused=True)
     size = record.image_size(inputs)
     steep = FeatureRecord()
     steep.outputs = [
@@ -182,6 +185,29 @@ def class_activation_maps(features: Tensor, weight: Tensor, class_index: int | T
     """
     rows = torch.as_tensor(class_index, device=features.device).expand(features.shape[0])
     return normalized(torch.einsum("bf,bf...->b...", weight[rows], features))
+
+
+def class_activation_maps_of(
+    record: FeatureRecord, inputs: Mapping[str, Tensor], logits: Tensor, score: Tensor, head: nn.Linear
+) -> Tensor:
+    """Class activation maps of any sum of logits, from a forward pass that `record_features` has watched.
+
+    The map is the sum of those of the classes, by the slope of the score along each logit; differentiable.
+
+    Args:
+        record: Of the pass.
+        inputs: Of the pass.
+        logits: Of the pass [B, K].
+        score: What is explained [B], of the logits.
+        head: The last layer of the model; see `find_linear_head`.
+
+    Returns:
+        [B, *s] in [0, 1].
+    """
+    (slopes,) = torch.autograd.grad(score.sum(), logits, retain_graph=True)
+    features = record.maps(record.image_size(inputs)).float()
+    weights = slopes.detach().float().flatten(1) @ head.weight.float()
+    return normalized(torch.einsum("bf,bf...->b...", weights, features))
 
 
 def find_linear_head(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Linear:
@@ -240,22 +266,40 @@ def explain(
     Raises:
         UsageError: The model has no such maps.
     """
+    return explain_each(model, inputs, [lambda logits: _chosen(logits, class_index)], method=method)[0]
+
+
+def explain_each(
+    model: nn.Module, inputs: Mapping[str, Tensor], evidences: Sequence[Evidence], *, method: Method = "gradcam"
+) -> list[Tensor]:
+    """Maps of several things at once, for one forward pass; see `explain`.
+
+    Args:
+        model: Has `feature_layer()`.
+        inputs: Arguments of the model by name, `image` among them.
+        evidences: Of the logits, what speaks for each thing.
+        method: CAM, Grad-CAM or Grad-CAM++.
+
+    Raises:
+        UsageError: The model has no such maps.
+    """
     device = inputs["image"].device.type
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
         # tensors made under inference_mode cannot be part of a graph
         taken = {name: value.detach().clone() for name, value in inputs.items()}
-        if method == "cam":
-            head = find_linear_head(model, taken)
-            with evaluation_mode(model), torch.no_grad(), record_features(model) as record:
-                model(**taken)
-            assert not isinstance(class_index, tuple), "a linear head has one axis of classes"
-            features = record.maps(record.image_size(taken)).float()
-            maps = class_activation_maps(features, head.weight.float(), class_index)
-        else:
-            with evaluation_mode(model), record_features(model, cut=True) as record:
-                logits = _logits(model(**taken))
-            maps = maps_from_features(record, taken, logits, class_index, create_graph=False, method=method)
-        return resize_maps(maps.detach(), record.image_size(taken))
+        head = find_linear_head(model, taken) if method == "cam" else None
+        with evaluation_mode(model), record_features(model, cut=True) as record:
+            logits = _logits(model(**taken))
+        found = []
+        for evidence in evidences:
+            score = evidence(logits)
+            if method == "cam":
+                assert head is not None
+                maps = class_activation_maps_of(record, taken, logits, score, head)
+            else:
+                maps = maps_from_features(record, taken, score[:, None], 0, create_graph=False, method=method)
+            found.append(resize_maps(maps.detach(), record.image_size(taken)))
+        return found
 
 
 def resize_maps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
