@@ -109,8 +109,8 @@ def parameters(group: str, component: str) -> dict[str, Parameter]:
         if isinstance(element, ast.Constant)
     }
     return {
-        name: Parameter(name, tuple(_choices(module, annotation)), _literal(default))
-        for name, annotation, default in _signature(module, node)
+        name: Parameter(name, tuple(_choices(where, annotation)), _literal(default))
+        for where, name, annotation, default in _signature(module, node)
         if name not in runtime
     }
 
@@ -147,12 +147,15 @@ def _parse(module: str) -> ast.Module | None:
     return None
 
 
-def _signature(module: str, node: _Definition) -> Iterator[tuple[str, ast.expr | None, ast.expr | None]]:
-    """Yield (name, annotation, default) of keyword-only parameters, or of the fields of a dataclass and its bases."""
+def _signature(module: str, node: _Definition) -> Iterator[tuple[str, str, ast.expr | None, ast.expr | None]]:
+    """Yield (module, name, annotation, default) of keyword-only parameters, or of a dataclass's fields and its bases'.
+
+    The module is the one in which the annotation was written, and its names mean something.
+    """
     function = node if isinstance(node, ast.FunctionDef) else _method(node, "__init__")
     if function is not None:
         for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-            yield argument.arg, argument.annotation, default
+            yield module, argument.arg, argument.annotation, default
         return
     assert isinstance(node, ast.ClassDef)
     for base in node.bases:
@@ -161,7 +164,7 @@ def _signature(module: str, node: _Definition) -> Iterator[tuple[str, ast.expr |
             yield from _signature(resolved[0], resolved[1])
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and _is_parameter(item):
-            yield item.target.id, item.annotation, item.value
+            yield module, item.target.id, item.annotation, item.value
 
 
 def _is_parameter(item: ast.AnnAssign) -> bool:

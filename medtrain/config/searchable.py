@@ -12,6 +12,19 @@ _DATA = "all trials learn from the same data"
 _JUDGED = "all trials are judged alike, or their values could not be compared"
 _INERT = "has no effect on what is learned"
 
+_TABLE = (
+    *("path", "separator", "encoding", "decimal", "images", "image_folder", "image_pattern", "image_suffix"),
+    *("sample_id", "bag", "view", "views", "annotation", "missing_images", "duplicates", "numeric", "categorical"),
+    *("targets", "target_kind", "target_classes", "target_names", "missing_class", "class_names", "paired_targets"),
+)
+"""Which columns of a table are what."""
+
+_GENERATED = (
+    *("num_samples", "phantom_size", "volume_shape", "labels", "annotated", "unlabelled", "unknown", "missing"),
+    *("min_bag", "max_bag", "follow_up", "age_effect", "image_effect"),
+)
+"""What generated data are like."""
+
 SHARED: Mapping[str, tuple[str, str | None]] = {
     "seed": (
         "all trials share the seed, or luck would win",
@@ -20,7 +33,7 @@ SHARED: Mapping[str, tuple[str, str | None]] = {
     "data.fold": (_SPLIT, "`sweep.folds=[0,1,2]` trains every trial on these folds and takes the mean"),
     "data.num_folds": (_SPLIT, None),
     "data.splits": (_SPLIT, None),
-    "data.group_pattern": (_SPLIT, None),
+    **{f"data.{key}": (_SPLIT, None) for key in ("group_pattern", "group", "part", "shares", "split_seed")},
     "data": (_DATA, "begin a sweep for each data set"),
     "data.root": (_DATA, "begin a sweep for each data set"),
     "data.task": (_DATA, "begin a sweep for each data set"),
@@ -28,6 +41,8 @@ SHARED: Mapping[str, tuple[str, str | None]] = {
     "data.num_test_cases": (_DATA, None),
     "data.phantom_seed": (_DATA, None),
     "data.true_scale": (_DATA, None),
+    **{f"data.{key}": (_DATA, None) for key in _TABLE},
+    **{f"data.{key}": (_DATA, None) for key in _GENERATED},
     "data.merge_labels": (_JUDGED, "begin a sweep for each set of classes"),
     "task": (_JUDGED, None),
     "task.*": (_JUDGED, None),
@@ -49,6 +64,7 @@ _NO_EFFECT = (
     "callbacks",
     "callbacks.*",
     "data.store",
+    "data.cache",
     "trainer.checkpoint_every",
     "trainer.keep_every",
     "trainer.keep_last",
