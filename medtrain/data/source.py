@@ -110,6 +110,11 @@ class FoundData(Protocol):
         """Case ids of this run's parts: `train`, `val` and maybe `test`."""
         ...
 
+    @property
+    def split_hash(self) -> str:
+        """Names the division of this run, as `TrainData.describe` does."""
+        ...
+
     def save_splits(self, path: Path) -> None:
         """Write the division so that `find(splits=path)` gives the same one."""
         ...

@@ -13,7 +13,7 @@ from medtrain.data.module import SegmentationData
 from medtrain.data.plan import Plan, make_plan
 from medtrain.data.prepare import prepare
 from medtrain.data.source import DerivedValue, Fold, Machine, Progress
-from medtrain.data.splits import load_splits, make_folds, save_splits, select_fold
+from medtrain.data.splits import load_splits, make_folds, save_splits, select_fold, split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
 from medtrain.registry import Range
@@ -37,6 +37,11 @@ class FoundVolumes:
     def dataset_name(self) -> str:
         """Name of the data set."""
         return self.dataset.dataset_name
+
+    @property
+    def split_hash(self) -> str:
+        """Names the division of this run."""
+        return split_hash(self.split)
 
     def save_splits(self, path: Path) -> None:
         """Write the folds as nnU-Net's splits_final.json does."""

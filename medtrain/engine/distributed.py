@@ -126,6 +126,12 @@ class Dist:
         dist.broadcast_object_list(box, group=self._hosts)
         return box[0]
 
+    def sync_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's buffers: running statistics differ, for each sees other samples."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.world_size > 1:

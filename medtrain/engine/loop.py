@@ -277,6 +277,7 @@ class Engine:
             EvaluationInterruptedError: A stop signal came on some process.
         """
         self.task.begin_evaluation()
+        self.dist.sync_buffers(self.model)
         records: list[Record] = []
         cases = -(-len(self.data.evaluation_cases("val", limit=limit)) // self.dist.world_size)
         turns = -(-cases // self.data.cases_per_item)

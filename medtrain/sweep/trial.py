@@ -21,7 +21,6 @@ import torch
 from medtrain.callbacks.base import Callback, EngineView
 from medtrain.config.compose import load_config
 from medtrain.config.saved import load_saved
-from medtrain.data.splits import split_hash
 from medtrain.engine.build import build_task
 from medtrain.engine.derive import derive
 from medtrain.engine.device import choose_device
@@ -279,7 +278,7 @@ def probe(overrides: Sequence[str], imports: Sequence[str], config_dirs: Sequenc
     for fold in folds or (config["data"]["fold"],):
         here = {**config, "data": {**config["data"], "fold": fold}}
         derivation = derive(here, progress=log_progress("reading"))
-        hashes.append(split_hash(derivation.found.split))
+        hashes.append(derivation.found.split_hash)
         with contextlib.closing(
             open_data(derivation.config, derivation.plan, Dist.from_environment(), derivation=derivation)
         ):

@@ -349,3 +349,30 @@ def test_two_ranks_train_like_one(tmp_path: Path, free_port: int) -> None:
     one.fit()
     torch.testing.assert_close(two["weight"], one.model.weight, rtol=1e-5, atol=1e-6)
     assert [row["val/error"] for row in two["history"]] == pytest.approx([r["val/error"] for r in one.history])
+
+
+def _evaluate_rank(rank: int, folder: str, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist = Dist(rank, rank, 2)
+    dist.start(torch.device("cpu"))
+    engine = make_engine(Path(folder), steps=4, dist=dist, data=ToyData(batch_size=4), ema_decay=None)
+    engine.fit()
+    records = engine.evaluate(limit=None, final=False)
+    if rank == 0:
+        torch.save({"model": engine.model.state_dict(), "records": records}, Path(folder) / "result.pt")
+    dist.close()
+
+
+def test_two_ranks_judge_with_the_same_running_statistics(tmp_path: Path, free_port: int) -> None:
+    """Each rank's batch norm has seen other samples: half of the cases must not be judged by another network."""
+    import torch.multiprocessing as mp
+
+    (tmp_path / "two").mkdir()
+    mp.spawn(_evaluate_rank, args=(str(tmp_path / "two"), free_port), nprocs=2)
+    two = torch.load(tmp_path / "two" / "result.pt", weights_only=True)
+    one = make_engine(tmp_path, data=ToyData(batch_size=4), ema_decay=None)
+    one.model.load_state_dict(two["model"])
+    records = one.evaluate(limit=None, final=False)
+    assert [r["case_id"] for r in records] == [r["case_id"] for r in two["records"]]
+    assert [r["error"] for r in two["records"]] == pytest.approx([r["error"] for r in records], rel=1e-6)

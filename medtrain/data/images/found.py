@@ -22,6 +22,7 @@ from medtrain.data.stratified import (
     make_stratified_folds,
     members_of,
     parts_from_column,
+    parts_hash,
     save_parts,
 )
 from medtrain.errors import DataError, UsageError
@@ -62,6 +63,11 @@ class FoundImages:
     def images(self) -> list[ImageRef]:
         """Every image of the samples used, each once."""
         return list(dict.fromkeys(ref for sample in self.used() for ref in sample.images if ref is not None))
+
+    @property
+    def split_hash(self) -> str:
+        """Names the division of this run."""
+        return parts_hash(self.split)
 
     def save_splits(self, path: Path) -> None:
         """Write the parts as `load_parts` reads them."""

@@ -23,7 +23,6 @@ from medtrain.data.images.samples import Batch, Normalizer, ReadSample, SampleRe
 from medtrain.data.loader import read_ahead
 from medtrain.data.sample import Sample
 from medtrain.data.sampler import EpochSampler, SampleKey
-from medtrain.data.stratified import parts_hash
 from medtrain.data.transforms.images.base import ImageAugmentation
 from medtrain.data.workers import cores
 from medtrain.errors import ConfigError, Problem, UsageError
@@ -187,7 +186,7 @@ class ImageModule:
             "dataset": self.found.dataset_name,
             "root": str(self.found.sample_set.root),
             "data_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
-            "split_hash": parts_hash(self.found.split),
+            "split_hash": self.found.split_hash,
             **counts,
             "cases": cases,
         }
