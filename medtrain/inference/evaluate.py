@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medtrain.callbacks.previews import save_picture
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.distributed import Dist
+from medtrain.engine.explaining import explain_cases
 from medtrain.engine.launch import changed_data, open_data
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.restore import LoadedRun, load_run
@@ -130,32 +132,42 @@ def _judge_validation(
     save_decision(run.run_dir, run.step, config["inference"], decision)
     records = run.task.decide(records)
     if out is not None:
-        _draw_all(run, records, out)
+        _draw_all(run, data, records, out)
     return records
 
 
-def _draw_all(run: LoadedRun, records: Sequence[Record], out: Path) -> None:
-    for name, pixels in run.task.pictures(records, PictureStyle(title=f"step {run.step}")).items():
+def _draw(run: LoadedRun, data: TrainData, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """What the task shows of judged cases, and why the model judged some of them as it did."""
+    style = PictureStyle(title=f"step {run.step}")
+    explained = explain_cases(run.task, run.model, data.judged_items, records, style)
+    return {**run.task.pictures(records, style), **explained}
+
+
+def _draw_all(run: LoadedRun, data: TrainData, records: Sequence[Record], out: Path) -> None:
+    for name, pixels in _draw(run, data, records).items():
         save_picture(out / f"{name}.png", pixels)
+
+
+def _draw_case(run: LoadedRun, data: TrainData, records: Sequence[Record], out: Path) -> None:
+    """Pictures of one case; the first one has just its name."""
+    for number, (name, pixels) in enumerate(_draw(run, data, records).items()):
+        case = str(records[-1]["case_id"])
+        save_picture(out / (f"{case}.png" if number == 0 else f"{case}_{name}.png"), pixels)
 
 
 def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path | None, *, each: bool) -> list[Record]:
     """Judge cases and draw them into `out`: each of them, or what the task shows of all."""
     records: list[Record] = []
-    style = PictureStyle(title=f"step {run.step}")
-    run.task.begin_evaluation()
-    with torch.inference_mode(), run.precision.autocast():
-        for item in data.judged_items(cases):
-            judged = run.task.evaluation_step(run.model, item, final=True)
-            records += judged
-            log.info("case %d of %d: %s", len(records), len(cases), judged[-1]["case_id"])
-            if each and out is not None:
-                for number, (name, pixels) in enumerate(run.task.pictures(judged, style).items()):
-                    stem = judged[-1]["case_id"] if number == 0 else f"{judged[-1]['case_id']}_{name}"
-                    save_picture(out / f"{stem}.png", pixels)
-                run.task.begin_evaluation()
-    if not each and out is not None:
-        _draw_all(run, records, out)
+    for part in [[case] for case in cases] if each else [list(cases)]:
+        run.task.begin_evaluation()
+        judged: list[Record] = []
+        with torch.inference_mode(), run.precision.autocast():
+            for item in data.judged_items(part):
+                judged += run.task.evaluation_step(run.model, item, final=True)
+                log.info("case %d of %d: %s", len(records) + len(judged), len(cases), judged[-1]["case_id"])
+        records += judged
+        if out is not None:
+            (_draw_case if each else _draw_all)(run, data, judged, out)
     return records
 
 

@@ -170,29 +170,13 @@ def maps_from_features(
     return _per_sample(normalized((weights * features).sum(1)), inputs, len(size))
 
 
-def class_activation_maps(features: Tensor, weight: Tensor, class_index: int | Tensor) -> Tensor:
-    """Class activation maps of a linear classifier on averaged features (Zhou et al., CVPR 2016).
-
-    The map of class k is the sum over channels of weight[k, f] * features[f]; differentiable like any other output.
-
-    Args:
-        features: [B, F, *s].
-        weight: Of the linear classifier [K, F].
-        class_index: One class for all samples, or int64 [B].
-
-    Returns:
-        [B, *s] in [0, 1].
-    """
-    rows = torch.as_tensor(class_index, device=features.device).expand(features.shape[0])
-    return normalized(torch.einsum("bf,bf...->b...", weight[rows], features))
-
-
-def class_activation_maps_of(
+def class_activation_maps(
     record: FeatureRecord, inputs: Mapping[str, Tensor], logits: Tensor, score: Tensor, head: nn.Linear
 ) -> Tensor:
-    """Class activation maps of any sum of logits, from a forward pass that `record_features` has watched.
+    """Class activation maps from a forward pass that `record_features` has watched (Zhou et al., CVPR 2016).
 
-    The map is the sum of those of the classes, by the slope of the score along each logit; differentiable.
+    The map of class k is the sum over channels of weight[k, f] * features[f]; that of a score of several logits is the
+    sum of theirs, each times the slope of the score along it. Differentiable like any other output.
 
     Args:
         record: Of the pass.
@@ -295,7 +279,7 @@ def explain_each(
             score = evidence(logits)
             if method == "cam":
                 assert head is not None
-                maps = class_activation_maps_of(record, taken, logits, score, head)
+                maps = class_activation_maps(record, taken, logits, score, head)
             else:
                 maps = maps_from_features(record, taken, score[:, None], 0, create_graph=False, method=method)
             found.append(resize_maps(maps.detach(), record.image_size(taken)))

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
 from medtrain.pictures.figure import draw_sentence, font
+from medtrain.pictures.samples import Sample, attention_shares, describe, top_instances
 from medtrain.pictures.sheet import Panel, Sheet, fit_size, grey
-from medtrain.pictures.thumbnails import BACKGROUND, TEXT, Line, centred, plane_of, thumbnail, write
+from medtrain.pictures.thumbnails import (
+    BACKGROUND,
+    DIM,
+    TEXT,
+    Line,
+    absent,
+    captioned,
+    centred,
+    plane_of,
+    thumbnail,
+    write,
+)
 from medtrain.pictures.views import AXIAL
 
 _SCALE = "plasma"
 _BAR_WIDTH, _BAR_HEIGHT = 220, 12
+_FEW_MAPS, _MANY_ROWS = 2, 6
 
 
 @dataclass(frozen=True)
@@ -25,12 +38,17 @@ class Explained:
     Args:
         image: [C, *S].
         maps: Values in [0, 1] by name, such as the class or the zone explained; [*s], any size of the same aspect.
+            None where there is nothing to explain.
         lines: Text and colour beside the row, as `describe` gives them.
+        heading: Written upwards before the row.
+        captions: Below each map, by its name; empty for none in any row.
     """
 
     image: np.ndarray
-    maps: Mapping[str, np.ndarray]
+    maps: Mapping[str, np.ndarray | None]
     lines: Sequence[Line] = ()
+    heading: str = ""
+    captions: Mapping[str, Line] = field(default_factory=dict)
 
 
 def heat_colors(heat: np.ndarray) -> np.ndarray:
@@ -81,32 +99,104 @@ def draw_heat_maps(
         return draw_sentence(title, "There is no image to explain.")
     names = list(rows[0].maps)
     assert all(list(row.maps) == names for row in rows), "rows with maps of different names"
+    if len(names) <= _FEW_MAPS and len(rows) > _MANY_ROWS:  # two columns of rows
+        half = -(-len(rows) // 2)
+        sheets = [_map_rows(title, rows[:half], panel_size, opacity, channel)]
+        sheets.append(_map_rows("", rows[half:], panel_size, opacity, channel))
+        height = max(len(sheet) for sheet in sheets)
+        return _with_scale(np.concatenate([_pad(sheet, height, sheet.shape[1]) for sheet in sheets], axis=1))
+    return _with_scale(_map_rows(title, rows, panel_size, opacity, channel))
+
+
+def _map_rows(title: str, rows: Sequence[Explained], panel_size: int, opacity: float, channel: int) -> np.ndarray:
+    """Rows of images beside their maps; uint8 [H, W, 3]."""
     texts = any(row.lines for row in rows)
-    sheet = Sheet(title, [*([""] if texts else []), "image", *names])
+    below = 1 if any(row.captions for row in rows) else 0
+    sheet = Sheet(title, [*([""] if texts else []), "image", *rows[0].maps])
     for row in rows:
-        index = _hottest(row)
-        plane, window = plane_of(row.image, channel=channel, index=index)
-        picture = grey(plane, window, fit_size(plane.shape[:2], (1.0, 1.0), panel_size))
+        index = _hottest(row.image, list(row.maps.values()))
+        bare = thumbnail(row.image, panel_size, channel=channel, index=index)
         panels = [Panel(write(row.lines, panel_size, panel_size))] if texts else []
-        panels.append(Panel(thumbnail(row.image, panel_size, channel=channel, index=index)))
-        for heat in row.maps.values():
-            laid = lay_heat(picture, _slice(np.asarray(heat), index, row.image.shape), opacity=opacity)
-            panels.append(Panel(centred(laid, panel_size, panel_size)))
-        sheet.rows.append(("", panels))
-    parts = [sheet.draw(), _scale()]
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([_widen(part, width) for part in parts])
+        panels.append(Panel(captioned(bare, (), longest=below)))
+        for name, heat in row.maps.items():
+            if heat is None:
+                pixels = centred(np.zeros((0, 0, 3), np.uint8), panel_size, panel_size)
+            else:
+                pixels = _laid(row.image, heat, panel_size, index, channel, opacity)
+            lines = [row.captions[name]] if name in row.captions else []
+            panels.append(Panel(captioned(pixels, lines, longest=below)))
+        sheet.rows.append((row.heading, panels))
+    return sheet.draw()
 
 
-def _hottest(row: Explained) -> int | None:
+def draw_instance_maps(
+    rows: Sequence[tuple[str, Sample, np.ndarray]],
+    *,
+    title: str,
+    view_names: Sequence[str] = (),
+    columns: int = 6,
+    panel_size: int = 180,
+    opacity: float = 0.65,
+    channel: int = 0,
+) -> np.ndarray:
+    """Draw the views of samples, or the instances with the largest attention, each under its heat map.
+
+    Args:
+        rows: Heading, sample with views, and its maps [V, *s]; the heat of views is not comparable.
+        title: Heading.
+        view_names: Names of the views, all of which are shown; empty for bags.
+        columns: Instances of a bag that are shown.
+        panel_size: Pixels of the longer side of a picture.
+        opacity: Of the heat's colour where it is 1.
+        channel: The channel to show where an image is not in colour.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    if not rows:
+        return draw_sentence(title, "There is no image to explain.")
+    orders = [list(range(len(view_names))) or top_instances(sample, columns) for _, sample, _ in rows]
+    width = max(1, *(len(order) for order in orders))
+    sheet = Sheet(title, ["", *(view_names or [""] * width)])
+    for (heading, sample, maps), order in zip(rows, orders, strict=True):
+        shares = attention_shares(sample)
+        panels = [Panel(write(describe(sample), max(panel_size, 150), panel_size))]
+        for place in order:
+            name = "" if view_names else f"instance {place + 1}"
+            weight = "" if shares is None else f"{shares[place]:.0%}"
+            line = ": ".join(part for part in (name or "attention" * bool(weight), weight) if part)
+            assert sample.present is not None
+            if sample.image is None or not sample.present[place]:
+                pixels, line = absent(panel_size), ""
+            else:
+                image = sample.image[place]
+                pixels = _laid(image, maps[place], panel_size, _hottest(image, [maps[place]]), channel, opacity)
+            panels.append(Panel(captioned(pixels, [(line, DIM)], longest=1)))
+        blank = centred(np.zeros((0, 0, 3), np.uint8), panel_size, panel_size)
+        panels += [Panel(captioned(blank, (), longest=1))] * (width + 1 - len(panels))
+        sheet.rows.append((heading, panels))
+    return _with_scale(sheet.draw())
+
+
+def _laid(
+    image: np.ndarray, heat: np.ndarray, size: int, index: int | None, channel: int, opacity: float
+) -> np.ndarray:
+    """An image in a square under its heat; uint8 [size, size, 3]."""
+    plane, window = plane_of(image, channel=channel, index=index)
+    picture = grey(plane, window, fit_size(plane.shape[:2], (1.0, 1.0), size))
+    return centred(lay_heat(picture, _slice(np.asarray(heat), index, image.shape), opacity=opacity), size, size)
+
+
+def _hottest(image: np.ndarray, maps: Sequence[np.ndarray | None]) -> int | None:
     """The slice [D] of a volume with the most heat in all maps together; None for a picture."""
-    if row.image.ndim == 3:
+    if image.ndim == 3:
         return None
-    depth = row.image.shape[1]
+    depth = image.shape[1]
     total = np.zeros(depth)
-    for heat in row.maps.values():
-        amount = np.nan_to_num(np.asarray(heat, np.float64)).sum(axis=(1, 2))
-        total += np.interp((np.arange(depth) + 0.5) / depth, (np.arange(len(amount)) + 0.5) / len(amount), amount)
+    for heat in maps:
+        if heat is not None:
+            amount = np.nan_to_num(np.asarray(heat, np.float64)).sum(axis=(1, 2))
+            total += np.interp((np.arange(depth) + 0.5) / depth, (np.arange(len(amount)) + 0.5) / len(amount), amount)
     return int(total.argmax()) if total.max() > 0 else depth // 2
 
 
@@ -128,8 +218,15 @@ def _scale() -> np.ndarray:
     return np.asarray(image)
 
 
-def _widen(pixels: np.ndarray, width: int) -> np.ndarray:
-    """Add dark columns at the right."""
-    whole = np.full((pixels.shape[0], width, 3), BACKGROUND, np.uint8)
-    whole[:, : pixels.shape[1]] = pixels
+def _with_scale(sheet: np.ndarray) -> np.ndarray:
+    """A sheet with the colours of the heat below it."""
+    parts = [sheet, _scale()]
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([_pad(part, len(part), width) for part in parts])
+
+
+def _pad(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Add dark rows below and dark columns at the right."""
+    whole = np.full((height, width, 3), BACKGROUND, np.uint8)
+    whole[: pixels.shape[0], : pixels.shape[1]] = pixels
     return whole

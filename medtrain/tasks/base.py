@@ -5,7 +5,7 @@ A task holds losses and metrics. It never touches the optimizer, the device or t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,10 @@ from medtrain.registry import closest
 Batch = dict[str, Any]
 Record = dict[str, Any]
 """The result of one evaluated case: `case_id` and plain values by column."""
+
+
+ReadCases = Callable[[Sequence[str]], Iterable[Batch]]
+"""Reads evaluation items of cases by their ids."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,22 @@ class Task(Protocol):
 
     def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
         """Pictures of the last evaluation by name, uint8 [H, W, 3], the most telling one first and called `worst`."""
+        ...
+
+    def explanations(
+        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+    ) -> dict[str, np.ndarray]:
+        """Pictures of why a model judged some of the cases as it did, by name, uint8 [H, W, 3].
+
+        Args:
+            model: The one that was judged, as it was.
+            read: Gives evaluation items of the cases it is called with; few of them are looked at again.
+            records: Of all cases.
+            style: How to draw.
+
+        Raises:
+            UsageError: This model cannot be explained.
+        """
         ...
 
     def write_evaluation(

@@ -19,6 +19,8 @@ from medtrain.tasks.base import Record
 from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.outcome import (
+    FOR_THE_PREDICTION,
+    FOR_THE_TRUTH,
     Decision,
     Outcome,
     Rows,
@@ -127,6 +129,10 @@ class ClassOutcome(Outcome):
     def doubts(self, records: Sequence[Record]) -> np.ndarray:
         """Entropy of the probabilities."""
         return entropy(self.read(records))
+
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """The predicted and the true class."""
+        return {FOR_THE_PREDICTION: columns(records, ["predicted"]), FOR_THE_TRUTH: columns(records, ["label"])}
 
     def caption(self, record: Record) -> Caption:
         """Both classes, with their probabilities."""

@@ -116,19 +116,42 @@ class Gallery:
 def _keep(
     batch: Mapping[str, Any], index: int, record: Record, caption: Caption, rank: tuple[float, str], *, several: bool
 ) -> _Kept:
+    image, present, attention = _images_of(batch, index, record, several=several)
+    if several and len(image) > _MOST_INSTANCES:  # of a bag, those that count
+        assert present is not None
+        order = np.argsort(-np.where(present, 1.0 if attention is None else attention, -1.0), kind="stable")
+        chosen = np.sort(order[:_MOST_INSTANCES])
+        image, present = image[torch.from_numpy(chosen)], present[chosen]
+        attention = None if attention is None else attention[chosen]
+    return _Kept(rank, caption, image.cpu().numpy().copy(), present, attention)
+
+
+def _images_of(
+    batch: Mapping[str, Any], index: int, record: Record, *, several: bool
+) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray | None]:
+    """The image or images of a sample, which of them exist, and the attention that each was given."""
     image = batch["image"][index]
     present = batch["present"][index].cpu().numpy() if "present" in batch else None
-    attention = None
-    if several:
-        present = np.ones(len(image), dtype=bool) if present is None else present
-        weights = np.array([float(text) for text in str(record.get("attention", "")).split()])
-        attention = weights if len(weights) == len(image) else None
-        if len(image) > _MOST_INSTANCES:  # of a bag, those that count
-            order = np.argsort(-np.where(present, 1.0 if attention is None else attention, -1.0), kind="stable")
-            chosen = np.sort(order[:_MOST_INSTANCES])
-            image, present = image[torch.from_numpy(chosen)], present[chosen]
-            attention = None if attention is None else attention[chosen]
-    return _Kept(rank, caption, image.cpu().numpy().copy(), present, attention)
+    if not several:
+        return image, present, None
+    weights = np.array([float(text) for text in str(record.get("attention", "")).split()])
+    present = np.ones(len(image), dtype=bool) if present is None else present
+    return image, present, weights if len(weights) == len(image) else None
+
+
+def sample_of(batch: Mapping[str, Any], index: int, record: Record, caption: Caption, *, several: bool) -> Sample:
+    """A judged sample as pictures take it, with all of its images.
+
+    Args:
+        batch: As read.
+        index: Of the sample in it.
+        record: Of the sample.
+        caption: Of the sample.
+        several: Whether samples have views or instances.
+    """
+    image, present, attention = _images_of(batch, index, record, several=several)
+    kept = _Kept((0.0, str(record["case_id"])), caption, image.cpu().numpy(), present, attention)
+    return _sample(kept, several=several)
 
 
 def _sample(kept: _Kept, *, several: bool) -> Sample:

@@ -19,7 +19,7 @@ from medtrain.inference.images import ImageInference, batch_size, split_batch
 from medtrain.metrics.arrays import defined_mean
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
-from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
+from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 from medtrain.tasks.images import example_batch, model_inputs
 from medtrain.tasks.outcome import column
 from medtrain.tasks.report import metrics_table, write_report
@@ -144,6 +144,12 @@ class Generic:
         return [(case, -loss) for loss, case in order if not math.isnan(loss)][:count]
 
     def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
+
+    def explanations(
+        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+    ) -> dict[str, np.ndarray]:
         """None."""
         return {}
 

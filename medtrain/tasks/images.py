@@ -21,7 +21,7 @@ from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervis
 from medtrain.metrics.arrays import finite_values
 from medtrain.metrics.spec import MetricSpec
 from medtrain.models.cam import maps_from_features, record_features
-from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
+from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 from medtrain.tasks.gallery import Gallery
 from medtrain.tasks.outcome import Decision, Outcome, Rows, column
 from medtrain.tasks.report import (
@@ -158,8 +158,11 @@ class ImageTask:
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Call the model with the entries of the batch that it takes."""
-        names = model_inputs(model)
-        return model(**{name: batch[name] for name in names if batch.get(name) is not None})
+        return model(**self.inputs(model, batch))
+
+    def inputs(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The entries of the batch that the model takes."""
+        return {name: batch[name] for name in model_inputs(model) if batch.get(name) is not None}
 
     def example_batch(self) -> dict[str, Tensor]:
         """One sample with every entry that the data give: zeros."""
@@ -352,6 +355,14 @@ class ImageTask:
         worst = self.gallery.draw(style)
         shown = {} if worst is None else {"worst": worst}
         return {**shown, **self.outcome.charts(records, self.decision)}
+
+    def explanations(
+        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+    ) -> dict[str, np.ndarray]:
+        """Class activation maps, and attention over instances, of the worst, most uncertain and best samples."""
+        from medtrain.tasks.explaining import explain_samples  # matplotlib takes its time to import
+
+        return explain_samples(self, model, read, records, style)
 
     def final_cost(self) -> float:
         """A pass for every mirrored copy that evaluations during training leave out."""

@@ -20,7 +20,7 @@ from medtrain.tasks.base import Record
 from medtrain.tasks.classification import choose_threshold
 from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, logit
+from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, logit, one_by_one
 
 
 @register("task", "multilabel", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
@@ -126,6 +126,10 @@ class LabelOutcome(Outcome):
         """Largest entropy of a label."""
         probs = self.read(records)
         return np.asarray((entr(probs) + entr(1 - probs)).max(axis=1))
+
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """Every label, whether or not it is predicted."""
+        return one_by_one(self.class_names, np.ones((len(records), len(self.class_names))))
 
     def caption(self, record: Record) -> Caption:
         """The labels that are there; right if all known ones are."""

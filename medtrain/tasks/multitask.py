@@ -23,7 +23,7 @@ from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.multilabel import LabelOutcome
 from medtrain.tasks.ordinal import GradeOutcome
-from medtrain.tasks.outcome import Decision, Outcome, Rows, Table
+from medtrain.tasks.outcome import FOR_THE_TRUTH, Decision, Outcome, Rows, Table
 from medtrain.tasks.regression import NumberOutcome
 from medtrain.tasks.survival import SurvivalOutcome
 from medtrain.tasks.zones import ZoneOutcome, find_unknown
@@ -171,6 +171,18 @@ class Parts(Outcome):
             for name, outcome in self.outcomes.items()
             for key, rows in outcome.tables(part_of(records, name)).items()
         }
+
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """Those of all parts, but for the truth."""
+        found: dict[str, np.ndarray] = {}
+        width = 1 + max(max(places) for places in self.target_columns.values())
+        for name, outcome in self.outcomes.items():
+            asked = outcome.questions(part_of(records, name))
+            asked.pop(FOR_THE_TRUTH, None)
+            for key, values in asked.items():
+                placed = found[name if len(asked) == 1 else f"{name}: {key}"] = np.full((len(records), width), np.nan)
+                placed[:, self.target_columns[name]] = values
+        return found
 
     def caption(self, record: Record) -> Caption:
         """Those of all parts."""

@@ -20,6 +20,10 @@ Decision = Mapping[str, float]
 Rows = list[dict[str, Any]]
 
 
+FOR_THE_PREDICTION, FOR_THE_TRUTH = "for the prediction", "for the truth"
+"""What the evidence of a class can be asked for."""
+
+
 class Outcome:
     """What the samples are judged on: a class, several labels, a grade, graded zones, numbers, a time to an event.
 
@@ -106,6 +110,13 @@ class Outcome:
         """How unsure the model is of each sample [N], higher is less sure; NaN where that is not known."""
         return np.full(len(records), np.nan)
 
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """What can be asked of a picture of the evidence, by name: for which targets [N, T] does it speak?
+
+        NaN leaves a target out. Targets that are numbers are asked for with any number: more of it is meant.
+        """
+        raise NotImplementedError
+
     def caption(self, record: Record) -> Caption:
         """What is written below the picture of a sample."""
         named = {**record, **self.readable(record)}
@@ -180,6 +191,17 @@ def column(records: Sequence[Record], key: str) -> np.ndarray:
 def columns(records: Sequence[Record], keys: Iterable[str]) -> np.ndarray:
     """Columns of records as float64 [N, K]."""
     return np.stack([column(records, key) for key in keys], axis=1)
+
+
+def one_by_one(names: Sequence[str], values: np.ndarray) -> dict[str, np.ndarray]:
+    """Questions about one target after the other.
+
+    Args:
+        names: Of T targets.
+        values: What is asked of each [N, T].
+    """
+    alone = np.eye(len(names), dtype=bool)
+    return {name: np.where(alone[index], values, np.nan) for index, name in enumerate(names)}
 
 
 def _short(value: Any) -> str:

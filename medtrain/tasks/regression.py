@@ -13,7 +13,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Record
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.outcome import Decision, Outcome, Rows, columns
+from medtrain.tasks.outcome import Decision, Outcome, Rows, columns, one_by_one
 
 
 @register("task", "regression", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
@@ -86,6 +86,11 @@ class NumberOutcome(Outcome):
         """Absolute error in standard deviations, negative, averaged over the targets."""
         errors = -np.abs(self.read(records) - columns(records, self.label_keys)) / self.scales
         return np.array([defined_mean(row) for row in errors])
+
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """More of every quantity."""
+        values = np.zeros((len(records), self.num_predictions))
+        return one_by_one(self.names or ("for a larger number",), values)
 
     def charts(self, records: Sequence[Record], decision: Decision) -> dict[str, np.ndarray]:
         """Predicted over true values, one picture per target."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -40,12 +40,17 @@ class Report:
         subgroups: Columns of the table (numeric or categorical inputs) by whose values the metrics are given, too.
         bins: Edges that divide a numeric column of `subgroups`, e.g. `{age: [40, 60]}`; the quartiles are taken where
             none are given.
+        explain: How samples of the final evaluation are explained by pictures: `gradcam`, `gradcam++`, `cam` (of models
+            that end in one linear layer on the averaged feature map), or `none`.
+        explained: How many of the worst, of the most uncertain and of the best samples are explained.
     """
 
     resamples: Annotated[int, Range(ge=0)] = 1000
     confidence: Annotated[float, Range(gt=0, lt=1)] = 0.95
     subgroups: tuple[str, ...] = ()
     bins: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    explain: Literal["gradcam", "gradcam++", "cam", "none"] = "gradcam"
+    explained: Annotated[int, Range(ge=1, le=24)] = 4
 
 
 DEFAULT_REPORT = Report()

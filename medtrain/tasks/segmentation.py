@@ -26,7 +26,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import SURFACE_METRICS
 from medtrain.pictures.case import WorstCase, draw_case
 from medtrain.registry import register
-from medtrain.tasks.base import Batch, PictureStyle, Record, StepOutput, find_monitor
+from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -193,6 +193,12 @@ class Segmentation:
             opacity=style.opacity,
         )
         return {"worst": pixels}
+
+    def explanations(
+        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+    ) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
 
     def write_evaluation(
         self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]

@@ -100,6 +100,10 @@ class SurvivalOutcome(Outcome):
                 found[index] = float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
         return found
 
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """A higher risk."""
+        return {"for a higher risk": np.zeros((len(records), 2))}
+
     def caption(self, record: Record) -> Caption:
         """The time, with a plus where it was censored, and the risk."""
         time, event = record.get(self.time_key, np.nan), record.get(self.event_key, np.nan)

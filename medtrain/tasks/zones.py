@@ -33,7 +33,7 @@ from medtrain.tasks.base import Record
 from medtrain.tasks.classification import confusion_rows, named_classes
 from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, log_probs
+from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, log_probs, one_by_one
 from medtrain.tasks.report import DEFAULT_REPORT, Report
 
 if TYPE_CHECKING:
@@ -303,6 +303,10 @@ class ZoneOutcome(Outcome):
         """Mean entropy of the zones."""
         probs = self.by_zone(self.read(records))
         return np.asarray(entr(probs).sum(axis=2).mean(axis=1))
+
+    def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
+        """The predicted class of every zone."""
+        return one_by_one(self.zone_names, columns(records, self.predicted_keys))
 
     def caption(self, record: Record) -> Caption:
         """The class of every zone by its index, and the score."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.models.cam import (
     cam_maps,
-    class_activation_maps,
     evaluation_mode,
     explain,
+    explain_each,
     find_linear_head,
     maps_from_features,
     record_features,
@@ -342,12 +342,22 @@ def test_models_without_features_are_an_error() -> None:
         explain(Unused(), {"image": _IMAGE}, 0)
 
 
-def test_class_activation_maps_of_several_classes() -> None:
-    weight = Tiny().head[1].weight
-    _close(
-        class_activation_maps(torch.cat([_IMAGE, _IMAGE]), weight, torch.tensor([0, 1])),
-        torch.cat([_CLASS_0, _CLASS_1]),
+@pytest.mark.parametrize("method", ["cam", "gradcam"])
+def test_several_things_are_explained_by_one_pass(method: Any) -> None:
+    model = Tiny()
+    calls: list[int] = []
+    model.conv.register_forward_hook(lambda *_: calls.append(1))
+    found = explain_each(
+        model,
+        {"image": _IMAGE},
+        [lambda logits: logits[:, 0], lambda logits: logits[:, 1], lambda logits: logits[:, 1] - 2 * logits[:, 0]],
+        method=method,
     )
+    _close(found[0], _CLASS_0)
+    _close(found[1], _CLASS_1)
+    # weights -2 - 2, 3 + 2 of the channels: [[-11, 1], [15, -8]]
+    _close(found[2], torch.tensor([[[0.0, 1 / 15], [1.0, 0.0]]]))
+    assert len(calls) == (2 if method == "cam" else 1)  # finding the linear head is a pass of its own
 
 
 def test_resizing_keeps_pixel_areas_in_place() -> None:

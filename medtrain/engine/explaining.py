@@ -1,0 +1,35 @@
+"""The pictures of an evaluation: what the task shows of it, and why the model judged some cases as it did."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from medtrain.errors import UsageError
+from medtrain.tasks.base import PictureStyle, ReadCases, Record, Task
+
+log = logging.getLogger(__name__)
+
+
+def explain_cases(
+    task: Task, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+) -> dict[str, np.ndarray]:
+    """What `Task.explanations` draws; where it cannot, a sentence in the log: a picture must not cost an evaluation.
+
+    Args:
+        task: The task.
+        model: With the weights that were judged.
+        read: Reads cases by their ids.
+        records: Of all cases.
+        style: How to draw.
+    """
+    try:
+        return task.explanations(model, read, records, style)
+    except UsageError as error:
+        log.info("no pictures of what the model saw: %s", error.message)
+    except Exception as error:
+        log.warning("pictures of what the model saw failed: %s: %s", type(error).__name__, error)
+    return {}
