@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -101,15 +101,23 @@ def read_ahead(
         _end(started)
 
 
-def pin_batch(batch: Batch, device: int) -> Batch:
+def pin_tensors(batch: Mapping[str, Any], device: int) -> Batch:
     """A copy of a batch whose tensors lie in page-locked memory, from which copies to a GPU need not be waited for.
 
     Args:
-        batch: As `collate` makes it.
+        batch: Tensors, lists of tensors and other entries.
         device: Index of the GPU.
     """
+
+    def pinned(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.pin_memory()
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            return [tensor.pin_memory() for tensor in value]
+        return value
+
     with torch.cuda.device(device):
-        return {**batch, **{name: [tensor.pin_memory() for tensor in batch[name]] for name in ("image", "label")}}
+        return {name: pinned(value) for name, value in batch.items()}
 
 
 def _read_in_turn(workers: Sequence[_Worker], batches: Iterator[Sequence[SampleKey]]) -> Iterator[Batch]:

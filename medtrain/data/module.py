@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from medtrain.data.case import Dataset
-from medtrain.data.loader import Batch, pin_batch, read_ahead
-from medtrain.data.patches import PatchDataset, collate
+from medtrain.data.loader import Batch
+from medtrain.data.patches import PatchDataset
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
-from medtrain.data.sampler import EpochSampler, SampleKey
+from medtrain.data.sampler import EpochSampler
 from medtrain.data.splits import split_hash
 from medtrain.data.store import Store
+from medtrain.data.stream import TrainingStream, evenly
 from medtrain.data.transforms.base import Augmentation
-from medtrain.data.workers import cores
-from medtrain.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from medtrain.data.volume_data import VolumeData
@@ -65,7 +62,6 @@ class SegmentationData:
         self.split: dict[str, list[str]] = {part: list(split[part]) for part in ("train", "val")}
         self.plan = plan
         self.augment = augment
-        self.pin_memory = pin_memory
         self.sampler = EpochSampler(
             num_samples=len(self.split["train"]) * settings.samples_per_case, batch_size=plan.batch_size, seed=seed
         )
@@ -78,7 +74,14 @@ class SegmentationData:
             oversample_foreground=settings.oversample_foreground,
             seed=seed,
         )
-        self._iterators: list[Iterator[Batch]] = []
+        self.stream = TrainingStream(
+            self.patches,
+            self.sampler,
+            unit="patches",
+            workers=settings.num_workers or 0,
+            mark_used=store.mark_used,
+            pin_memory=pin_memory,
+        )
 
     @property
     def batch_size(self) -> int:
@@ -96,26 +99,8 @@ class SegmentationData:
         return self.plan.ignore_index or 0
 
     def train_batches(self, start_batch: int = 0, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Batches from any one on, without end, as `collate` makes them.
-
-        The first one is read here, workers start with the second: one look costs no processes.
-
-        Args:
-            start_batch: Counted over all epochs.
-            rank: Of this process.
-            world_size: Number of processes.
-
-        Raises:
-            ConfigError: The batch cannot be divided among the processes.
-            MedtrainError: A case is damaged, or a worker was killed.
-        """
-        if self.batch_size % world_size:
-            message = f"{self.batch_size} patches cannot be divided among {world_size} processes"
-            hint = f"choose a multiple of {world_size}"
-            raise ConfigError([Problem(where="data.batch_size", message=message, hint=hint)])
-        iterator = self._batches(start_batch, rank, world_size)
-        self._iterators.append(iterator)
-        return iterator
+        """Batches from any one on, without end; see `TrainingStream.batches` and `medtrain.data.patches.collate`."""
+        return self.stream.batches(start_batch, rank=rank, world_size=world_size)
 
     def to_device(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None = None) -> Batch:
         """Move a batch and augment it there.
@@ -131,10 +116,7 @@ class SegmentationData:
 
     def evaluation_cases(self, part: Part = "val", *, limit: int | None = None) -> list[str]:
         """Case ids of a part in order, or `limit` of them evenly spread."""
-        ids = self.split.get(part, [])
-        if limit is None or limit >= len(ids):
-            return list(ids)
-        return [ids[i * len(ids) // limit] for i in range(limit)]
+        return evenly(self.split.get(part, []), limit)
 
     @property
     def cases_per_item(self) -> int:
@@ -194,22 +176,4 @@ class SegmentationData:
 
     def close(self) -> None:
         """Stop the workers of every iterator."""
-        while self._iterators:
-            self._iterators.pop().close()  # type: ignore[attr-defined]
-
-    def _keys(self, start: int, rank: int, world_size: int) -> Iterator[list[SampleKey]]:
-        for keys in self.sampler.batches(start, rank=rank, world_size=world_size):
-            self.store.mark_used()
-            yield keys
-
-    def _batches(self, start: int, rank: int, world_size: int) -> Iterator[Batch]:
-        keys = self._keys(start, rank, world_size)
-        workers = self.settings.num_workers or 0
-        here = keys if workers == 0 else itertools.islice(keys, 1)
-        for batch_keys in here:
-            yield collate([self.patches[key] for key in batch_keys])
-        if workers:
-            if workers > cores():
-                log.warning("data.num_workers=%d, but this process may use %d core(s) only", workers, cores())
-            pin = functools.partial(pin_batch, device=torch.cuda.current_device()) if self.pin_memory else None
-            yield from read_ahead(self.patches, keys, workers=workers, finish=pin)
+        self.stream.close()

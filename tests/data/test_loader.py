@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from medtrain.data import loader
-from medtrain.data.loader import pin_batch, read_ahead
+from medtrain.data.loader import pin_tensors, read_ahead
 from medtrain.data.patches import collate
 from medtrain.errors import DataError, MedtrainError, Problem
 
@@ -193,6 +193,6 @@ next(batches)
 
 @pytest.mark.cuda
 def test_pinned_batches() -> None:
-    batches = list(read(Numbers(), pairs(4), finish=lambda batch: pin_batch(batch, 0)))
+    batches = list(read(Numbers(), pairs(4), finish=lambda batch: pin_tensors(batch, 0)))
     assert [batch["key"] for batch in batches] == pairs(4)
     assert all(tensor.is_pinned() for batch in batches for tensor in (*batch["image"], *batch["label"]))

@@ -113,7 +113,7 @@ def test_a_batch_that_ranks_cannot_share(prepared: tuple[Dataset, VolumeData, St
 def test_a_first_look_starts_no_process(
     prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtrain.data.module.read_ahead", pytest.fail)
+    monkeypatch.setattr("medtrain.data.stream.read_ahead", pytest.fail)
     assert next(make(prepared, workers=2).train_batches())["weight"] == 4
 
 
@@ -154,7 +154,7 @@ def test_more_workers_than_cores_are_allowed_with_one_line(
     prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     close_logging()  # of an earlier test
-    monkeypatch.setattr("medtrain.data.module.cores", lambda: 1)
+    monkeypatch.setattr("medtrain.data.stream.cores", lambda: 1)
     data = make(prepared, workers=2)
     with caplog.at_level(logging.WARNING):
         take(data.train_batches(), 3)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import itertools
 import json
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,15 +16,13 @@ from medtrain.data.images.balance import Balance, sample_shares
 from medtrain.data.images.copies import ImageCopies
 from medtrain.data.images.found import FoundImages
 from medtrain.data.images.plan import ImagePlan
-from medtrain.data.images.samples import Batch, Normalizer, ReadSample, SampleReader, TrainingReader, pin_tensors
-from medtrain.data.loader import read_ahead
+from medtrain.data.images.samples import Batch, Normalizer, ReadSample, SampleReader, TrainingReader
 from medtrain.data.sample import Sample
-from medtrain.data.sampler import EpochSampler, SampleKey
+from medtrain.data.sampler import EpochSampler
+from medtrain.data.stream import TrainingStream, evenly
 from medtrain.data.transforms.images.base import ImageAugmentation
 from medtrain.data.workers import cores
-from medtrain.errors import ConfigError, Problem, UsageError
-
-log = logging.getLogger(__name__)
+from medtrain.errors import UsageError
 
 Part = Literal["train", "val", "test"]
 
@@ -68,7 +63,6 @@ class ImageModule:
         self.copies = copies
         self.augment = augment
         self.num_workers = num_workers
-        self.pin_memory = pin_memory
         if plan.paired_targets:
             augment.require_sides()
             if plan.several_images and augment.mirrors:
@@ -89,7 +83,14 @@ class ImageModule:
         )
         self.judging = SampleReader(plan=plan, copies=copies, augment=augment)
         self._normalizer = Normalizer(plan)
-        self._iterators: list[Iterator[Batch]] = []
+        self.stream = TrainingStream(
+            self.training,
+            self.sampler,
+            unit="samples",
+            workers=num_workers,
+            mark_used=copies.mark_used,
+            pin_memory=pin_memory,
+        )
 
     @property
     def batch_size(self) -> int:
@@ -107,26 +108,8 @@ class ImageModule:
         return 1 if self.plan.max_instances is not None else self.plan.batch_size
 
     def train_batches(self, start_batch: int = 0, *, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Batches from any one on, without end; see `SampleReader.collate`.
-
-        The first one is read here, workers start with the second: one look costs no processes.
-
-        Args:
-            start_batch: Counted over all epochs.
-            rank: Of this process.
-            world_size: Number of processes.
-
-        Raises:
-            ConfigError: The batch cannot be divided among the processes.
-            MedtrainError: An image cannot be read, or a worker was killed.
-        """
-        if self.batch_size % world_size:
-            message = f"{self.batch_size} samples cannot be divided among {world_size} processes"
-            hint = f"choose a multiple of {world_size}"
-            raise ConfigError([Problem(where="data.batch_size", message=message, hint=hint)])
-        iterator = self._batches(start_batch, rank, world_size)
-        self._iterators.append(iterator)
-        return iterator
+        """Batches from any one on, without end; see `TrainingStream.batches` and `SampleReader.collate`."""
+        return self.stream.batches(start_batch, rank=rank, world_size=world_size)
 
     def to_device(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None = None) -> Batch:
         """Move a batch and normalise its images there; see `Normalizer`."""
@@ -134,10 +117,7 @@ class ImageModule:
 
     def evaluation_cases(self, part: Part = "val", *, limit: int | None = None) -> list[str]:
         """Sample ids of a part in order, or `limit` of them evenly spread."""
-        ids = self.found.split.get(part, [])
-        if limit is None or limit >= len(ids):
-            return list(ids)
-        return [ids[i * len(ids) // limit] for i in range(limit)]
+        return evenly(self.found.split.get(part, []), limit)
 
     def evaluation_items(
         self, *, rank: int = 0, world_size: int = 1, limit: int | None = None, part: Part = "val"
@@ -193,27 +173,9 @@ class ImageModule:
 
     def close(self) -> None:
         """Stop the workers of every iterator."""
-        while self._iterators:
-            self._iterators.pop().close()  # type: ignore[attr-defined]
+        self.stream.close()
 
     def _digest(self, sample: Sample) -> str:
         images = [None if ref is None else self.copies.digests.get(ref, str(ref)) for ref in sample.images]
         values = [sample.targets, sample.group, sample.numeric, sample.categorical]
         return digest_of({"images": images, "values": values})
-
-    def _keys(self, start: int, rank: int, world_size: int) -> Iterator[list[SampleKey]]:
-        for keys in self.sampler.batches(start, rank=rank, world_size=world_size):
-            self.copies.mark_used()
-            yield keys
-
-    def _batches(self, start: int, rank: int, world_size: int) -> Iterator[Batch]:
-        keys = self._keys(start, rank, world_size)
-        here = keys if self.num_workers == 0 else itertools.islice(keys, 1)
-        for batch_keys in here:
-            yield self.training.collate([self.training[key] for key in batch_keys])
-        if self.num_workers:
-            if self.num_workers > cores():
-                message = "data.num_workers=%d, but this process may use %d core(s) only"
-                log.warning(message, self.num_workers, cores())
-            pin = functools.partial(pin_tensors, device=torch.cuda.current_device()) if self.pin_memory else None
-            yield from read_ahead(self.training, keys, workers=self.num_workers, finish=pin)

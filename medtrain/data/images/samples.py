@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ class SampleReader:
         result = _started(sample)
         for ref in self._refs(sample, result):
             image = self.copies.read(ref)
-            mask = self._mask(sample, image)
+            mask = self._mask(sample, image, ref)
             self._take(result, self.augment.evaluate(image, mask))
         return result
 
@@ -80,6 +80,7 @@ class SampleReader:
             numeric, categorical, observed: See `medtrain.data.tabular.TabularArrays`; only with a table.
             target: float32 [B, T], NaN where unlabelled.
             annotation: float32 [B, *S], NaN where a sample has none; only where some have one.
+            column/<name>: Texts of a metadata column, empty where they are missing.
         """
         plan = self.plan
         batch: Batch = {
@@ -101,6 +102,9 @@ class SampleReader:
             batch["observed"] = torch.from_numpy(_observed(table.observed, plan))
         if plan.annotated:
             batch["annotation"] = self._annotations(samples)
+        for place, name in enumerate(plan.metadata_names):
+            # new samples need not have them
+            batch[f"column/{name}"] = [(item.sample.metadata or ("",) * (place + 1))[place] for item in samples]
         return batch
 
     def _refs(self, sample: Sample, result: ReadSample) -> list[ImageRef]:
@@ -113,8 +117,8 @@ class SampleReader:
         result.present = [ref is not None for ref in refs]
         return [ref for ref in refs if ref is not None]
 
-    def _mask(self, sample: Sample, image: np.ndarray) -> np.ndarray | None:
-        return None if sample.annotation is None else read_annotation(sample.annotation, image)
+    def _mask(self, sample: Sample, image: np.ndarray, ref: ImageRef) -> np.ndarray | None:
+        return None if sample.annotation is None else read_annotation(sample.annotation, image, ref)
 
     def _take(self, result: ReadSample, done: Augmented) -> None:
         result.images.append(done.image)
@@ -191,7 +195,7 @@ class TrainingReader(SampleReader):
         for place, ref in enumerate(refs):
             image = self.copies.read(ref)
             seeds = np.random.SeedSequence([self.seed, key.epoch, key.index], spawn_key=(place,))
-            done = self.augment.train(image, seed=int(seeds.generate_state(1)[0]), mask=self._mask(sample, image))
+            done = self.augment.train(image, seed=int(seeds.generate_state(1)[0]), mask=self._mask(sample, image, ref))
             self._take(result, done)
         return result
 
@@ -268,17 +272,6 @@ class Normalizer:
             scale, shift = (values.float().repeat(width).to(device) for values in pair)
             self._kept[key] = scale, shift
         return self._kept[key]
-
-
-def pin_tensors(batch: Mapping[str, Any], device: int) -> Batch:
-    """A copy of a batch whose tensors lie in page-locked memory, from which copies to a GPU need not be waited for.
-
-    Args:
-        batch: Of `SampleReader.collate`.
-        device: Index of the GPU.
-    """
-    with torch.cuda.device(device):
-        return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _started(sample: Sample) -> ReadSample:
