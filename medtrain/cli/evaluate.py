@@ -34,7 +34,7 @@ def evaluate(
 
     Prints the table and the worst cases and writes `cases.csv`, `summary.json` and a picture of the worst case to the
     run's `evaluation` folder, or to a folder below it when the choice differs from the run's own final evaluation.
-    Overrides may change `inference.*`, `data.root` and `data.store`. To see what is wrong with a case:
+    Overrides may change `inference.*`, `data.root`, `data.store` and `model.weights`. To see what is wrong with a case:
 
         medtrain evaluate RUN --case liver_017
     """

@@ -34,7 +34,8 @@ def predict(
     Each segmentation has the geometry of its scan and the label values of the training data. Of everything else
     `predictions.csv` tells the chosen class, probabilities and scores, and `predictions_attention.csv` which instance
     decided. Of bags, IN is a folder with one folder per bag. What cannot be read is reported, the others go on, and
-    the exit code is 1. Started again, it continues where it stopped. Overrides may change `inference.*`.
+    the exit code is 1. Started again, it continues where it stopped. Overrides may change `inference.*`, and
+    `model.weights`, the file that a frozen network came from.
     """
     with handle_errors(debug):
         from medtrain.config.saved import load_saved

@@ -19,6 +19,7 @@ from medtrain.data.source import DataPlan
 from medtrain.engine.cadence import Cadence, Cadences, parse_duration, parse_time
 from medtrain.engine.checkpoint import CheckpointFolder
 from medtrain.engine.clock import Limit, RunClock
+from medtrain.engine.derive import absolute_paths
 from medtrain.engine.device import keep_freed_memory
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
@@ -26,9 +27,10 @@ from medtrain.engine.loop import Engine
 from medtrain.engine.precision import Precision
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.settings import TrainerSettings
-from medtrain.engine.stages import Stages
+from medtrain.engine.stages import Stages, locked_parameters
 from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.loggers.base import Logger, LoggerSet, RunInfo
+from medtrain.models.constant import find_constant
 from medtrain.optim.schedulers import Schedule
 from medtrain.registry import build, plain
 from medtrain.run.folder import RunFolder
@@ -44,6 +46,7 @@ _FREE_KEYS = {
         "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite", "precision",
     },
     "data": {"num_workers", "root", "store"},
+    "model": {"weights"},
     "run": {"note", "tags"},
 }  # fmt: skip
 _FREE_GROUPS = {"callbacks", "logger", "inference"}
@@ -51,10 +54,20 @@ LIMITS = ("max_steps", "max_epochs", "max_time")
 """The settings that end a run."""
 
 
-def build_model(config: Mapping[str, Any], plan: DataPlan, task: Task) -> nn.Module:
-    """Construct the network; its initial weights depend on the seed alone."""
+def build_model(config: Mapping[str, Any], plan: DataPlan, task: Task, *, read_weights: bool = True) -> nn.Module:
+    """Construct the network; its initial weights depend on the seed and the pretrained weights alone.
+
+    Args:
+        config: The configuration with derived values filled in.
+        plan: Of the data.
+        task: Of the run.
+        read_weights: Read the file of pretrained weights; False where a checkpoint replaces all of them.
+    """
+    settings = dict(config["model"])
+    if not read_weights and isinstance(settings.get("weights"), str):
+        settings["weights"] = None
     torch.manual_seed(config["seed"])
-    model: nn.Module = build("model", config["model"], **{**plan.runtime(), **task.runtime()})
+    model: nn.Module = build("model", settings, **{**plan.runtime(), **task.runtime()})
     return model
 
 
@@ -94,6 +107,7 @@ def build_engine(
     dist: Dist,
     started: float | None = None,
     callbacks: Mapping[str, Callback] | None = None,
+    read_weights: bool = True,
 ) -> Engine:
     """Construct everything a run needs from a completed configuration.
 
@@ -106,6 +120,7 @@ def build_engine(
         dist: This process among the others.
         started: `time.monotonic()` at the start of the command.
         callbacks: Told of the run besides those of the configuration, by name.
+        read_weights: See `build_model`.
 
     Raises:
         UsageError: Components contradict each other; said before the first step.
@@ -114,9 +129,15 @@ def build_engine(
     _set_up_torch(settings, device)
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, device, memory_format)
-    model = build_model(config, plan, task).to(device)
+    model = build_model(config, plan, task, read_weights=read_weights)
+    constant = find_constant(model)
+    model = model.to(device)
     if memory_format is not None:
         model = model.to(memory_format=memory_format)
+    ema = None
+    if settings.ema_decay:  # before a stage freezes what trains later
+        locked = locked_parameters(model)
+        ema = EMA(model, decay=settings.ema_decay, warmup=settings.ema_warmup, locked=locked)
     optimizer = build("optimizer", config["optimizer"], model=model)
     schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
@@ -146,7 +167,7 @@ def build_engine(
             checkpoint=cadence(settings.checkpoint_every),
             keep=cadence(settings.keep_every),
         ),
-        checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last),
+        checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last, constant=constant),
         loggers=LoggerSet(loggers),
         callbacks=listeners,
         monitor=task.monitor,
@@ -155,7 +176,7 @@ def build_engine(
         run_dir=run_dir,
         seed=config["seed"],
         stages=Stages(settings.stages, model, steps_per_epoch=steps_per_epoch),
-        ema=EMA(model, decay=settings.ema_decay, warmup=settings.ema_warmup) if settings.ema_decay else None,
+        ema=ema,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
         clip_value=settings.clip_value,
@@ -261,6 +282,7 @@ def continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
     _refuse_changes(fixed_part(before), fixed_part(after), heading)
     old, new = before["trainer"], after["trainer"]
     changed = {key: new[key] for key in LIMITS if new[key] != old[key]}
+    after = absolute_paths(after)
     if not changed:
         return dict(after)
     given = {key: value for key, value in changed.items() if value is not None}
@@ -278,7 +300,7 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
     Raises:
         ConfigError: Lists every key that cannot change, with both values.
     """
-    free = {"data": {"root", "store"}, "task": {"nsd_tolerance_mm"}}
+    free = {"data": {"root", "store"}, "model": {"weights"}, "task": {"nsd_tolerance_mm"}}
 
     def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
@@ -290,7 +312,8 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
                 )
         return plain(kept)
 
-    _refuse_changes(fixed(before), fixed(after), "only inference.*, data.root and data.store can change here:")
+    heading = "only inference.*, data.root, data.store and model.weights can change here:"
+    _refuse_changes(fixed(before), fixed(after), heading)
 
 
 def _refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], heading: str) -> None:

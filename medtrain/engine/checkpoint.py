@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoints/step_00001200/`:
 
-- `model.safetensors`, and `ema.safetensors` when an average is kept,
+- `model.safetensors`, and `ema.safetensors` when an average is kept; without what is locked and stands in the file of
+  pretrained weights as it is, of which `meta.json` has the names and a digest (`medtrain.models.constant`),
 - `state.pt`: optimizer, schedule, scaler, counters, callbacks, random generators; tensors and primitives only, read
   with `weights_only=True`,
 - `meta.json`: written last, with the size of every file; a folder without a valid one is not a checkpoint.
@@ -22,9 +23,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError
+from medtrain.models.constant import ConstantTensors
 from medtrain.run.atomic import atomic_dir, atomic_write_json, remove_leftovers
 
 FORMAT_VERSION = 1
@@ -46,8 +48,27 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
-        """Load the averaged or the raw weights on the CPU."""
+        """The averaged or the raw weights as they were saved, on the CPU: without `constant`."""
         return load_file(self.path / ("ema.safetensors" if ema else "model.safetensors"))
+
+    def load_into(self, model: nn.Module, *, ema: bool) -> None:
+        """Give a model the averaged or the raw weights.
+
+        Args:
+            model: Built from the configuration of the run, with the pretrained weights where `constant` needs them.
+            ema: Which.
+
+        Raises:
+            MedtrainError: The pretrained weights are others than those of the run.
+        """
+        weights = self.weights(ema=ema)
+        model.load_state_dict(weights if self.constant is None else self.constant.fill(weights, model))
+
+    @property
+    def constant(self) -> ConstantTensors | None:
+        """What was left out, because the file of pretrained weights has it."""
+        left_out = self.meta.get("constant")
+        return None if left_out is None else ConstantTensors.from_json(left_out)
 
     @property
     def has_ema(self) -> bool:
@@ -66,11 +87,13 @@ class CheckpointFolder:
     Args:
         path: The `checkpoints` folder; made when the first checkpoint is saved.
         keep_last: How many of the newest to keep; the best one and kept ones stay besides.
+        constant: What of the model is not saved, because it never changes and is in a file already.
     """
 
-    def __init__(self, path: Path, *, keep_last: int = 2) -> None:
+    def __init__(self, path: Path, *, keep_last: int = 2, constant: ConstantTensors | None = None) -> None:
         self.path = path
         self.keep_last = keep_last
+        self.constant = constant
 
     def save(
         self,
@@ -97,6 +120,10 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         final = self.path / f"step_{step:08d}"
         facts = {**meta, "step": step, "keep": keep, "best": best}
+        if self.constant is not None:
+            facts["constant"] = self.constant.to_json()
+            model = self.constant.drop(model)
+            ema = None if ema is None else self.constant.drop(ema)
         with atomic_dir(final, existing="replace") as folder:
             self._write(folder, model=model, ema=ema, state=state, meta=facts)
         atomic_write_json(self.path / "last.json", {"checkpoint": final.name, "step": step})

@@ -60,10 +60,7 @@ def derive(
     Raises:
         MedtrainError: The data is missing or contradicts the settings, or the device does not exist.
     """
-    completed = copy.deepcopy(dict(config))
-    for key in _PATHS:
-        if completed["data"].get(key) is not None:
-            completed["data"][key] = str(Path(completed["data"][key]).expanduser().absolute())
+    completed = absolute_paths(config)
     device = choose_device(config["trainer"]["device"], local_rank=local_rank)
     machine = Machine(device.type, memory_gib(device), available_cores(), local_world_size)  # type: ignore[arg-type]
     values: list[DerivedValue] = []
@@ -82,6 +79,18 @@ def derive(
     ]
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, found, device)
+
+
+def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration in which paths to data and weights hold in every folder."""
+    completed = copy.deepcopy(dict(config))
+    for key in _PATHS:
+        if completed["data"].get(key) is not None:
+            completed["data"][key] = str(Path(completed["data"][key]).expanduser().absolute())
+    weights = completed["model"].get("weights")
+    if isinstance(weights, str) and weights != "timm":
+        completed["model"]["weights"] = str(Path(weights).expanduser().absolute())
+    return completed
 
 
 def _fill(completed: dict[str, Any], value: DerivedValue) -> bool:

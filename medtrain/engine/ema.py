@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,20 @@ class EMA:
         model: The model whose weights are followed.
         decay: Decay d in [0, 1).
         warmup: Whether early averages use a smaller decay.
+        locked: Names of parameters that never change, which are their own average and cost nothing here.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, warmup: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, decay: float, warmup: bool = True, locked: Collection[str] = frozenset()
+    ) -> None:
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
         self._model = model
         with torch.no_grad():
-            self.shadow = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.shadow = {
+                name: tensor.detach().clone() for name, tensor in model.state_dict().items() if name not in locked
+            }
         parameters = dict(model.named_parameters())
         self._names = [name for name in self.shadow if name in parameters]
         self._buffers = [name for name in self.shadow if name not in parameters]
@@ -62,10 +67,10 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights and copied buffers under the model's own names."""
-        return dict(self.shadow)
+        return {name: self.shadow.get(name, tensor) for name, tensor in self._model.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor], *, updates: int) -> None:
-        """Continue from saved weights after `updates` updates."""
+        """Continue from saved weights after `updates` updates; those of locked parameters need not be there."""
         for name, tensor in self.shadow.items():
             tensor.copy_(state[name])
         self.updates = updates

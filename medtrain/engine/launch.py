@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from medtrain.callbacks.base import Callback
 from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan, DataSource
 from medtrain.engine.build import LIMITS, build_engine, build_task, config_digest
-from medtrain.engine.checkpoint import Checkpoint, check_format
+from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, Progress, derive
 from medtrain.engine.device import available_cores, choose_device
@@ -26,8 +27,9 @@ from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
 from medtrain.errors import MedtrainError
+from medtrain.models.freezing import parameter_summary
 from medtrain.registry import build, plain
-from medtrain.run.atomic import atomic_write_json
+from medtrain.run.atomic import atomic_dir, atomic_write_json
 from medtrain.run.folder import RunFolder, Status
 from medtrain.run.log import setup_logging
 from medtrain.run.report import write_report
@@ -176,9 +178,18 @@ def _run(
     try:
         seed_everything(config["seed"])
         data = open_data(config, plan, dist, derivation=derivation, splits=folder.splits if before else None)
+        last = CheckpointFolder(folder.checkpoints).last() if before is not None else None
         device = choose_device(config["trainer"]["device"], local_rank=dist.local_rank)
         engine = build_engine(
-            config, plan, data, run_dir=folder.path, device=device, dist=dist, started=started, callbacks=callbacks
+            config,
+            plan,
+            data,
+            run_dir=folder.path,
+            device=device,
+            dist=dist,
+            started=started,
+            callbacks=callbacks,
+            read_weights=last is None or last.constant is not None,
         )
         if before is not None:
             if not _continue(engine, folder, before, config, data, status):
@@ -190,6 +201,11 @@ def _run(
             atomic_write_json(folder.path / "data.json", data.describe())
         if config["trainer"]["sanity_check"] and engine.step == 0:
             log.info("sanity check: %s", sanity_check(engine))
+        counts = parameter_summary(engine.model)
+        if counts.frozen:
+            log.info("%s", counts)
+        if engine.stages.stages:
+            log.info("%s", engine.stages.describe())
         with engine.signals:
             outcome = _finish(engine, folder, config, engine.fit(), dist)
         dist.close()
@@ -318,6 +334,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
             log.info("stopped in the final evaluation; continue with: medtrain resume %s", folder.path)
             return Outcome(folder.path, EXIT_STOPPED)
     if dist.is_main:
+        save_adapter(engine, folder)
         folder.finish("done", step=result.step, message=result.reason)
         write_report(folder.path)
     best = f", best {engine.monitor.name} {engine.best:.4f}" if engine.best is not None else ""
@@ -333,18 +350,9 @@ def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, 
         folder: The run's folder.
         inference: Settings of the inference, with which decisions are kept.
     """
-    best: Checkpoint | None = engine.checkpoints.best() or engine.checkpoints.last()
-    assert best is not None
-    weights = best.weights(ema=best.has_ema)
-    trained = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
-    ema, engine.ema = engine.ema, None
-    try:
-        engine.model.load_state_dict(weights)
+    with best_weights(engine) as best:
         engine.task.use_decision({})
         records = engine.evaluate(limit=None, final=True)
-    finally:
-        engine.model.load_state_dict(trained)
-        engine.ema = ema
     decision = engine.task.fit_decision(records)
     records = engine.task.decide(records)
     summary = engine.task.summarize(records)
@@ -363,6 +371,39 @@ def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, 
         log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in worst))
     torch.cuda.empty_cache()
     return {f"val/{name}": value for name, value in summary.items()}
+
+
+@contextlib.contextmanager
+def best_weights(engine: Engine) -> Iterator[Checkpoint]:
+    """The model with the weights of its best checkpoint; with those it was trained to afterwards."""
+    best = engine.checkpoints.best() or engine.checkpoints.last()
+    assert best is not None
+    state = engine.model.state_dict()
+    changing = state if best.constant is None else best.constant.drop(state)
+    trained = {name: tensor.detach().clone() for name, tensor in changing.items()}
+    ema, engine.ema = engine.ema, None
+    try:
+        best.load_into(engine.model, ema=best.has_ema)
+        yield best
+    finally:
+        engine.model.load_state_dict(trained, strict=False)
+        engine.ema = ema
+
+
+def save_adapter(engine: Engine, folder: RunFolder) -> None:
+    """Write what a frozen model was adapted with, in the format of its own library, if it is such a model.
+
+    Args:
+        engine: After its fit; a model that offers `save_adapter(folder)` is asked to.
+        folder: The run's folder; the files are of its best weights.
+    """
+    write = getattr(engine.model, "save_adapter", None)
+    if write is None:
+        return
+    with best_weights(engine) as best, atomic_dir(folder.adapter, existing="replace") as partial:
+        write(partial)
+    size = sum(path.stat().st_size for path in folder.adapter.iterdir())
+    log.info("adapter of step %d (%.1f MB): %s", best.step, size / 1e6, folder.adapter)
 
 
 def log_progress(what: str, *, every_s: float = 5.0) -> Progress:

@@ -96,8 +96,8 @@ def load_run(
         torch.set_num_threads(available_cores())
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, chosen_device, memory_format)
-    model = build_model(config, plan, task)
-    model.load_state_dict(found.weights(ema=found.has_ema))
+    model = build_model(config, plan, task, read_weights=found.constant is not None)
+    found.load_into(model, ema=found.has_ema)
     task.use_decision(read_decision(folder.path, found.step, config["inference"]))
     model = model.to(chosen_device).eval().requires_grad_(False)
     if memory_format is not None:

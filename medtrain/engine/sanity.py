@@ -100,7 +100,8 @@ def _report(engine: Engine, *, macs: int, activations: int, loss: float) -> Sani
         peak = float(torch.cuda.max_memory_allocated(engine.device))
     else:
         weights = sum(p.numel() * p.element_size() for p in engine.model.parameters())
-        peak = float(activations + 4 * weights)  # weights, gradients and up to two moments
+        learning = sum(p.numel() * p.element_size() for p in trainable)
+        peak = float(activations + weights + 3 * learning)  # with gradients and up to two moments
     return SanityReport(
         parameters=sum(p.numel() for p in trainable),
         macs=macs,

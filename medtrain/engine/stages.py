@@ -62,11 +62,7 @@ class Stages:
         self._steps_per_epoch = steps_per_epoch
         self._began = {"step": 0.0, "progress": 0.0, "elapsed": 0.0}
         self._built_frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        self._locked = {
-            name
-            for name, _ in model.named_parameters()
-            if any(name_matches(pattern, name) for pattern in getattr(model, "locked", ()))
-        }
+        self._locked = locked_parameters(model)
         problems = list(self._problems())
         if problems:
             raise ConfigError(problems)
@@ -101,9 +97,20 @@ class Stages:
         self.index += 1
         self._began = {"step": float(step), "progress": progress, "elapsed": elapsed}
         self._apply()
-        trainable = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-        log.info("stage %d of %d: %d parameters train", self.index + 1, len(self.stages), trainable)
+        log.info("%s", self.describe())
         return True
+
+    def describe(self) -> str:
+        """The stage that it is and what trains in it, in a line; empty without stages."""
+        if not self.stages:
+            return ""
+        stage = self.stages[self.index]
+        parameters = list(self._model.parameters())
+        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        line = f"stage {self.index + 1} of {len(self.stages)}"
+        line += f" ({stage.duration})" if stage.duration is not None else ""
+        line += f": {trainable:,} of {sum(parameter.numel() for parameter in parameters):,} parameters train"
+        return line + (f", learning rates times {stage.lr_scale:g}" if stage.lr_scale != 1 else "")
 
     def state_dict(self) -> dict[str, Any]:
         """Which stage it is and where it began."""
@@ -136,7 +143,7 @@ class Stages:
         names = [name for name, _ in self._model.named_parameters()]
         frozen = self._built_frozen | {n for n in names if any(name_matches(pattern, n) for pattern in stage.freeze)}
         frozen -= {n for n in names if any(name_matches(pattern, n) for pattern in stage.unfreeze)}
-        return frozen | (self._locked & self._built_frozen)
+        return frozen | self._locked
 
     def _problems(self) -> list[Problem]:
         problems: list[Problem] = []
@@ -152,7 +159,8 @@ class Stages:
                         problems.append(self._unmatched(f"{where}.{key}", pattern))
                     elif key == "unfreeze" and matched <= self._locked:
                         message = f"`{pattern}` is locked by the model and never trains"
-                        problems.append(Problem(f"{where}.{key}", message, hint="leave it out"))
+                        hint = "leave it out; what a later stage trains is frozen by a stage, not by model.freeze"
+                        problems.append(Problem(f"{where}.{key}", message, hint=hint))
             if self._frozen(stage) >= set(names):
                 problems.append(Problem(where, "everything is frozen: there is nothing to train"))
         return problems
@@ -163,6 +171,22 @@ class Stages:
         tops = ", ".join(sorted({name.split(".", 1)[0] for name, _ in self._model.named_parameters()}))
         hint = f"did you mean `{near}`?" if near else None
         return Problem(where, f"`{pattern}` matches no parameter; top-level names: {tops}", hint=hint)
+
+
+def locked_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that never train.
+
+    Args:
+        model: As built; its attribute `locked`, if it has one, holds names or patterns, of which those count that it
+            froze.
+    """
+    patterns = tuple(getattr(model, "locked", ()))
+    exact = set(patterns)
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and (name in exact or any(name_matches(pattern, name) for pattern in patterns))
+    }
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:

@@ -35,7 +35,7 @@ def state_dict(engine: Engine) -> dict[str, Any]:
 
 def load_state(engine: Engine, checkpoint: Checkpoint) -> None:
     """Put an engine where the checkpoint was taken, loggers included."""
-    engine.model.load_state_dict(checkpoint.weights(ema=False))
+    checkpoint.load_into(engine.model, ema=False)
     state = checkpoint.state()
     engine.optimizer.load_state_dict(state["optimizer"])
     engine.schedule.load_state_dict(state["schedule"])

@@ -191,6 +191,11 @@ class RunFolder:
         """Folder of the final evaluation."""
         return self.path / "evaluation"
 
+    @property
+    def adapter(self) -> Path:
+        """Folder of the best weights' adapters, in the format of PEFT, where the model has any."""
+        return self.path / "adapter"
+
     def write_inputs(self, config: Mapping[str, Any], overrides: Sequence[str], argv: Sequence[str]) -> None:
         """Write config.yaml, overrides.txt, command.txt and env.json, secrets masked.
 

@@ -37,6 +37,7 @@ def write_report(run_dir: Path) -> Path:
         _final_evaluation(run_dir),
         _worst_cases(run_dir),
         _pictures(run_dir),
+        _adapter(run_dir),
         _components(run_dir),
         _plan(run_dir),
         _data(run_dir),
@@ -137,6 +138,21 @@ def _pictures(run_dir: Path) -> str:
     final = [path for path in sorted((run_dir / "evaluation").glob("*.png")) if path.stem != "worst"]
     lines += [f"![{path.stem}](evaluation/{path.name})" for path in final]
     return "## Pictures\n\n" + "\n\n".join(lines) if lines else ""
+
+
+def _adapter(run_dir: Path) -> str:
+    files = sorted((run_dir / "adapter").glob("*"))
+    if not files:
+        return ""
+    model = _read_config(run_dir).get("model", {})
+    rows = [(path.name, f"{path.stat().st_size / 1e6:.2f} MB") for path in files]
+    return (
+        "## Adapter (adapter/)\n\nOf the best weights, in the format of PEFT: "
+        '`peft.PeftModel.from_pretrained(network, "adapter")` reads it for a network of timm, '
+        f"`{model.get('arch', '?')}`, with the weights `{model.get('weights')}`. The head is beside it. The run's "
+        "checkpoints need these weights too: `model.weights=PATH` says where they are.\n\n"
+        + _table(("File", "Size"), rows)
+    )
 
 
 def _components(run_dir: Path) -> str:
