@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def _read_file(path: Path) -> Any:
             return load_file(path)
         # MAE and its descendants keep their command line in the file: a plain holder of values
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # mapped: what is not used, such as the state of an optimizer, is never read
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
         raise MedtrainError(
             f"{path} cannot be opened as weights: {str(error).strip().splitlines()[0]}",

@@ -22,6 +22,7 @@ from medtrain.data.source import Machine, Progress
 from medtrain.data.tabular import fit_tabular
 from medtrain.data.workers import usable_cores
 from medtrain.errors import ConfigError, DataError, Problem
+from medtrain.models.pretrained import PretrainedInput, pretrained_input
 
 if TYPE_CHECKING:
     from medtrain.data.images.settings import ImageData
@@ -126,11 +127,12 @@ def make_image_plan(
             categorical=sample_set.categorical_names,
             missing=settings.missing_numbers,
         )
-    image_format = _format(measured, settings, machine, window, reasons)
+    expected = pretrained_input(model)
+    image_format = _format(measured, settings, machine, window, expected, reasons)
     instances = _max_instances(found, settings, machine, image_format, reasons)
     views = len(sample_set.view_names) or instances or 1
     batch_size = settings.batch_size or _batch_size(machine, image_format, len(train), views, reasons)
-    mean, std = _normalization(measured, settings, image_format, model, reasons)
+    mean, std = _normalization(measured, settings, image_format, model, expected, reasons)
     single = not sample_set.view_names and not sample_set.bags
     pairs = _pairs(found, settings, reasons)
     copies = settings.cache if settings.cache is not None else _worth_copies(measured, image_format, reasons)
@@ -182,6 +184,7 @@ def _format(
     settings: ImageData,
     machine: Machine,
     window: tuple[float, float] | None,
+    expected: PretrainedInput,
     reasons: dict[str, str],
 ) -> ImageFormat:
     if measured is None:
@@ -195,7 +198,7 @@ def _format(
         reasons["data.channels"] = f"the images are {shown}"
     given = settings.image_size
     if given is None:
-        size = _volume_size(measured, machine, reasons) if dims == 3 else _picture_size(measured, reasons)
+        size = _volume_size(measured, machine, reasons) if dims == 3 else _picture_size(measured, expected, reasons)
     else:
         size = (given,) * dims if isinstance(given, int) else tuple(given)
     if len(size) != dims:
@@ -204,7 +207,10 @@ def _format(
     return ImageFormat(dims, size, channels, window, settings.scaling)
 
 
-def _picture_size(measured: Measured, reasons: dict[str, str]) -> tuple[int, int]:
+def _picture_size(measured: Measured, expected: PretrainedInput, reasons: dict[str, str]) -> tuple[int, int]:
+    if expected.size is not None:
+        reasons["data.image_size"] = f"{expected.size_reason}; the images have {_shown(measured.median)}"
+        return expected.size
     if len(set(measured.shapes)) == 1 and max(measured.median) <= _SIZE:
         height, width = measured.median
         reasons["data.image_size"] = f"every image looked at has {height} x {width} pixels"
@@ -281,12 +287,17 @@ def _normalization(
     settings: ImageData,
     image_format: ImageFormat,
     model: Mapping[str, Any],
+    expected: PretrainedInput,
     reasons: dict[str, str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = image_format.in_channels
     scheme: str = settings.normalization
     if measured is None:
         return (), ()
+    told = expected.normalization(channels)
+    if scheme == "auto" and told is not None:
+        reasons["data.normalization"] = expected.mean_reason
+        return told
     if scheme == "auto":
         pretrained = model.get("weights") or model.get("pretrained")
         scheme = "imagenet" if pretrained and channels in (1, 3) else "dataset"

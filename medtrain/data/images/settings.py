@@ -44,12 +44,13 @@ class ImageData:
         shares: Shares of train, val and test where the data set does not name the parts. Parts are made of whole
             patients, with the classes in equal shares. A share of 0 leaves a part empty.
         split_seed: Seed of the division; of its own, so that runs of several seeds share the parts.
-        image_size: Pixels per axis, H, W or D, H, W; one number for a square or a cube.
+        image_size: Pixels per axis, H, W or D, H, W; one number for a square or a cube. None follows what pretrained
+            weights were made with, or else the images.
         channels: 1 reads colours as grey, 3 repeats grey.
         batch_size: Samples per forward pass, over all devices; an optimizer step takes trainer.accumulate of them.
         normalization: What is subtracted from channels (of 0 to 1) and divided by. imagenet: its mean and deviation;
-            dataset: those of training images; half: 0.5 and 0.5; none: 0 and 1; auto: imagenet for pretrained weights,
-            which were made with it, and dataset otherwise.
+            dataset: those of training images; half: 0.5 and 0.5; none: 0 and 1; auto: what pretrained weights were made
+            with, imagenet where that is not known, and dataset without such weights.
         window: For images in Hounsfield units, the part of them that becomes 0 to 1: lung, mediastinum, bone,
             soft_tissue, brain, liver, abdomen, or centre/width.
         scaling: How numbers become 0 to 1. auto leaves 8 bits as they are and takes the 0.5 to 99.5 percentiles of each

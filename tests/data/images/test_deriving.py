@@ -9,13 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from medtrain.data.images.deriving import IMAGENET_MEAN
 from medtrain.data.images.found import divide
 from medtrain.data.images.plan import ImagePlan
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.source import Machine
-from medtrain.errors import ConfigError, UsageError
+from medtrain.errors import ConfigError, MedtrainError, UsageError
 from medtrain.registry import build
 from tests.data.images.small_sets import CPU, Given, open_module, picture, small_set
 
@@ -81,6 +82,68 @@ def test_normalisation_follows_the_weights(tmp_path: Path) -> None:
     grey, _ = plan_of(replace(settings, normalization="imagenet", channels=1))
     assert grey.mean == pytest.approx((0.449,), abs=1e-3)
     assert grey.std == pytest.approx((0.226,), abs=1e-3)
+
+
+def hf_folder(folder: Path, **content: Any) -> str:
+    folder.mkdir()
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_size_and_normalisation_follow_timms_weights(tmp_path: Path, channels: int) -> None:
+    settings = Given(samples=of_shape(tmp_path, (300, 300)), shares=(1, 0, 0), channels=channels)
+    # timm's test_vit.r160_in1k: 160 pixels, mean and deviation 0.5
+    plan, values = plan_of(settings, arch="test_vit", weights="timm")
+    assert plan.image_size == (160, 160)
+    assert (plan.mean, plan.std) == ((0.5,) * channels, (0.5,) * channels)
+    assert values["data.image_size"] == (160, 160)
+    assert "test_vit.r160_in1k" in plan.reasons["data.image_size"]
+    assert "test_vit.r160_in1k" in plan.reasons["data.normalization"]
+    given, _ = plan_of(replace(settings, image_size=64, normalization="imagenet"), arch="test_vit", weights="timm")
+    assert given.image_size == (64, 64)
+    assert given.mean[0] == pytest.approx(0.485 if channels == 3 else 0.449, abs=1e-3)
+    assert plan_of(settings, arch="test_vit", weights=None)[0].image_size == (224, 224)
+
+
+def test_a_bare_file_tells_its_size_by_position_embeddings(tmp_path: Path) -> None:
+    settings = Given(samples=of_shape(tmp_path, (300, 300, 3)), shares=(1, 0, 0))
+    for name, tokens in (("class_token.pth", 785), ("no_class_token.pth", 784)):
+        torch.save({"model": {"pos_embed": torch.zeros(1, tokens, 8)}}, tmp_path / name)
+        plan, _ = plan_of(settings, arch="vit_small_patch14_reg4_dinov2", weights=str(tmp_path / name))
+        assert plan.image_size == (392, 392)  # 28 x 28 patches of 14 pixels
+        assert plan.mean == IMAGENET_MEAN
+        assert name in plan.reasons["data.image_size"]
+    # a tag says which weights they are
+    plan, _ = plan_of(settings, arch="vit_small_patch16_224.augreg_in1k", weights=str(tmp_path / "absent.pth"))
+    assert (plan.image_size, plan.mean) == ((224, 224), (0.5, 0.5, 0.5))
+
+
+def test_a_folder_of_huggingface_tells_what_its_weights_expect(tmp_path: Path) -> None:
+    samples = of_shape(tmp_path, (300, 300, 3))
+    settings = Given(samples=samples, shares=(1, 0, 0))
+    # RAD-DINO's own file
+    folder = hf_folder(
+        tmp_path / "rad-dino",
+        crop_size={"height": 518, "width": 518}, size={"shortest_edge": 518},
+        image_mean=[0.5307, 0.5307, 0.5307], image_std=[0.2583, 0.2583, 0.2583],
+    )  # fmt: skip
+    plan, _ = plan_of(settings, arch="vit_base_patch14_dinov2", weights=folder)
+    assert plan.image_size == (518, 518)
+    assert (plan.mean, plan.std) == ((0.5307,) * 3, (0.2583,) * 3)
+    assert plan.reasons["data.normalization"] == "rad-dino/preprocessor_config.json says so"
+    folder = hf_folder(tmp_path / "edge", size={"shortest_edge": 256}, image_mean=[0.1], image_std=[0.2])
+    plan, _ = plan_of(replace(settings, channels=1), arch="resnet18", weights=folder)
+    assert (plan.image_size, plan.mean, plan.std) == ((256, 256), (0.1,), (0.2,))
+    timm_folder = tmp_path / "timm"
+    timm_folder.mkdir()
+    config = {"pretrained_cfg": {"input_size": [3, 96, 128], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}
+    (timm_folder / "config.json").write_text(json.dumps(config))
+    plan, _ = plan_of(settings, arch="resnet18", weights=str(timm_folder))
+    assert (plan.image_size, plan.mean) == ((96, 128), (0.1, 0.2, 0.3))
+    (timm_folder / "config.json").write_text("{")
+    with pytest.raises(MedtrainError, match=r"config\.json does not say"):
+        plan_of(settings, arch="resnet18", weights=str(timm_folder))
 
 
 def test_statistics_are_of_the_training_part(tmp_path: Path) -> None:
