@@ -54,6 +54,10 @@ class ColumnNames:
         missing_images: Whether a sample may have no image at all; a missing view is never an error.
         annotation: Column of masks, named like images: white where something is that a model should look at. An empty
             cell means that nobody drew one. Not with views or bags.
+        annotation_box: Instead of masks: columns with the left, top, right and bottom edge of a box around it, in
+            pixels of the image file. All four are empty where nobody drew one.
+        annotation_point: Instead of masks: columns with x and y of a place to look at, in pixels of the image file,
+            and maybe one with the radius around it; 0.09 of the shorter side where none is given.
         sample_id: Column of ids. None for the image's path without its suffix, or the line.
         group: Column of the patient. None where each sample is one.
         group_pattern: Regular expression whose first group is the patient; searched in the group column, or in the
@@ -64,6 +68,8 @@ class ColumnNames:
         part: Column that says train, val or test.
         numeric: Columns of numbers.
         categorical: Columns of categories.
+        metadata: Columns that no model is shown, such as site or scanner: results tell them, and
+            `task.report.subgroups` may name them.
         decimal: Decimal mark of numbers.
     """
 
@@ -73,6 +79,8 @@ class ColumnNames:
     image_suffix: str = ""
     missing_images: bool = False
     annotation: str | None = None
+    annotation_box: tuple[str, str, str, str] | None = None
+    annotation_point: tuple[str, ...] | None = None
     sample_id: str | None = None
     group: str | None = None
     group_pattern: Annotated[str, Format(parse_group_pattern, r"'^(\w+?)_'")] | None = None
@@ -82,6 +90,7 @@ class ColumnNames:
     part: str | None = None
     numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
     decimal: Literal[".", ","] = "."
 
 
@@ -100,7 +109,8 @@ class TableColumns(ColumnNames):
         fields = FIELD.findall(self.image_pattern or "")
         single = [self.annotation, self.sample_id, self.group, self.view, self.bag, self.part]
         targets = [target.column for target in self.targets]
-        wanted = [*self.images, *fields, *targets, *single, *self.numeric, *self.categorical]
+        marks = [*(self.annotation_box or ()), *(self.annotation_point or ())]
+        wanted = [*self.images, *fields, *targets, *single, *marks, *self.numeric, *self.categorical, *self.metadata]
         return list(dict.fromkeys(name for name in wanted if name is not None))
 
 
@@ -120,10 +130,21 @@ def check_columns(columns: TableColumns) -> None:
         raise UsageError("view names are given, but no view column")
     if (columns.view or columns.bag) and len(columns.images) > 1:
         raise UsageError("with a view or bag column each row holds one image, but several image columns are given")
-    if columns.annotation and (columns.view or columns.bag or (len(columns.images) != 1 and not columns.image_pattern)):
+    annotated = [columns.annotation, columns.annotation_box, columns.annotation_point]
+    if sum(one is not None for one in annotated) > 1:
+        raise UsageError("give one of annotation, annotation_box and annotation_point")
+    if columns.annotation_point is not None and len(columns.annotation_point) not in (2, 3):
+        raise UsageError("annotation_point names two or three columns: x, y and maybe the radius")
+    if any(annotated) and (columns.view or columns.bag or (len(columns.images) != 1 and not columns.image_pattern)):
         raise UsageError("an annotation is of the one image of a sample: not with views, bags or without an image")
     if not (columns.images or columns.image_pattern or columns.numeric or columns.categorical):
         raise UsageError("neither images nor tabular columns are given: there is nothing to learn from")
+    both = [name for name in columns.metadata if name in (*columns.numeric, *columns.categorical)]
+    if both:
+        raise UsageError(
+            f"metadata are not shown to the model, but {both[0]!r} is one of its numeric or categorical columns",
+            hint="subgroups may name those columns, too",
+        )
     for target in columns.targets:
         _check_target(target)
 

@@ -63,7 +63,7 @@ def inspect_images(
         MissingExtraError: A DICOM file is to be decoded, and pydicom is not installed.
     """
     named = (ref for sample in sample_set.samples for ref in (*sample.images, sample.annotation))
-    refs = list(dict.fromkeys(ref for ref in named if ref is not None))
+    refs = list(dict.fromkeys(ref for ref in named if isinstance(ref, ImageRef)))
 
     def look(ref: ImageRef) -> str | Problem:
         try:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medtrain.data.marks import Mark
+
 
 @dataclass(frozen=True)
 class ArrayItem:
@@ -28,6 +30,9 @@ class ArrayItem:
 ImageRef = Path | ArrayItem
 """Where an image is: a file, or a place in one."""
 
+Annotation = ImageRef | Mark
+"""What matters in an image: an image of a mask, a box or a point."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -42,7 +47,9 @@ class Sample:
         numeric: One per numeric column, None where it is missing.
         categorical: One per categorical column, as written; None where it is missing.
         part: "train", "val" or "test" where the source says so.
-        annotation: Mask of what matters in the image, white where it does; None where nobody drew one.
+        annotation: Mask of what matters in the image, white where it does, or a box or point; None where nobody drew
+            one.
+        metadata: One per metadata column, as written; empty where it is missing.
     """
 
     sample_id: str
@@ -52,7 +59,8 @@ class Sample:
     numeric: tuple[float | None, ...] = ()
     categorical: tuple[str | None, ...] = ()
     part: str | None = None
-    annotation: ImageRef | None = None
+    annotation: Annotation | None = None
+    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class SampleSet:
         numeric_names: In the order of `Sample.numeric`.
         categorical_names: In the order of `Sample.categorical`.
         bags: Whether the images of a sample are instances of a bag.
+        metadata_names: In the order of `Sample.metadata`.
     """
 
     set_name: str
@@ -91,6 +100,7 @@ class SampleSet:
     numeric_names: tuple[str, ...] = ()
     categorical_names: tuple[str, ...] = ()
     bags: bool = False
+    metadata_names: tuple[str, ...] = ()
 
     def strata(self) -> list[tuple[object, ...]]:
         """What a split should balance: the classes of each sample by target; numbers are labelled or not."""

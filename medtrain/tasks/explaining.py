@@ -215,7 +215,8 @@ def _captions(task: ImageTask, one: _Looked) -> dict[str, Line]:
         elif said is not None:
             known = true is not None and true == true and true != ""
             color = DIM if not known else RIGHT if said == true else WRONG
-            found[name] = (f"said {_text(said)}" + (f", truth {_text(true)}" if known else ""), color)
+            judged = "" if not known else ": right" if said == true else f", truth {_text(true)}"
+            found[name] = (f"said {_text(said)}{judged}", color)
     return found
 
 

@@ -20,7 +20,6 @@ from medtrain.inference.images import ImageInference
 from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervision, SupervisedLoss
 from medtrain.metrics.arrays import finite_values
 from medtrain.metrics.spec import MetricSpec
-from medtrain.models.cam import maps_from_features, record_features
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 from medtrain.tasks.gallery import Gallery
 from medtrain.tasks.outcome import Decision, Outcome, Rows, column
@@ -33,6 +32,7 @@ from medtrain.tasks.report import (
     subgroup_rows,
     write_report,
 )
+from medtrain.tasks.watching import Outputs, TruthMaps
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from medtrain.losses.units import ImageLoss
 
 log = logging.getLogger(__name__)
-
-Outputs = dict[str, Tensor]
-"""What a model returns: `logits`, and maybe `aux/<name>` and `attention`."""
 
 _LOSS = MetricSpec("loss", "min")
 
@@ -95,11 +92,13 @@ class ImageTask:
         self._check_loss()
         self._check_attention(instance_entropy)
         self.outcome = self.make_outcome()
-        self.subgroups = Subgroups(report, plan.tabular)
+        self.subgroups = Subgroups(report, plan.tabular, plan.metadata_names)
         self.class_names: Sequence[str] = self.outcome.class_names
         self.in_channels = plan.in_channels
         self.normalizer = Normalizer(plan)
         self.decision: Decision = {}
+        source = "model" if attention is None else attention.source
+        self.maps = None if source == "model" else TruthMaps(loss, source)
         # evaluation reads logits on the CPU, in full precision
         self.cpu_loss = copy.deepcopy(loss).cpu()
         self.begin_evaluation()
@@ -177,13 +176,15 @@ class ImageTask:
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """The loss of the logits, and beside it that of auxiliary heads and of where the model looks."""
         target, maps = batch["target"], None
-        if self.attention is not None and self.attention.source == "gradcam":
-            with record_features(_unwrapped(model)) as record:
-                outputs = as_outputs(self.forward(model, batch))
-            evidence = self.loss.evidence(outputs["logits"], target)
-            maps = maps_from_features(record, batch, evidence[:, None], 0, create_graph=True)
+        inner = _unwrapped(model)
+
+        def forward() -> Outputs:
+            return as_outputs(self.forward(model, batch))
+
+        if self.maps is None:
+            outputs = forward()
         else:
-            outputs = as_outputs(self.forward(model, batch))
+            outputs, maps = self.maps(inner, self.inputs(inner, batch), target, forward)
         loss, terms = self.supervised(
             outputs, target, maps=maps, annotation=batch.get("annotation"), present=batch.get("present")
         )

@@ -37,9 +37,10 @@ class Report:
     Args:
         resamples: Draws of patients for confidence intervals; 0 for none.
         confidence: Share of the draws that an interval holds.
-        subgroups: Columns of the table (numeric or categorical inputs) by whose values the metrics are given, too.
-        bins: Edges that divide a numeric column of `subgroups`, e.g. `{age: [40, 60]}`; the quartiles are taken where
-            none are given.
+        subgroups: Columns of the table (numeric or categorical inputs, or `data.metadata`) by whose values the metrics
+            are given, too.
+        bins: Edges that divide a column of numbers of `subgroups`, e.g. `{age: [40, 60]}`. Numeric inputs are divided
+            at their quartiles where none are given, metadata not at all.
         explain: How samples of the final evaluation are explained by pictures: `gradcam`, `gradcam++`, `cam` (of models
             that end in one linear layer on the averaged feature map), or `none`.
         explained: How many of the worst, of the most uncertain and of the best samples are explained.
@@ -62,34 +63,41 @@ class Subgroups:
     Args:
         report: Names them.
         tabular: The fitted encoding of the columns (a `TabularEncoder`), or None.
+        metadata: Columns that batches bring along as texts, `column/<name>`; all of them are kept in records.
 
     Raises:
         UsageError: A column does not exist; bins for one that is not asked for, is not a number, or do not ascend.
     """
 
-    def __init__(self, report: Report, tabular: Any | None) -> None:
+    def __init__(self, report: Report, tabular: Any | None, metadata: Sequence[str] = ()) -> None:
+        self.metadata = tuple(metadata)
         self.numeric = {state.column: (i, state) for i, state in enumerate(tabular.numeric if tabular else ())}
         self.categorical = {state.column: (i, state) for i, state in enumerate(tabular.categorical if tabular else ())}
         self.names = report.subgroups
         self.bins = report.bins
-        known = [*self.numeric, *self.categorical]
+        known = [*self.numeric, *self.categorical, *self.metadata]
         for name in self.names:
             if name not in known:
                 near = closest(name, known)
                 raise UsageError(
                     f"task.report.subgroups: {name} is no column of the table; available: {', '.join(known) or 'none'}",
-                    hint=f"did you mean {near}?" if near else "name tabular columns in data",
+                    hint=f"did you mean {near}?" if near else "name columns in data, e.g. data.metadata=[site]",
                 )
         for name, edges in self.bins.items():
-            if name not in self.names or name not in self.numeric:
-                raise UsageError(f"task.report.bins: {name} is no numeric column of task.report.subgroups")
+            if name not in self.names or name in self.categorical:
+                raise UsageError(f"task.report.bins: {name} is no column of numbers of task.report.subgroups")
             if not edges or list(edges) != sorted(set(edges)):
                 raise UsageError(f"task.report.bins.{name} must ascend, got {list(edges)}")
 
     def values(self, batch: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The columns of one sample of a batch; empty text or NaN where the value is missing."""
         found: dict[str, Any] = {}
+        for name in self.metadata:
+            text = str(batch[f"column/{name}"][index])
+            found[f"column/{name}"] = _number(name, text) if name in self.bins else text
         for name in self.names:
+            if name in self.metadata:
+                continue
             if name in self.numeric:
                 place, state = self.numeric[name]
                 there = bool(batch["observed"][index, place])
@@ -108,7 +116,7 @@ class Subgroups:
         found: dict[str, list[Any]] = {}
         for name in self.names:
             values = [record.get(f"column/{name}", "") for record in records]
-            if name in self.numeric:
+            if name in self.numeric or name in self.bins:
                 numbers = np.array([math.nan if value == "" else value for value in values], dtype=np.float64)
                 values = binned(numbers, self.bins.get(name) or _quartiles(numbers))
             found[name] = values
@@ -219,6 +227,21 @@ def metrics_table(summary: Mapping[str, float], specs: Mapping[str, MetricSpec],
         cells = [shown(f"{row}/{part}") if f"{row}/{part}" in summary else "" for part in parts] if wide else []
         table.add_row(Text(row), shown(row) if row in summary else "", *cells)
     return table
+
+
+def _number(column: str, value: Any) -> float:
+    """A value of a column that is divided into bins; NaN where it is missing.
+
+    Raises:
+        UsageError: It is a text.
+    """
+    try:
+        return math.nan if value == "" else float(value)
+    except ValueError:
+        raise UsageError(
+            f"task.report.bins.{column} divides numbers, but the column {column} holds {value!r}",
+            hint="leave out its bins: each of its values is a subgroup then",
+        ) from None
 
 
 def _quartiles(values: np.ndarray) -> list[float]:

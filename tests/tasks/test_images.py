@@ -469,7 +469,7 @@ def test_subgroups_are_told_as_they_were_written() -> None:
     ("report", "words"),
     [
         (Report(subgroups=("sx",)), "sx is no column of the table; available: age, sex"),
-        (Report(subgroups=("sex",), bins={"sex": (1.0,)}), "sex is no numeric column"),
+        (Report(subgroups=("sex",), bins={"sex": (1.0,)}), "sex is no column of numbers"),
         (Report(subgroups=("age",), bins={"age": (2.0, 1.0)}), "must ascend"),
     ],
 )

@@ -31,7 +31,7 @@ from medtrain.data.digests import digest_of
 from medtrain.data.image_sets import load_array
 from medtrain.data.images.plan import ImageFormat
 from medtrain.data.images.reading import read_annotation, read_for
-from medtrain.data.sample import ImageRef
+from medtrain.data.sample import Annotation, ImageRef
 from medtrain.data.store import mark_used
 from medtrain.data.workers import Progress, usable_cores
 from medtrain.errors import DataError, Problem
@@ -129,7 +129,7 @@ def prepare_images(
     store: Path,
     root: Path,
     copy: bool,
-    annotations: Sequence[tuple[ImageRef, ImageRef]] = (),
+    annotations: Sequence[tuple[Annotation, ImageRef]] = (),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> ImageCopies:
@@ -143,7 +143,7 @@ def prepare_images(
         store: Folder that runs share.
         root: Folder of the data set.
         copy: Whether to write copies.
-        annotations: Masks, each with the image it is of.
+        annotations: Masks, boxes or points, each with the image it is of.
         workers: Threads; as many as there are processors, at most 8, if None.
         progress: Called for each image that was not known, with images done, images in all and its name.
 
@@ -203,10 +203,10 @@ class _Preparation:
                     _save_known(self.folder, self.known)
         return problems
 
-    def check(self, mask: ImageRef, ref: ImageRef) -> list[Problem]:
+    def check(self, mask: Annotation, ref: ImageRef) -> list[Problem]:
         """What is wrong with a mask."""
         try:
-            read_annotation(mask, read_for(self.image_format, ref))
+            read_annotation(mask, read_for(self.image_format, ref), ref)
         except DataError as error:
             return list(error.problems)
         return []

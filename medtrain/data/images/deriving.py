@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medtrain.data.image_sets import read_sample_image
+from medtrain.data.images.events import find_event_times
 from medtrain.data.images.found import FoundImages
 from medtrain.data.images.plan import ImageFormat, ImagePlan, TargetPlan
 from medtrain.data.images.reading import REDUCED_ABOVE, read_for
@@ -153,7 +154,9 @@ def make_image_plan(
         annotated=_annotated(found, single and measured is not None),
         window=window,
         scaling=settings.scaling,
+        metadata_names=tuple(sample_set.metadata_names),
         paired_targets=pairs,
+        event_times=find_event_times(sample_set.targets, train),
         reasons=reasons,
     )
     return plan, copies

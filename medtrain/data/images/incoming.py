@@ -120,6 +120,9 @@ def _without_labels(columns: TableColumns, plan: ImagePlan) -> TableColumns:
         group_pattern=None,
         part=None,
         annotation=None,
+        annotation_box=None,
+        annotation_point=None,
+        metadata=(),
         missing_images=True,
         views=plan.view_names if columns.view else None,
     )

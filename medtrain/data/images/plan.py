@@ -72,7 +72,9 @@ class ImagePlan:
         annotated: Whether samples may have a mask of what matters.
         window: See `ImageFormat`.
         scaling: See `ImageFormat`.
+        metadata_names: Columns that only tell of samples.
         paired_targets: Indices of targets that change places when left and right do.
+        event_times: Times, or percentiles of the times, of the events in the training part; empty without such targets.
         reasons: One sentence per derived value, by dotted config key.
     """
 
@@ -92,7 +94,9 @@ class ImagePlan:
     annotated: bool = False
     window: tuple[float, float] | None = None
     scaling: ImageScaling = "auto"
+    metadata_names: tuple[str, ...] = ()
     paired_targets: tuple[tuple[int, int], ...] = ()
+    event_times: tuple[float, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -130,6 +134,7 @@ class ImagePlan:
             "targets": self.targets,
             "class_counts": [target.counts for target in self.targets],
             "num_classes": len(classes) if classes else 0,
+            "event_times": self.event_times,
         }
 
     def facts(self) -> list[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,8 @@ import numpy as np
 from medtrain.data.image_sets import read_sample_image
 from medtrain.data.images.plan import ImageFormat
 from medtrain.data.io.images import Image, image_error, to_float
-from medtrain.data.sample import ImageRef
+from medtrain.data.marks import Mark, Point
+from medtrain.data.sample import Annotation, ImageRef
 from medtrain.data.transforms.images.resize import stretch
 
 KEPT_DETAIL = 2
@@ -81,26 +83,42 @@ def reduce(array: np.ndarray, image_size: tuple[int, ...]) -> np.ndarray:
     return stretch(array, (*depth, *plane))
 
 
-def read_annotation(ref: ImageRef, image: np.ndarray) -> np.ndarray:
+def read_annotation(annotation: Annotation, image: np.ndarray, ref: ImageRef) -> np.ndarray:
     """A mask [H, W] from 0 to 1 on the grid of an image that was read.
 
     Args:
-        ref: The mask.
+        annotation: The mask, or a box or point in pixels of the image file.
         image: [H, W, C].
+        ref: The image.
 
     Raises:
-        DataError: It cannot be read, or its shape is another.
+        DataError: It cannot be read, its shape is another, or it lies beyond the image.
     """
-    path = ref if isinstance(ref, Path) else ref.path
-    found = read_sample_image(ref, channels=1)
+    want = (image.shape[0], image.shape[1])
+    if isinstance(annotation, Mark):
+        path = ref if isinstance(ref, Path) else ref.path
+        size = _file_size(ref)
+        if len(size) != 2:
+            raise image_error(path, "a box or point marks a place in a picture, and this is a volume")
+        drawn = annotation.mask((size[0], size[1]), want)
+        if not drawn.any() or (isinstance(annotation, Point) and not annotation.inside((size[0], size[1]))):
+            raise image_error(path, f"{annotation} lies beyond the image of {size[0]} x {size[1]} (H x W)")
+        return drawn
+    path = annotation if isinstance(annotation, Path) else annotation.path
+    found = read_sample_image(annotation, channels=1)
     if found.array.ndim != 3:
         raise image_error(path, "an annotation must be a picture")
     height, width = found.array.shape[1:]
-    want = image.shape[:2]
     if abs(math.log((height / width) / (want[0] / want[1]))) > 0.03:
         raise image_error(path, f"is {height} x {width}, which is another shape than its image's")
     mask = to_float(found, "full_range" if found.max_value else "min_max", path=path)[0]
     return np.ascontiguousarray(stretch(mask, want, is_mask=True))
+
+
+@lru_cache(maxsize=1 << 16)
+def _file_size(ref: ImageRef) -> tuple[int, ...]:
+    """The shape of an image in its file, which may be read smaller."""
+    return read_sample_image(ref).array.shape[1:]
 
 
 def _check(image: Image, image_format: ImageFormat, path: Path) -> None:
