@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medtrain.callbacks.base import Callback
@@ -23,6 +24,7 @@ from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, Progress, derive
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.distributed import Dist
+from medtrain.engine.explaining import explain_cases
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
@@ -34,7 +36,7 @@ from medtrain.run.folder import RunFolder, Status
 from medtrain.run.log import setup_logging
 from medtrain.run.report import write_report
 from medtrain.run.seed import seed_everything
-from medtrain.tasks.base import PictureStyle
+from medtrain.tasks.base import PictureStyle, Record
 
 log = logging.getLogger(__name__)
 
@@ -353,15 +355,18 @@ def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, 
     with best_weights(engine) as best:
         engine.task.use_decision({})
         records = engine.evaluate(limit=None, final=True)
-    decision = engine.task.fit_decision(records)
-    records = engine.task.decide(records)
+        decision = engine.task.fit_decision(records)
+        records = engine.task.decide(records)
+        explained = _explained(engine, records, best.step) if engine.dist.is_main else {}
     summary = engine.task.summarize(records)
     if engine.dist.is_main:
         save_decision(folder.path, best.step, inference, decision)
         facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
         engine.task.write_evaluation(folder.evaluation, records, summary, extra=facts)
-        for name, pixels in engine.task.pictures(records, PictureStyle(title=f"step {best.step}")).items():
+        pictures = engine.task.pictures(records, PictureStyle(title=f"step {best.step}"))
+        for name, pixels in {**pictures, **explained}.items():
             save_picture(folder.evaluation / f"{name}.png", pixels)
+            engine.loggers.log_image(engine.step, f"evaluation/{name}", pixels)
         name = engine.monitor.name.removeprefix("val/")
         how = " ".join(
             ["final evaluation of step", str(best.step), f"on {len(records)} cases", engine.task.describe_final()]
@@ -371,6 +376,14 @@ def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, 
         log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in worst))
     torch.cuda.empty_cache()
     return {f"val/{name}": value for name, value in summary.items()}
+
+
+def _explained(engine: Engine, records: Sequence[Record], step: int) -> dict[str, np.ndarray]:
+    """Why the model judged some cases as it did, with the weights that it has now."""
+    with engine.evaluation_weights():
+        return explain_cases(
+            engine.task, engine.model, engine.data.judged_items, records, PictureStyle(title=f"step {step}")
+        )
 
 
 @contextlib.contextmanager

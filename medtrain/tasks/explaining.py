@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.models.cam import explain_each
 from medtrain.pictures.attention import draw_attention
-from medtrain.pictures.figure import draw_sentence
 from medtrain.pictures.heat import Explained, draw_heat_maps, draw_instance_maps
 from medtrain.pictures.samples import Sample, describe
 from medtrain.pictures.thumbnails import DIM, RIGHT, WRONG, Line
@@ -24,6 +24,8 @@ from medtrain.tasks.outcome import FOR_THE_PREDICTION, FOR_THE_TRUTH, Outcome
 
 if TYPE_CHECKING:
     from medtrain.tasks.images import ImageTask
+
+log = logging.getLogger(__name__)
 
 MOST_QUESTIONS = 8
 """Maps of a sample that fit beside each other."""
@@ -101,7 +103,11 @@ def explain_samples(
     asked = ask(task, chosen)
     headings = [kind for kind, found in kinds.items() for _ in found]
     looked = list(_look(task, model, read, chosen, headings, asked))
-    pictures = {"explained": _draw_maps(task, looked, list(asked), style)}
+    pictures = {}
+    if any(np.ptp(heat) > 0 for one in looked for heat in one.maps.values()):
+        pictures["explained"] = _draw_maps(task, looked, list(asked), style)
+    else:
+        log.info("no pictures of what the model saw: its maps are even, or have a single place")
     if task.plan.several_images and any(one.sample.attention is not None for one in looked):
         pictures["attention"] = _draw_bars(task, looked, style)
     return pictures
@@ -172,8 +178,6 @@ class _Evidence:
 
 def _draw_maps(task: ImageTask, looked: Sequence[_Looked], names: Sequence[str], style: PictureStyle) -> np.ndarray:
     title = f"what the model saw ({task.report.explain})   {style.title}".rstrip()
-    if not looked:
-        return draw_sentence(title, "There is no image to explain.")
     size = max(60, style.panel_size * 3 // 5)
     if task.plan.several_images:
         rows = [(one.heading, one.sample, one.maps[names[0]]) for one in looked]
@@ -228,13 +232,13 @@ def _draw_bars(task: ImageTask, looked: Sequence[_Looked], style: PictureStyle) 
         if one.sample.attention is None or count[one.heading] == _BARS_OF_EACH:
             continue
         count[one.heading] += 1
-        title = "   ".join(part for part in ("attention", style.title, one.heading) if part)
+        title = ", ".join(part for part in (style.title, one.heading) if part)
         drawn.append(
             draw_attention(
                 one.sample,
-                title=title,
+                title=f"{title}: attention" if title else "attention",
                 top=_INSTANCES,
-                panel_size=max(60, style.panel_size * 2 // 5),
+                panel_size=max(60, style.panel_size // 2),
                 names=task.plan.view_names,
                 channel=style.channel,
             )
