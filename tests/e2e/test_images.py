@@ -128,6 +128,20 @@ def test_what_the_validation_part_decides_is_used_on_the_test_part(
     ]
 
 
+def test_time_is_divided_by_the_events_of_the_training_part(
+    words: Callable[[str], list[str]], tmp_path: Path, medtrain: Command
+) -> None:
+    run = tmp_path / "run"
+    assert medtrain("train", *words("phantom_survival"), "loss=discrete_survival", f"run.dir={run}") == 0
+    times = json.loads((run / "plan.json").read_text())["event_times"]
+    assert times == sorted(times)
+    assert 5 < len(times) <= 40
+    # as many logits as intervals: 10
+    assert load_file(run / "checkpoints" / "step_00000004" / "model.safetensors")["head.weight"].shape == (10, 8)
+    assert "val/c_index" in read_rows(run)[-1]
+    assert medtrain("evaluate", run) == 0
+
+
 def test_the_check_names_what_is_wrong_with_a_table(
     tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
