@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +37,7 @@ def export(
 ) -> None:
     """Write a run's network as TorchScript, ONNX or torch.export, with a manifest of how to use it.
 
-    Each file is compared with the network in memory, on random input and on a scan where the data is at hand. The
+    Each file is compared with the network in memory, on random input and on a case where the data is at hand. The
     folder appears only when all agree.
     """
     with handle_errors(debug):
@@ -55,7 +56,11 @@ def export(
 def _script_hint(folder: Path) -> str:
     """How to run the ready script, where the export has one."""
     script = folder / "predict.py"
-    return f"; without medtrain: python {script} SCAN.nii.gz OUT.nii.gz" if script.exists() else ""
+    if not script.exists():
+        return ""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    usage = "IN OUT.csv" if manifest.get("family") == "images" else "SCAN.nii.gz OUT.nii.gz"
+    return f"; without medtrain: python {script} {usage}"
 
 
 def _table(files: Sequence[ExportedFile]) -> str:

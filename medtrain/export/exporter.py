@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.export.formats import FORMATS, FileFormat, file_format
-from medtrain.export.manifest import MANIFEST_NAME, SCRIPT_NAME, describe, describe_file, describe_script
+from medtrain.export.images import image_subject
+from medtrain.export.manifest import MANIFEST_NAME, SCRIPT_NAME, describe_file, describe_script
 from medtrain.export.parity import ParityInput, compare, make_inputs
+from medtrain.export.subject import Subject, segmentation_subject
 from medtrain.export.types import ExportedFile, TrainedRun
 from medtrain.run.atomic import atomic_dir, atomic_write, atomic_write_json, disk_errors
 
@@ -34,20 +36,23 @@ def export_model(
     out_dir: Path,
     *,
     tolerance: float = DEFAULT_TOLERANCE,
-    samples: Sequence[tuple[str, Tensor]] = (),
+    samples: Sequence[tuple[str, Any]] = (),
     overwrite: bool = False,
 ) -> list[ExportedFile]:
     """Write the network of a run in one or more formats, with a manifest, and check each file.
 
-    Every file takes a normalised float32 patch [B, C, *P] with any batch size B and returns logits [B, K, *P]. Beside
-    an ONNX file lies `predict.py`, which segments whole scans with it and needs neither medtrain nor torch.
+    A file of a segmentation takes a normalised float32 patch [B, C, *P] with any batch size B and returns logits
+    [B, K, *P]; one of labelled images takes the entries of a batch that the network takes, and returns logits and,
+    where it has one, the attention. Beside an ONNX file lies `predict.py`, which does the whole work of
+    `medtrain predict` with it and needs neither medtrain nor torch.
 
     Args:
         loaded: The run.
         formats: Names of FORMATS; duplicates count once.
         out_dir: The folder to make; it must not exist or be empty, unless `overwrite`.
         tolerance: Allowed difference of any logit, relative to the largest logit of an input (absolute below 1), > 0.
-        samples: (case id, normalised patch [C, *P]) of real scans to compare on, beside random input.
+        samples: (case id, input) of real cases to compare on, beside random input: a normalised patch [C, *P], or a
+            batch of one sample.
         overwrite: Replace a folder that holds an earlier export and nothing else.
 
     Returns:
@@ -59,20 +64,25 @@ def export_model(
         MedtrainError: The network cannot be exported, or a file does not compute the same; nothing is written then.
     """
     chosen = check_request(formats, out_dir, overwrite=overwrite)
-    plan = loaded.plan
     network = _prepare(loaded.model, loaded.device)
+    subject = make_subject(loaded, network, samples)
     with disk_errors(out_dir):
         out_dir.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_dir, existing="replace" if overwrite else "fail") as folder:
-        shape = (plan.in_channels, *plan.patch_size)
-        inputs = make_inputs(network, shape, plan.num_classes, device=loaded.device, samples=samples)
-        description = describe(loaded)
-        embedded = json.dumps(description)
-        files = [_export_one(entry, network, folder, embedded, inputs, loaded.device, tolerance) for entry in chosen]
+        inputs = make_inputs(subject.network, subject.inputs, subject.expected, device=loaded.device)
+        embedded = json.dumps(subject.description)
+        files = [_export_one(entry, subject, folder, embedded, inputs, loaded.device, tolerance) for entry in chosen]
         _refuse_failures(files)
-        listed = {"files": [describe_file(file) for file in files], "scripts": _write_scripts(folder, files)}
-        atomic_write_json(folder / MANIFEST_NAME, {**description, **listed})
+        listed = {"files": [describe_file(file) for file in files], "scripts": _write_scripts(folder, files, subject)}
+        atomic_write_json(folder / MANIFEST_NAME, {**subject.description, **listed})
     return [dataclasses.replace(file, path=out_dir / file.path.name) for file in files]
+
+
+def make_subject(loaded: TrainedRun, network: nn.Module, samples: Sequence[tuple[str, Any]]) -> Subject:
+    """What is exported, by the family of the data."""
+    if loaded.plan.family == "segmentation":
+        return segmentation_subject(loaded, network, samples)
+    return image_subject(loaded, network, samples)
 
 
 def check_request(formats: Sequence[str], out_dir: Path, *, overwrite: bool) -> list[FileFormat]:
@@ -109,14 +119,16 @@ def _check_destination(out_dir: Path, overwrite: bool) -> None:
 
 
 def _prepare(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to export: eval mode, float32, default memory layout, no gradients."""
-    network = copy.deepcopy(model).to(device=device, dtype=torch.float32).to(memory_format=torch.contiguous_format)
+    """A copy to export: eval mode, float32, default memory layout, no gradients, adapters merged into the weights."""
+    merge = getattr(model, "merged", None)
+    network = merge() if callable(merge) else copy.deepcopy(model)
+    network = network.to(device=device, dtype=torch.float32).to(memory_format=torch.contiguous_format)
     return network.eval().requires_grad_(False)
 
 
 def _export_one(
     entry: FileFormat,
-    network: nn.Module,
+    subject: Subject,
     folder: Path,
     description: str,
     inputs: Sequence[ParityInput],
@@ -124,22 +136,22 @@ def _export_one(
     tolerance: float,
 ) -> ExportedFile:
     path = folder / entry.filename
-    # two samples, so that no format mistakes the batch size for a constant 1
-    example = inputs[0].image.expand(2, *inputs[0].image.shape[1:]).contiguous().to(device)
-    producer = entry.write(network, example, path, description)
-    parity = compare(entry.load(path, device), inputs, tolerance=tolerance, device=device)
+    example = tuple(value.to(device) for value in subject.example)
+    producer = entry.write(subject.network, example, path, description, subject.signature)
+    parity = compare(entry.load(path, device, subject.signature), inputs, tolerance=tolerance, device=device)
     return ExportedFile(
         entry.name, path, path.stat().st_size, _sha256(path), tolerance, tuple(parity), producer=producer
     )
 
 
-def _write_scripts(folder: Path, files: Sequence[ExportedFile]) -> list[dict[str, Any]]:
+def _write_scripts(folder: Path, files: Sequence[ExportedFile], subject: Subject) -> list[dict[str, Any]]:
     """Put the ready script beside an ONNX file; the other formats need torch, for which it was not written."""
-    if not any(file.format == "onnx" for file in files):
+    script = subject.script
+    if script is None or not any(file.format == "onnx" for file in files):
         return []
-    template = importlib.resources.files("medtrain.export") / "standalone.py"
+    template = importlib.resources.files("medtrain.export") / script.resource
     atomic_write(folder / SCRIPT_NAME, template.read_bytes())
-    return [describe_script(folder / SCRIPT_NAME)]
+    return [describe_script(folder / SCRIPT_NAME, usage=script.usage, needs=script.needs)]
 
 
 def _refuse_failures(files: Sequence[ExportedFile]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,8 +29,39 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ONNX_LIMIT_BYTES = 2**31 - 2**24
 """A protobuf message holds less than 2 GiB; the graph itself takes a share of it."""
 
-Runner = Callable[[Tensor], Tensor]
-"""Runs an exported file: a float32 image [B, C, *P] to logits [B, K, *P] on the CPU."""
+Runner = Callable[..., tuple[Tensor, ...]]
+"""Runs an exported file: one tensor per input, in their order, to one per output, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes into a network and what comes out of it.
+
+    Args:
+        inputs: Names of its positional arguments.
+        outputs: Names of what it returns: a tensor, or a tuple of several.
+        free: Per input, the axes whose length may vary, by name; the same name is the same length.
+    """
+
+    inputs: tuple[str, ...] = (INPUT_NAME,)
+    outputs: tuple[str, ...] = (OUTPUT_NAME,)
+    free: tuple[Mapping[int, str], ...] = (MappingProxyType({0: "batch"}),)
+
+    def dynamic_shapes(self, *, packed: bool) -> Any:
+        """The free axes as torch.export takes them.
+
+        Args:
+            packed: Whether the network takes its inputs as `*tensors`.
+        """
+        names = sorted({name for axes in self.free for name in axes.values()})
+        dims = {name: torch.export.Dim(name, min=1) for name in names}
+        shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in self.free)
+        return (shapes,) if packed else shapes
+
+
+def as_tuple(found: Any) -> tuple[Tensor, ...]:
+    """What a network returned, one tensor or several."""
+    return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
 @dataclass(frozen=True)
@@ -39,16 +71,16 @@ class FileFormat:
     Args:
         name: What `--format` is given.
         filename: The file in the export's folder.
-        write: Writes the network, with an example input [2, C, *P], to a path, and embeds a description (JSON text);
-            returns facts for the manifest.
-        load: Reads a file back, on the given device, as a function of one batch.
+        write: Writes the network, with example inputs of a batch of 2, to a path, and embeds a description (JSON
+            text); returns facts for the manifest.
+        load: Reads a file back, on the given device, as a function of its inputs.
         require: Raises MissingExtraError when a package is missing; called before any work.
     """
 
     name: FormatName
     filename: str
-    write: Callable[[nn.Module, Tensor, Path, str], dict[str, Any]]
-    load: Callable[[Path, torch.device], Runner]
+    write: Callable[[nn.Module, tuple[Tensor, ...], Path, str, Signature], dict[str, Any]]
+    load: Callable[[Path, torch.device, Signature], Runner]
     require: Callable[[], None]
 
 
@@ -68,7 +100,9 @@ def file_format(name: str) -> FileFormat:
         ) from None
 
 
-def _write_torchscript(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
+def _write_torchscript(
+    network: nn.Module, example: tuple[Tensor, ...], path: Path, description: str, signature: Signature
+) -> dict[str, Any]:
     with _quiet_torchscript(), torch.no_grad():
         # the parity check compares more than trace's own check would, so that one is left out
         traced = torch.jit.trace(network, example, check_trace=False)
@@ -76,13 +110,13 @@ def _write_torchscript(network: nn.Module, example: Tensor, path: Path, descript
     return {"torch": torch.__version__}
 
 
-def _load_torchscript(path: Path, device: torch.device) -> Runner:
+def _load_torchscript(path: Path, device: torch.device, signature: Signature) -> Runner:
     with _quiet_torchscript():
         module = torch.jit.load(str(path), map_location=device)
 
-    def run(image: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            return module(image.to(device)).cpu()
+            return tuple(output.cpu() for output in as_tuple(module(*(value.to(device) for value in inputs))))
 
     return run
 
@@ -101,26 +135,31 @@ def _quiet_torchscript() -> Iterator[None]:
         yield
 
 
-def _write_torch_export(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
+def _write_torch_export(
+    network: nn.Module, example: tuple[Tensor, ...], path: Path, description: str, signature: Signature
+) -> dict[str, Any]:
     with _explained("torch.export", network), torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes=_free_batch(), strict=False)
+        shapes = signature.dynamic_shapes(packed=_is_packed(network))
+        program = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     torch.export.save(program, str(path), extra_files={EMBEDDED_NAME: description})
     return {"torch": torch.__version__}
 
 
-def _load_torch_export(path: Path, device: torch.device) -> Runner:
+def _load_torch_export(path: Path, device: torch.device, signature: Signature) -> Runner:
     module = torch.export.load(str(path)).module()
 
-    def run(image: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            return module(image.to(device)).cpu()
+            return tuple(output.cpu() for output in as_tuple(module(*(value.to(device) for value in inputs))))
 
     return run
 
 
-def _write_onnx(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
+def _write_onnx(
+    network: nn.Module, example: tuple[Tensor, ...], path: Path, description: str, signature: Signature
+) -> dict[str, Any]:
     import onnx
 
     size = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -132,12 +171,12 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, description: st
     with _explained("torch.onnx", network), torch.no_grad():
         program = torch.onnx.export(
             network,
-            (example,),
+            example,
             dynamo=True,
             verbose=False,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=_free_batch(),
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+            dynamic_shapes=signature.dynamic_shapes(packed=_is_packed(network)),
         )
     assert program is not None  # None is returned only for dynamo=False
     model = program.model_proto
@@ -150,9 +189,16 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path, description: st
     return {"torch": torch.__version__, "onnx": onnx.__version__, "opset": opset, "ir_version": model.ir_version}
 
 
-def _free_batch() -> tuple[dict[int, Any]]:
-    """Only the batch size may vary; the patch size is part of what was learned."""
-    return ({0: torch.export.Dim("batch", min=1)},)
+def inner_network(network: nn.Module) -> nn.Module:
+    """The network that a user knows: without what an export puts around it."""
+    inner = getattr(network, "exported", None)
+    return inner if isinstance(inner, nn.Module) else network
+
+
+def _is_packed(network: nn.Module) -> bool:
+    """Whether a network takes its inputs as `*tensors`."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
 
 
 @contextmanager
@@ -163,20 +209,23 @@ def _explained(tool: str, network: nn.Module) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise MedtrainError(
-            f"{tool} cannot capture {type(network).__name__} with a free batch size: {lines[0]}",
+            f"{tool} cannot capture {type(inner_network(network)).__name__} with a free batch size: {lines[0]}",
             hint="`--format torchscript` records what the network does with one input instead",
         ) from error
 
 
-def _load_onnx(path: Path, device: torch.device) -> Runner:
+def _load_onnx(path: Path, device: torch.device, signature: Signature) -> Runner:
     """The comparison runs on the CPU whatever the device: the common onnxruntime package has no other provider."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(image: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: image.cpu().numpy()})
-        return torch.from_numpy(logits)
+    taken = {entry.name for entry in session.get_inputs()}  # the exporter drops what the network does not look at
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        named = zip(signature.inputs, inputs, strict=True)
+        fed = {name: value.cpu().numpy() for name, value in named if name in taken}
+        return tuple(torch.from_numpy(output) for output in session.run(list(signature.outputs), fed))
 
     return run
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,8 @@ SCRIPT_PACKAGES = ("numpy", "scipy", "nibabel", "onnxruntime")
 """All that the script needs beside Python."""
 
 
-def describe(loaded: TrainedRun) -> dict[str, Any]:
-    """Describe how to use a network.
-
-    Args:
-        loaded: The run the weights come from.
-
-    Returns:
-        JSON-able data; `recipe` says in words what the numbers are for.
-    """
-    plan = loaded.plan
-    window = _window(loaded.config["inference"], plan)
-    body = any(channel.nonzero for channel in plan.normalization)
+def describe_origin(loaded: TrainedRun) -> dict[str, Any]:
+    """What every manifest begins with: where the network comes from."""
     return {
         "format": "medtrain-export",
         "format_version": MANIFEST_VERSION,
@@ -49,6 +39,23 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in loaded.model.parameters()),
         },
         "training": _training(loaded),
+    }
+
+
+def describe(loaded: TrainedRun) -> dict[str, Any]:
+    """Describe how to use a network that segments.
+
+    Args:
+        loaded: The run the weights come from.
+
+    Returns:
+        JSON-able data; `recipe` says in words what the numbers are for.
+    """
+    plan = loaded.plan
+    window = _window(loaded.config["inference"], plan)
+    body = any(channel.nonzero for channel in plan.normalization)
+    return {
+        **describe_origin(loaded),
         "input": {
             "name": INPUT_NAME,
             "shape": ["batch", plan.in_channels, *plan.patch_size],
@@ -182,15 +189,15 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def describe_script(path: Path) -> dict[str, Any]:
+def describe_script(path: Path, *, usage: str, needs: Sequence[str]) -> dict[str, Any]:
     """The manifest's entry of the script that follows the recipe."""
     content = path.read_bytes()
     return {
         "file": path.name,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "usage": "python predict.py SCAN.nii.gz [SCAN.nii.gz ...] OUT.nii.gz",
-        "needs": list(SCRIPT_PACKAGES),
+        "usage": usage,
+        "needs": list(needs),
     }
 
 

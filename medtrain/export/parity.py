@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError
-from medtrain.export.formats import Runner
+from medtrain.export.formats import Runner, as_tuple
+
+ExpectedShape = Callable[[tuple[Tensor, ...]], tuple[int, ...]]
+"""The shape of the logits that belongs to some inputs."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,13 @@ class ParityInput:
 
     Args:
         kind: Where it came from: `random`, or `case <id>` for a patch of a real scan.
-        image: Normalised patches [B, C, *P], float32.
-        logits: What the network in memory makes of it, [B, K, *P], float32, on the CPU.
+        inputs: One tensor per input of the network, in their order, with a batch axis.
+        outputs: What the network in memory makes of them, the logits [B, K, ...] first, float32, on the CPU.
     """
 
     kind: str
-    image: Tensor
-    logits: Tensor
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class ParityResult:
 
     Args:
         kind: See ParityInput.
-        batch_size: Patches in the input.
-        max_abs_error: Largest difference of any logit; inf when a value is not finite or the shape differs.
+        batch_size: Patches or samples in the input.
+        max_abs_error: Largest difference of any output; inf when a value is not finite or the shape differs.
         allowed: The largest difference that passes: the tolerance times the largest logit, at least the tolerance.
-        label_agreement: Share of voxels with the same most likely class.
+        label_agreement: Share of voxels or samples with the same most likely class.
     """
 
     kind: str
@@ -55,28 +58,23 @@ class ParityResult:
 
 def make_inputs(
     network: nn.Module,
-    shape: Sequence[int],
-    num_classes: int,
+    inputs: Sequence[tuple[str, tuple[Tensor, ...]]],
+    expected: ExpectedShape,
     *,
     device: torch.device,
-    samples: Sequence[tuple[str, Tensor]] = (),
 ) -> list[ParityInput]:
-    """Draw random inputs of two batch sizes, add the real ones, and run the network in memory on each.
+    """Run the network in memory on every input.
 
     Args:
         network: In eval mode, on `device`.
-        shape: (C, *P) of one patch.
-        num_classes: Logit channels K that the network must return.
+        inputs: Kind and tensors of each.
+        expected: The shape of the logits that the network must return for some inputs.
         device: Device of the network.
-        samples: (case id, normalised patch [C, *P]) of real scans.
 
     Raises:
-        MedtrainError: The network does not return finite logits [B, K, *P].
+        MedtrainError: The network does not return finite logits of this shape.
     """
-    generator = torch.Generator().manual_seed(0)
-    inputs = [("random", torch.randn((batch, *shape), generator=generator)) for batch in (1, 2)]
-    inputs += [(f"case {case_id}", patch[None].to(torch.float32)) for case_id, patch in samples]
-    return [ParityInput(kind, image, _reference(network, kind, image, num_classes, device)) for kind, image in inputs]
+    return [ParityInput(kind, given, _reference(network, kind, given, expected, device)) for kind, given in inputs]
 
 
 def compare(
@@ -91,33 +89,53 @@ def compare(
         device: Where the file runs.
     """
     with exact_float32(device):
-        return [_compare_one(run(item.image), item, tolerance) for item in inputs]
+        return [_compare_one(_outputs(run, item), item, tolerance) for item in inputs]
 
 
-def _compare_one(logits: Tensor, item: ParityInput, tolerance: float) -> ParityResult:
-    allowed = tolerance * max(1.0, float(item.logits.abs().max()))
+def _outputs(run: Runner, item: ParityInput) -> tuple[Tensor, ...]:
+    try:
+        return as_tuple(run(*item.inputs))
+    except Exception as error:  # every runtime has errors of its own
+        shapes = ", ".join(str(list(value.shape)) for value in item.inputs)
+        said = next((line for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
+        raise MedtrainError(
+            f"the exported file does not run on {item.kind} input of the shapes {shapes}: {said.strip()}",
+            hint="choose another format; nothing was written",
+        ) from error
+
+
+def _compare_one(outputs: tuple[Tensor, ...], item: ParityInput, tolerance: float) -> ParityResult:
+    largest = max(float(output.abs().max()) for output in item.outputs)
+    allowed = tolerance * max(1.0, largest)
     error, agreement = float("inf"), 0.0
-    if logits.shape == item.logits.shape and bool(torch.isfinite(logits).all()):
-        error = float((logits - item.logits).abs().max())
-        agreement = float((logits.argmax(1) == item.logits.argmax(1)).double().mean())
-    return ParityResult(item.kind, len(item.image), error, allowed, agreement)
+    same = [found.shape for found in outputs] == [output.shape for output in item.outputs]
+    if same and all(bool(torch.isfinite(found).all()) for found in outputs):
+        pairs = list(zip(outputs, item.outputs, strict=True))
+        error = max(float((found - output).abs().max()) for found, output in pairs)
+        logits, reference = pairs[0]
+        agreement = float((logits.argmax(1) == reference.argmax(1)).double().mean())
+    return ParityResult(item.kind, len(item.outputs[0]), error, allowed, agreement)
 
 
-def _reference(network: nn.Module, kind: str, image: Tensor, num_classes: int, device: torch.device) -> Tensor:
+def _reference(
+    network: nn.Module, kind: str, given: tuple[Tensor, ...], expected: ExpectedShape, device: torch.device
+) -> tuple[Tensor, ...]:
     with torch.inference_mode(), exact_float32(device):
-        logits = network(image.to(device))
-    expected = (len(image), num_classes, *image.shape[2:])
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = network(*(value.to(device) for value in given))
+    shape = expected(given)
+    several = isinstance(found, tuple) and all(isinstance(value, Tensor) for value in found)
+    logits = found[0] if several else found
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != shape:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise MedtrainError(
-            f"in eval mode the network must return one tensor of logits {list(expected)}, it returned {got}"
+            f"in eval mode the network must return one tensor of logits {list(shape)}, it returned {got}"
         )
-    if not bool(torch.isfinite(logits).all()):
+    if not all(bool(torch.isfinite(value).all()) for value in as_tuple(found)):
         raise MedtrainError(
             f"the network's output is not finite (input: {kind}); these weights are of no use",
-            hint="choose another checkpoint with --weights best or --weights last",
+            hint="choose another checkpoint with --checkpoint best or --checkpoint last",
         )
-    return logits.to("cpu", torch.float32)
+    return tuple(value.to("cpu", torch.float32) for value in as_tuple(found))
 
 
 @contextmanager

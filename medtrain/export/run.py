@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from medtrain.engine.restore import load_run
 from medtrain.errors import MedtrainError
 from medtrain.export.exporter import DEFAULT_TOLERANCE, check_request, export_model
+from medtrain.export.images import real_sample
 from medtrain.export.samples import scan_patch
 from medtrain.export.types import ExportedFile, TrainedRun
 from medtrain.run.log import setup_logging
@@ -53,11 +52,12 @@ def export_run(
     check_request(formats, out, overwrite=overwrite)
     loaded = load_run(run_dir, config, checkpoint=checkpoint, device=device, precision="fp32")
     log.info("exporting %s", summarize(loaded))
-    samples: list[tuple[str, Tensor]] = []
+    samples: list[tuple[str, Any]] = []
+    find = scan_patch if loaded.plan.family == "segmentation" else real_sample
     try:
-        samples.append(scan_patch(config, loaded.plan))
+        samples.append(find(config, loaded.plan))
     except MedtrainError as error:
-        log.warning("the files are compared on random input only, no scan could be read: %s", error.message)
+        log.warning("the files are compared on random input only, no case could be read: %s", error.message)
     return export_model(loaded, formats, out, tolerance=tolerance, samples=samples, overwrite=overwrite)
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from medtrain.data.plan import Plan
 from medtrain.export.formats import FormatName
 from medtrain.export.parity import ParityResult
 
@@ -23,8 +22,12 @@ class TrainedRun(Protocol):
         """The network in eval mode, in float32, with the weights to export."""
 
     @property
-    def plan(self) -> Plan:
-        """What the run knows about its data."""
+    def task(self) -> Any:
+        """The task, which knows what logits mean."""
+
+    @property
+    def plan(self) -> Any:
+        """What the run knows about its data: the plan of its family."""
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -203,7 +203,7 @@ class LearnedWeightAggregator(Aggregator):
 
     def aggregate(self, features: Tensor, present: Tensor) -> Aggregated:
         """See `Aggregator.forward`."""
-        return _weighted(features, self.scores.expand(len(features), -1), present)
+        return _weighted(features, self.scores.expand(features.shape[0], -1), present)
 
 
 class CrossViewAttentionAggregator(Aggregator):

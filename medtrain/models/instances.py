@@ -235,12 +235,12 @@ def encode_images(
     if rows is not None and not len(rows):
         return _encode_nothing(encoder, images, maps)
     chosen = flat if rows is None else flat.index_select(0, rows.to(flat.device, non_blocking=True))
-    count = len(chosen)
+    count = chosen.shape[0]
     if rows is not None and count == 1 and _normalizes_single_values(encoder):
         chosen = chosen.expand(2, *chosen.shape[1:])  # the statistics of one value are refused
     vectors, found = _in_chunks(encoder, chosen, chunk_size, maps)
     absent = ~present.to(images.device)
-    spread = [None if part is None else _spread(part[:count], rows, lead, absent) for part in (vectors, found)]
+    spread = [None if part is None else _spread(part if rows is None else part[:count], rows, lead, absent) for part in (vectors, found)]
     assert spread[0] is not None
     return Encoded(spread[0], spread[1])
 

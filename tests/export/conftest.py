@@ -48,6 +48,7 @@ class Run:
     weights: Literal["ema", "raw"] = "ema"
     metrics: dict[str, float] = field(default_factory=lambda: {"val/dice": 0.875})
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    task: Any = None
 
 
 @pytest.fixture

@@ -101,10 +101,10 @@ def test_patches_of_real_scans_are_compared_too(make_run: Callable[..., Any], tm
 def _spoiled(entry: FileFormat, spoil: Callable[[nn.Module], None]) -> FileFormat:
     """A format whose writer exports another network than it was given."""
 
-    def write(network: nn.Module, example: Tensor, path: Path, description: str) -> dict[str, Any]:
+    def write(network: nn.Module, example: Any, path: Path, description: str, signature: Any) -> dict[str, Any]:
         other = copy.deepcopy(network)
         spoil(other)
-        return entry.write(other, example, path, description)
+        return entry.write(other, example, path, description, signature)
 
     return FileFormat(entry.name, entry.filename, write, entry.load, entry.require)
 
