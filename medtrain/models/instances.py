@@ -240,7 +240,10 @@ def encode_images(
         chosen = chosen.expand(2, *chosen.shape[1:])  # the statistics of one value are refused
     vectors, found = _in_chunks(encoder, chosen, chunk_size, maps)
     absent = ~present.to(images.device)
-    spread = [None if part is None else _spread(part if rows is None else part[:count], rows, lead, absent) for part in (vectors, found)]
+    spread = [
+        None if part is None else _spread(part if rows is None else part[:count], rows, lead, absent)
+        for part in (vectors, found)
+    ]
     assert spread[0] is not None
     return Encoded(spread[0], spread[1])
 
