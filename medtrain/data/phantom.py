@@ -72,9 +72,9 @@ class PhantomData(VolumeData):
         def write(index: int) -> None:
             image, label, grid = make_case(self.phantom_seed, index, true_scale=self.true_scale)
             labelled = index < self.num_cases
-            write_image(folder / ("imagesTr" if labelled else "imagesTs") / names[index], image[None], grid)
+            write_image(folder / ("imagesTr" if labelled else "imagesTs") / names[index], image[None], grid, sync=False)
             if labelled:
-                write_image(folder / "labelsTr" / names[index], label[None], grid)
+                write_image(folder / "labelsTr" / names[index], label[None], grid, sync=False)
             if self.true_scale:
                 _LOG.info("phantom case %d of %d written", index + 1, total)
 

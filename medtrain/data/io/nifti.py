@@ -263,19 +263,21 @@ def write_label(path: Path, label: np.ndarray, grid: SourceGrid, *, like: Path) 
     atomic_write(path, data)
 
 
-def write_image(path: Path, image: np.ndarray, grid: SourceGrid) -> None:
+def write_image(path: Path, image: np.ndarray, grid: SourceGrid, *, sync: bool = True) -> None:
     """Write an image as NIfTI, atomically; several channels become the last axis of a 4-D file.
 
     Args:
         path: Target, ending in `.nii.gz` or `.nii`.
         image: [C, D, H, W] in the canonical frame.
         grid: The grid of the file to write; its orientation may be any.
+        sync: Wait until the file is on the disk; hundreds of small ones take half a minute.
     """
     voxels = np.stack([grid.from_canonical(channel) for channel in image], axis=-1)
     file = nib.Nifti1Image(voxels[..., 0] if len(image) == 1 else voxels, grid.matrix)
     file.header.set_xyzt_units("mm")
     data = file.to_bytes()
-    atomic_write(path, gzip.compress(data, 1, mtime=0) if path.name.lower().endswith(".gz") else data)
+    packed = gzip.compress(data, 1, mtime=0) if path.name.lower().endswith(".gz") else data
+    atomic_write(path, packed, sync=sync)
 
 
 def _load(path: Path) -> Any:

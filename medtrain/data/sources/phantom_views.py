@@ -69,7 +69,7 @@ class PhantomViews(TablePhantom):
                 name = f"volumes/p{index:04d}_{phase}.nii.gz"
                 volume = self._draw(rng, body, phase, contrast)
                 if is_there:
-                    write_image(folder / name, volume[None], grid)
+                    write_image(folder / name, volume[None], grid, sync=False)
                 row[phase] = name if is_there else None
             rows.append(row)
         write_rows(folder / TABLE, rows)
