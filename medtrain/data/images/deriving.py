@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,9 @@ _CPU_PIXELS = 32 * 224**2  # of a forward pass
 _GPU_PIXELS_PER_GIB = 4 * 224**2  # half of what a ResNet-50 in half precision takes
 _MAX_BATCH = {"cpu": 64, "cuda": 128, "mps": 64}
 _MIN_BATCHES = 8  # of an epoch
+_SLOW_BYTES = 2**16  # of an image, above which decoding takes much longer than opening
+_LOSSLESS = 0.2  # part of its bytes that an image packed without loss takes at least
+_MOST_COPIED = 20 * 2**30  # bytes of all images, of which copies are made without being asked for
 _MAX_VOXELS = {"cpu": 48**3, "cuda": 128**3, "mps": 64**3}
 _MAX_EXTENT = 160
 
@@ -58,6 +62,12 @@ class Measured:
     shapes: tuple[tuple[int, ...], ...]
     channels: tuple[int, ...]
     slow: tuple[bool, ...]
+
+    @property
+    def sizes(self) -> list[tuple[Path, int]]:
+        """Files, each with the bytes of its image of 8 bits."""
+        rows = zip(self.refs, self.shapes, self.channels)
+        return [(ref, math.prod(shape) * n) for ref, shape, n in rows if isinstance(ref, Path)]
 
     @property
     def median(self) -> tuple[int, ...]:
@@ -136,7 +146,11 @@ def make_image_plan(
     mean, std = _normalization(measured, settings, image_format, model, expected, reasons)
     single = not sample_set.view_names and not sample_set.bags
     pairs = _pairs(found, settings, reasons)
-    copies = settings.cache if settings.cache is not None else _worth_copies(measured, image_format, reasons)
+    copies = (
+        settings.cache
+        if settings.cache is not None
+        else _worth_copies(measured, image_format, len(found.images()), reasons)
+    )
     plan = ImagePlan(
         spatial_dims=image_format.spatial_dims,
         image_size=image_format.image_size,
@@ -340,7 +354,7 @@ def _statistics(measured: Measured, image_format: ImageFormat) -> tuple[tuple[fl
     return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
 
 
-def _worth_copies(measured: Measured | None, image_format: ImageFormat, reasons: dict[str, str]) -> bool:
+def _worth_copies(measured: Measured | None, image_format: ImageFormat, count: int, reasons: dict[str, str]) -> bool:
     if measured is None:
         return False
     if image_format.spatial_dims == 3:
@@ -355,6 +369,12 @@ def _worth_copies(measured: Measured | None, image_format: ImageFormat, reasons:
         return True
     if any(measured.slow):
         reasons["data.cache"] = "images of more than 8 bits are scaled once"
+        return True
+    packed = [(path.stat().st_size, size) for path, size in measured.sizes if size >= _SLOW_BYTES]
+    # JPEG is several times smaller than what is packed without loss, and its copies would be, too
+    lossless = sum(stored > _LOSSLESS * size for stored, size in packed)
+    if 2 * lossless > len(measured.shapes) and count * max(size for _, size in packed) <= _MOST_COPIED:
+        reasons["data.cache"] = "files packed without loss, as PNG, take several times as long to read as their copies"
         return True
     reasons["data.cache"] = "the images are read as fast as copies of them"
     return False

@@ -63,7 +63,7 @@ class ImageData:
         missing_numbers: A missing number becomes the median of the training part; indicator tells so in a column more.
         duplicates: What to do about identical images in two parts.
         cache: Keep copies of image files as they are read, made smaller and without loss, so that each is decoded once.
-            Null keeps them of large, deep and 3-D images.
+            Null keeps them of large, deep and 3-D images, and of large PNG files while all take at most 20 GiB.
         num_workers: Processes that read images; 0 reads in the training process.
         store: Folder of the copies and of what was found about files; shared by runs, safe with several at a time.
     """

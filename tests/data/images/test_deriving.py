@@ -49,7 +49,7 @@ def test_the_size_follows_the_images(
     assert plan.spatial_dims == 2
     assert values["data.image_size"] == size
     assert values["data.channels"] == channels
-    assert values["data.cache"] is False
+    assert values["data.cache"] is bool(np.prod(shape) > 2**16)  # PNG: the small ones are read as fast as copies
     assert plan.reasons["data.image_size"]
     assert plan.reasons["data.channels"]
 
@@ -61,6 +61,22 @@ def test_what_is_given_is_taken(tmp_path: Path) -> None:
     assert not {"data.image_size", "data.channels", "data.batch_size", "data.cache"} & set(values)
     with pytest.raises(ConfigError, match="3 values, but the images have 2 axes"):
         plan_of(replace(settings, image_size=(8, 8, 8)))
+
+
+def test_files_that_take_long_to_decode_are_worth_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those packed without loss; JPEG would become many times larger."""
+    few = of_shape(tmp_path, (240, 260, 3))
+    assert plan_of(Given(samples=few))[1]["data.cache"] is True
+    rows, columns = np.mgrid[0:240, 0:260]
+    smooth = np.stack([rows, columns, rows // 2], axis=-1).astype(np.uint8)
+    samples = []
+    for sample in few.samples:
+        path = tmp_path / f"{sample.sample_id}.jpg"
+        cv2.imwrite(str(path), smooth)
+        samples.append(replace(sample, images=(path,)))
+    assert plan_of(Given(samples=replace(few, samples=tuple(samples))))[1]["data.cache"] is False
+    monkeypatch.setattr("medtrain.data.images.deriving._MOST_COPIED", 8 * smooth.nbytes - 1)
+    assert plan_of(Given(samples=few))[1]["data.cache"] is False
 
 
 def test_large_images_are_worth_copies(tmp_path: Path) -> None:
