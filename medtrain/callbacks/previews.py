@@ -42,8 +42,9 @@ class Previews(Callback):
         self._style = PictureStyle(channel=channel, panel_size=panel_size, opacity=opacity)
 
     def on_fit_start(self, view: EngineView) -> None:
-        """Check that the images have the channel."""
-        check_channel(self._style.channel, view.in_channels)
+        """Check that the images, where there are any, have the channel."""
+        if view.in_channels or self._style.channel:
+            check_channel(self._style.channel, view.in_channels)
 
     def on_evaluation_end(self, view: EngineView, metrics: Mapping[str, float], improved: bool) -> None:
         """Draw, if this is a new best."""

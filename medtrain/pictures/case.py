@@ -102,6 +102,10 @@ def check_channel(channel: int, channels: int) -> None:
     Raises:
         UsageError: There are fewer channels.
     """
+    if not channels:
+        raise UsageError(
+            f"callbacks.previews.channel={channel}: the data have no images", hint="leave callbacks.previews.channel=0"
+        )
     if channel >= channels:
         raise UsageError(
             f"callbacks.previews.channel={channel}: the images have {channels} channel(s), counted from 0",

@@ -32,3 +32,10 @@ def test_a_channel_that_is_not_there_is_said_before_training(view: Any) -> None:
     Previews(channel=1).on_fit_start(view)
     with pytest.raises(UsageError, match="channel=2: the images have 2 channel"):
         Previews(channel=2).on_fit_start(view)
+
+
+def test_tables_without_images_have_no_channel_to_choose(view: Any) -> None:
+    view.in_channels = 0
+    Previews().on_fit_start(view)
+    with pytest.raises(UsageError, match="channel=1: the data have no images"):
+        Previews(channel=1).on_fit_start(view)
