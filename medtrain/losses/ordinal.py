@@ -21,9 +21,9 @@ OrdinalForm = Literal["cumulative", "ordered", "conditional"]
 class OrdinalLoss(ImageLoss):
     """Sum over the K - 1 thresholds of the sigmoid cross-entropy of `the grade is above threshold k`.
 
-    `cumulative` trains every threshold on every sample: logit k is that of P(y > k). With a model whose last layer is
-    an `OrdinalHead` the logits fall from threshold to threshold (W. Cao et al., Rank consistent ordinal regression,
-    CORAL, 2020); with a linear layer they may cross, and the probability of a grade between crossed ones is 0.
+    `cumulative` trains every threshold on every sample: logit k is that of P(y > k). With `model.head=ordinal` the
+    logits fall from threshold to threshold (W. Cao et al., Rank consistent ordinal regression, CORAL, 2020); with a
+    linear layer they may cross, and the probability of a grade between crossed ones is 0.
     `ordered` is the same for a linear layer, but without crossing: output 0 is the logit of P(y > 0), and each further
     one says how much lower the next logit is, through a softplus.
     `conditional` trains threshold k on the samples that are above k - 1: logit k is that of P(y > k | y > k - 1), and
@@ -55,6 +55,11 @@ class OrdinalLoss(ImageLoss):
         self.num_classes = num_classes
         self.form = form
         self.weights = WeightTable(weights_of_classes(class_weights, targets, num_classes=num_classes, beta=beta))
+
+    @property
+    def cumulative_targets(self) -> int:
+        """All of them, where an output is the logit of a threshold."""
+        return len(self.targets) if self.form == "cumulative" else 0
 
     def units(self, target: Tensor) -> Tensor:
         """Weight of every entry's grade [B, T]; 0 where unlabelled."""

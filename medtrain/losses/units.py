@@ -125,6 +125,11 @@ class ImageLoss(nn.Module):
         return (self.by_target(logits).sum(-1) * ~target.isnan()).sum(1)
 
     @property
+    def cumulative_targets(self) -> int:
+        """Targets of which logit k is that of P(y > k), as an `OrdinalHead` gives them; 0 where logits are others."""
+        return 0
+
+    @property
     def units_per_sample(self) -> int:
         """Units that a wholly labelled sample has, where classes weigh 1."""
         return len(self.targets)

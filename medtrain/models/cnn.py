@@ -11,6 +11,7 @@ from medtrain.models.classifier import ImageClassifier
 from medtrain.models.encoders import Encoder, check_image_size
 from medtrain.models.freezing import Freeze
 from medtrain.models.layers import ConvBlock, NormName, init_he
+from medtrain.models.ordinal_head import HeadName, build_head
 from medtrain.models.weights import load_weights
 from medtrain.registry import Range, register
 
@@ -76,19 +77,27 @@ class CnnEncoder(Encoder):
         return self.map
 
 
-@register("model", "cnn", runtime=("in_channels", "image_size", "num_outputs"), tags=("2d", "3d", "images"))
+@register(
+    "model",
+    "cnn",
+    runtime=("in_channels", "image_size", "num_outputs", "cumulative_targets"),
+    tags=("2d", "3d", "images"),
+)
 class Cnn(ImageClassifier):
-    """Five convolutions and a linear head, for images [B, C, H, W] and volumes [B, C, D, H, W].
+    """Five convolutions and a head, for images [B, C, H, W] and volumes [B, C, D, H, W].
 
     Args:
         in_channels: Image channels C.
         image_size: (H, W) or (D, H, W).
         num_outputs: Logits K.
+        cumulative_targets: Targets that take cumulative logits.
         channels: Feature channels of each layer; its length is the number of layers.
         norm: Statistics per channel (batch), per sample and channel (instance), or per sample and 8 groups (group).
         drop_rate: Probability of dropping a feature before the head.
         weights: Null = random, or a file with weights of this network.
         min_matched: Share of the encoder's tensors that the weights must give.
+        head: The last layer: `linear`, or `ordinal`, one score against thresholds that rise, for loss=ordinal with
+            loss.form=cumulative.
         freeze: What does not learn: `none`, `backbone` (all but the head), or names of parts, e.g. [encoder.layers.0].
         checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.layers.0].
     """
@@ -99,11 +108,13 @@ class Cnn(ImageClassifier):
         in_channels: int,
         image_size: tuple[int, ...],
         num_outputs: int,
+        cumulative_targets: int = 0,
         channels: tuple[int, ...] = CHANNELS,
         norm: NormName = "batch",
         drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
+        head: HeadName = "linear",
         freeze: Freeze = "none",
         checkpoint_layers: tuple[str, ...] = (),
     ) -> None:
@@ -112,5 +123,6 @@ class Cnn(ImageClassifier):
         )
         if weights is not None:
             load_weights(encoder, "timm" if weights == "timm" else Path(weights), min_matched=min_matched)
-        super().__init__(encoder, nn.Linear(encoder.num_features, num_outputs))
+        layer = build_head(head, encoder.num_features, num_outputs, cumulative_targets=cumulative_targets)
+        super().__init__(encoder, layer)
         self.finish(freeze=freeze, checkpoint_layers=checkpoint_layers)

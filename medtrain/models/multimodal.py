@@ -15,6 +15,7 @@ from medtrain.models.encoders import Pooling
 from medtrain.models.freezing import FreezableModel, Freeze
 from medtrain.models.fusion import FUSIONS, Fused, FusionName, Tokens, build_fusion, drop_modalities
 from medtrain.models.instances import Encoded, EncoderSettings, ImageArch, ImageEncoder, finish
+from medtrain.models.ordinal_head import HeadName, build_head
 from medtrain.models.tabular import TableArch, TableEncoder, TableTokens
 from medtrain.registry import Range, register
 
@@ -33,11 +34,12 @@ IMAGE = "image"
         "num_numeric",
         "category_sizes",
         "num_outputs",
+        "cumulative_targets",
     ),
     tags=("images", "2d", "3d", "table"),
 )
 class Multimodal(FreezableModel):
-    """An image encoder, an encoder of the table, a fusion of the two, and a linear head.
+    """An image encoder, an encoder of the table, a fusion of the two, and a head.
 
     Named views are modalities of their own, or one when an `aggregator` is chosen; the images of a bag are always
     aggregated. A sample may lack any of its modalities, or all: the others decide, and nothing becomes NaN. With views
@@ -51,6 +53,7 @@ class Multimodal(FreezableModel):
         num_numeric: Numeric columns.
         category_sizes: Codes of each categorical column.
         num_outputs: Logits.
+        cumulative_targets: Targets that take cumulative logits.
         arch: `cnn` (2-D and 3-D) or any architecture of timm (2-D), e.g. `resnet18`.
         weights: Weights of the image encoder: a file, a folder, `timm` for those in timm's local cache; null = random.
         min_matched: Share of the encoder's weights that the file must hold.
@@ -82,6 +85,8 @@ class Multimodal(FreezableModel):
         aggregator_layers: Layers of `transformer`; null = 2.
         aggregator_drop: Dropout of the aggregator; null = 0.1 where it has one.
         modality_dropout: Probability of hiding a modality from the fusion in training, never all that a sample has.
+        head: The last layer: `linear`, or `ordinal`, one score against thresholds that rise, for loss=ordinal with
+            loss.form=cumulative.
         auxiliary_heads: Also predict from each modality alone; the task adds their losses.
 
     Raises:
@@ -100,6 +105,7 @@ class Multimodal(FreezableModel):
         num_numeric: int,
         category_sizes: Sequence[int],
         num_outputs: int,
+        cumulative_targets: int = 0,
         arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
@@ -128,6 +134,7 @@ class Multimodal(FreezableModel):
         aggregator_layers: Annotated[int, Range(ge=1)] | None = None,
         aggregator_drop: Annotated[float, Range(ge=0, lt=1)] | None = None,
         modality_dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+        head: HeadName = "linear",
         auxiliary_heads: bool = False,
     ) -> None:
         super().__init__()
@@ -177,8 +184,12 @@ class Multimodal(FreezableModel):
                 "weights": fusion_weights,
             },
         )
-        self.head = nn.Linear(fusion_dim, num_outputs)
-        self.auxiliary = nn.ModuleList(nn.Linear(size, num_outputs) for size in in_dims if auxiliary_heads)
+        self.head = build_head(head, fusion_dim, num_outputs, cumulative_targets=cumulative_targets)
+        self.auxiliary = nn.ModuleList(
+            build_head(head, size, num_outputs, cumulative_targets=cumulative_targets)
+            for size in in_dims
+            if auxiliary_heads
+        )
         finish(self, self.encoder.each(), freeze=freeze, checkpoint_layers=checkpoint_layers)
 
     def _make_aggregator(self, aggregator: str | None, num_views: int, options: Mapping[str, Any]) -> Aggregator | None:

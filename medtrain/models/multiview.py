@@ -11,11 +11,12 @@ from medtrain.models.aggregators import Aggregated, AggregatorName, build_aggreg
 from medtrain.models.encoders import Pooling
 from medtrain.models.freezing import FreezableModel, Freeze
 from medtrain.models.instances import EncoderSettings, ImageArch, ImageEncoder, finish
+from medtrain.models.ordinal_head import HeadName, build_head
 from medtrain.registry import Range, register
 
 
 class SeveralImages(FreezableModel):
-    """An image encoder, an aggregator over what it says of each image, and a linear head.
+    """An image encoder, an aggregator over what it says of each image, and a head.
 
     Args:
         arch: `cnn` (2-D and 3-D) or any architecture of timm (2-D), e.g. `resnet18`.
@@ -24,6 +25,8 @@ class SeveralImages(FreezableModel):
         freeze: What does not learn: `none`, `backbone` (the image encoder), or names of parts as the parameter summary
             shows them, `*` for any text, e.g. [encoder.shared.model.layer1].
         checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.*.model.layer1].
+        head: The last layer: `linear`, or `ordinal`, one score against thresholds that rise, for loss=ordinal with
+            loss.form=cumulative.
         drop_rate: Dropout of each image's features.
         drop_path_rate: Stochastic depth of the encoder's last block; null = the architecture's own.
         pooling: How a transformer's tokens become a vector: its class `token`, or their mean (`avg`); null = the
@@ -45,6 +48,8 @@ class SeveralImages(FreezableModel):
         aggregator: str,
         num_views: int,
         num_outputs: int,
+        cumulative_targets: int,
+        head: HeadName,
         options: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -52,7 +57,7 @@ class SeveralImages(FreezableModel):
         self.aggregator = build_aggregator(
             aggregator, in_dim=encoder.num_features, num_views=num_views, options=options
         )
-        self.head = nn.Linear(self.aggregator.out_dim, num_outputs)
+        self.head = build_head(head, self.aggregator.out_dim, num_outputs, cumulative_targets=cumulative_targets)
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Logits [B, num_outputs], with `attention` [B, N] over the images where the aggregator weighs them.
@@ -74,7 +79,7 @@ class SeveralImages(FreezableModel):
 @register(
     "model",
     "mil",
-    runtime=("in_channels", "image_size", "view_names", "max_instances", "num_outputs"),
+    runtime=("in_channels", "image_size", "view_names", "max_instances", "num_outputs", "cumulative_targets"),
     tags=("images", "2d", "3d"),
 )
 class MultipleInstance(SeveralImages):
@@ -89,6 +94,7 @@ class MultipleInstance(SeveralImages):
         view_names: Names of the views, empty for bags.
         max_instances: Most instances of a bag; None without bags.
         num_outputs: Logits.
+        cumulative_targets: Targets that take cumulative logits.
         aggregator: How instances become a bag. With `attention`, `gated_attention` and `transformer` the model tells
             which instances decided.
 
@@ -104,6 +110,7 @@ class MultipleInstance(SeveralImages):
         view_names: tuple[str, ...],
         max_instances: int | None,
         num_outputs: int,
+        cumulative_targets: int = 0,
         arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
@@ -111,6 +118,7 @@ class MultipleInstance(SeveralImages):
         drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None,
         pooling: Pooling | None = None,
         small_input: bool | None = None,
+        head: HeadName = "linear",
         freeze: Freeze = "none",
         checkpoint_layers: tuple[str, ...] = (),
         aggregator: AggregatorName = "gated_attention",
@@ -139,6 +147,8 @@ class MultipleInstance(SeveralImages):
             aggregator=aggregator,
             num_views=len(view_names),
             num_outputs=num_outputs,
+            cumulative_targets=cumulative_targets,
+            head=head,
             options={
                 "dim": aggregator_dim,
                 "heads": aggregator_heads,
@@ -152,7 +162,7 @@ class MultipleInstance(SeveralImages):
 @register(
     "model",
     "multiview",
-    runtime=("in_channels", "image_size", "view_names", "num_outputs"),
+    runtime=("in_channels", "image_size", "view_names", "num_outputs", "cumulative_targets"),
     tags=("images", "2d", "3d"),
 )
 class MultiView(SeveralImages):
@@ -163,6 +173,7 @@ class MultiView(SeveralImages):
         image_size: (H, W) or (D, H, W).
         view_names: Names of the views.
         num_outputs: Logits.
+        cumulative_targets: Targets that take cumulative logits.
         shared: One encoder for all views, or one for each.
         aggregator: How views become a case. `learned_weight` and `cross_view_attention` know the views by name.
 
@@ -177,6 +188,7 @@ class MultiView(SeveralImages):
         image_size: tuple[int, ...],
         view_names: tuple[str, ...],
         num_outputs: int,
+        cumulative_targets: int = 0,
         arch: ImageArch = "resnet18",
         weights: str | None = None,
         min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
@@ -184,6 +196,7 @@ class MultiView(SeveralImages):
         drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None,
         pooling: Pooling | None = None,
         small_input: bool | None = None,
+        head: HeadName = "linear",
         freeze: Freeze = "none",
         checkpoint_layers: tuple[str, ...] = (),
         shared: bool = True,
@@ -220,6 +233,8 @@ class MultiView(SeveralImages):
             aggregator=aggregator,
             num_views=len(view_names),
             num_outputs=num_outputs,
+            cumulative_targets=cumulative_targets,
+            head=head,
             options={
                 "dim": aggregator_dim,
                 "heads": aggregator_heads,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
+from medtrain.models.ordinal_head import HeadName, build_head
 from medtrain.registry import Range, register
 
 TableArch = Literal["mlp", "resnet"]
@@ -184,7 +185,10 @@ class CategoryEmbedding(nn.Module):
 
 
 @register(
-    "model", "tabular", runtime=("num_numeric", "category_sizes", "num_outputs"), tags=("images", "2d", "3d", "table")
+    "model",
+    "tabular",
+    runtime=("num_numeric", "category_sizes", "num_outputs", "cumulative_targets"),
+    tags=("images", "2d", "3d", "table"),
 )
 class TabularModel(nn.Module):
     """A network of the table alone: what the image has to add to is measured with it.
@@ -193,9 +197,12 @@ class TabularModel(nn.Module):
         num_numeric: Numeric columns.
         category_sizes: Codes of each categorical column.
         num_outputs: Logits.
+        cumulative_targets: Targets that take cumulative logits.
         table_arch: `mlp` (a layer for each of the sizes) or `resnet` (3 residual blocks of the one size).
         table_dims: Sizes of the layers.
         table_drop: Dropout after each layer.
+        head: The last layer: `linear`, or `ordinal`, one score against thresholds that rise, for loss=ordinal with
+            loss.form=cumulative.
 
     Raises:
         UsageError: The data have no tabular columns.
@@ -209,9 +216,11 @@ class TabularModel(nn.Module):
         num_numeric: int,
         category_sizes: Sequence[int],
         num_outputs: int,
+        cumulative_targets: int = 0,
         table_arch: TableArch = "mlp",
         table_dims: tuple[Annotated[int, Range(ge=1)], ...] = (64, 64, 32),
         table_drop: Annotated[float, Range(ge=0, lt=1)] = 0.2,
+        head: HeadName = "linear",
     ) -> None:
         super().__init__()
         self.table = TableEncoder(
@@ -221,7 +230,7 @@ class TabularModel(nn.Module):
             dims=table_dims,
             drop=table_drop,
         )
-        self.head = nn.Linear(self.table.num_features, num_outputs)
+        self.head = build_head(head, self.table.num_features, num_outputs, cumulative_targets=cumulative_targets)
 
     def forward(
         self, numeric: Tensor | None = None, categorical: Tensor | None = None, observed: Tensor | None = None

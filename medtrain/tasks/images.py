@@ -153,7 +153,11 @@ class ImageTask:
 
     def runtime(self) -> dict[str, Any]:
         """The size of the model's last layer, and what the outcome adds."""
-        return {"num_outputs": self.loss.num_outputs, **self.outcome.runtime()}
+        return {
+            "num_outputs": self.loss.num_outputs,
+            "cumulative_targets": self.loss.cumulative_targets,
+            **self.outcome.runtime(),
+        }
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Call the model with the entries of the batch that it takes."""

@@ -142,6 +142,18 @@ def test_time_is_divided_by_the_events_of_the_training_part(
     assert medtrain("evaluate", run) == 0
 
 
+def test_thresholds_in_order_through_the_command_line(
+    words: Callable[[str], list[str]], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    ordinal = [*words("phantom_grades"), "model.head=ordinal"]
+    assert medtrain("train", *ordinal, "loss=ordinal", f"run.dir={run}") == 0
+    weights = load_file(run / "checkpoints" / "step_00000004" / "model.safetensors")
+    assert weights["head.score.weight"].shape == (1, 8)
+    assert medtrain("train", *ordinal, "loss=ce", f"run.dir={tmp_path / 'refused'}") != 0
+    assert "loss.form=cumulative" in capsys.readouterr().err
+
+
 def test_the_check_names_what_is_wrong_with_a_table(
     tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
