@@ -39,7 +39,8 @@ class SanityReport:
     def __str__(self) -> str:
         return (
             f"{self.parameters / 1e6:.2f} M trainable parameters, "
-            f"{self.macs / 1e9:.2f} G multiply-adds per training batch, about {self.peak_gib:.2f} GiB for training ({self.activation_gib:.2f} GiB of activations), "
+            f"{self.macs / 1e9:.2f} G multiply-adds per training batch, "
+            f"about {self.peak_gib:.2f} GiB for training ({self.activation_gib:.2f} GiB of activations), "
             f"loss of the untrained model {self.loss:.4f}"
         )
 

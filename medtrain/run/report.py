@@ -172,10 +172,21 @@ def _components(run_dir: Path) -> str:
 def _plan(run_dir: Path) -> str:
     plan = _read_json(run_dir / "plan.json")
     reasons = plan.get("reasons", {})
-    rows = [(key, _text(plan.get(key.rpartition(".")[2], "")), reason) for key, reason in reasons.items()]
+    config = _read_config(run_dir)
+    rows = [(key, _text(_planned(plan, config, key)), reason) for key, reason in reasons.items()]
     if not rows:
         return ""
     return "## What followed from the data (plan.json)\n\n" + _table(("Key", "Value", "Reason"), rows)
+
+
+def _planned(plan: Mapping[str, Any], config: Mapping[str, Any], key: str) -> Any:
+    """A derived value: the configuration holds it but where its word stands for numbers."""
+    group, _, name = key.partition(".")
+    if name == "normalization" and "mean" in plan:
+        return {"mean": plan["mean"], "std": plan["std"]}
+    section = config.get(group)
+    typed = section.get(name) if isinstance(section, Mapping) else None
+    return plan.get(name, "") if typed is None else typed
 
 
 def _data(run_dir: Path) -> str:
@@ -205,12 +216,14 @@ def _origin(run_dir: Path) -> str:
 def _next_commands(run_dir: Path, status: Status) -> str:
     relative = os.path.relpath(run_dir)
     run = str(run_dir) if relative.startswith("..") else relative
+    of_images = "targets" in _read_json(run_dir / "plan.json")
+    test = " --part test" if of_images and _read_json(run_dir / "splits.json").get("test") else ""
     return f"""## What to do with it
 
 ```sh
 medtrain resume   {run}{_how_to_resume(run_dir, status)}
-medtrain evaluate {run}
-medtrain predict  {run} SCANS OUT
+medtrain evaluate {run}{test}
+medtrain predict  {run} {"IN OUT.csv    # IN: an image, a folder or a table" if of_images else "SCANS OUT"}
 medtrain export   {run} --format onnx
 tensorboard --logdir {run}
 ```"""

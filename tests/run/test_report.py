@@ -100,6 +100,26 @@ def test_the_report_tells_the_run(run: RunFolder) -> None:
     assert "previews/step_00000009.png" not in text
 
 
+def test_the_report_of_labelled_images_tells_derived_values_and_what_to_type(tmp_path: Path) -> None:
+    folder = RunFolder.create(experiment="grades", root=tmp_path)
+    data = {"name": "csv", "channels": 1, "normalization": "auto", "image_size": None}
+    folder.write_inputs({"seed": 0, "data": data}, [], ["medtrain", "train"])
+    reasons = {"data.channels": "grey", "data.normalization": "dataset", "data.image_size": "all alike"}
+    plan = {"in_channels": 1, "mean": [0.5], "std": [0.25], "image_size": [28, 28], "targets": [], "reasons": reasons}
+    folder.plan.write_text(json.dumps(plan))
+    folder.splits.write_text(json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}))
+    folder.finish("done", step=4, message="reached the limit")
+    text = write_report(folder.path).read_text()
+    for part in (
+        "| data.channels | 1 | grey |",
+        '| data.normalization | {"mean": [0.5], "std": [0.25]} | dataset |',
+        "| data.image_size | [28, 28] | all alike |",
+        f"medtrain evaluate {folder.path} --part test\n",
+        f"medtrain predict  {folder.path} IN OUT.csv",
+    ):
+        assert part in text
+
+
 def test_a_run_that_failed_early_has_a_report(tmp_path: Path) -> None:
     folder = RunFolder.create(experiment="liver", root=tmp_path)
     folder.finish("failed", step=0, message="DataError: nothing there")
