@@ -75,12 +75,20 @@ def _medtrain(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Train medical-imaging models from composed configuration.
+    """Train medical-imaging models from composed configuration: segment scans, or classify, grade and measure images.
 
-    Start with `medtrain train`, which needs no data, or `medtrain train data=msd data.root=FOLDER`.
+    Start with `medtrain train`, which needs no data, or with your own scans or images:
+
+        medtrain train data=msd data.root=FOLDER
+        medtrain train data=csv data.path=TABLE data.images=COLUMN data.targets=COLUMN
+
     See what a command line means with `medtrain show`, what there is with `medtrain list`.
     """
     set_debug(debug)
+
+
+assert app.registered_callback is not None
+app.registered_callback.help = _keep_examples(inspect.getdoc(_medtrain) or "")
 
 
 def main() -> None:

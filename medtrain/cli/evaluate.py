@@ -1,4 +1,4 @@
-"""`medtrain evaluate`: judge a run on its validation cases."""
+"""`medtrain evaluate`: judge a run on its validation, test or training cases."""
 
 from __future__ import annotations
 
@@ -21,20 +21,26 @@ def evaluate(
     run: RunArgument,
     overrides: Overrides = None,
     checkpoint: CheckpointOption = "best",
-    part: Annotated[str, typer.Option("--part", help="`val` or `train`: the cases to judge.")] = "val",
+    part: Annotated[str, typer.Option("--part", help="`val`, `test` or `train`: the cases to judge.")] = "val",
     cases: Annotated[
         list[str] | None,
-        typer.Option("--case", metavar="ID", help="Judge and draw this case, of either part; may be repeated."),
+        typer.Option("--case", metavar="ID", help="Judge and draw this case, of any part; may be repeated."),
     ] = None,
     device: DeviceOption = "auto",
     imports: Imports = None,
     debug: Debug = False,
 ) -> None:
-    """Judge a run's weights on its validation cases, each whole and on its own grid.
+    """Judge a run's weights on its validation, test or training cases.
 
-    Prints the table and the worst cases and writes `cases.csv`, `summary.json` and a picture of the worst case to the
-    run's `evaluation` folder, or to a folder below it when the choice differs from the run's own final evaluation.
-    Overrides may change `inference.*`, `data.root`, `data.store` and `model.weights`. To see what is wrong with a case:
+    Segmentations are judged whole and on their own grid, labels over the whole part, with intervals and subgroups.
+    Prints the table and the worst cases and writes `cases.csv`, `summary.json`, other tables and pictures to the run's
+    `evaluation` folder, or to a folder below it when the choice differs from the run's own final evaluation. Overrides
+    may change `inference.*`, `data.root`, `data.store` and `model.weights`. Thresholds and the temperature that
+    inference leaves to the validation part are chosen there, whichever part is judged:
+
+        medtrain evaluate RUN --part test inference.threshold=youden
+
+    To see what is wrong with a case:
 
         medtrain evaluate RUN --case liver_017
     """

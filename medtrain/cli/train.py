@@ -19,11 +19,17 @@ def train(
 ) -> None:
     """Train a model.
 
-    `model` and `data` are enough: everything else follows from the data, and `medtrain show` says how. Examples:
+    `model` and `data` are enough: everything else follows from the data, and `medtrain show` says how. Segmentation:
 
         medtrain train
         medtrain train model=unet data=msd_liver data.root=/data/Task03_Liver
         medtrain train data=msd data.root=DIR data.fold=0 trainer.max_time=20min optimizer.lr=1e-3
+
+    Labelled images; `medtrain list task --long` tells which task answers which question:
+
+        medtrain train data=phantom_images
+        medtrain train model=resnet18 data=image_folder data.root=FOLDER
+        medtrain train data=csv data.path=labels.csv data.images=file data.targets=grade task=ordinal
     """
     started = time.monotonic()
     with handle_errors(debug):
