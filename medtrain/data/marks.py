@@ -43,7 +43,7 @@ class Point:
     """A place in an image.
 
     Args:
-        x: Column in pixels of the image file, as it is shown upright; 0.5 is the middle of the first one.
+        x: Column of its pixel in the image file, as it is shown upright; 0 is the first one.
         y: Row.
         radius: Standard deviation of the bump around it in pixels; None for 0.09 of the shorter side.
     """
@@ -66,7 +66,7 @@ class Point:
 
     def inside(self, size: tuple[int, int]) -> bool:
         """Whether the point lies in an image of H and W."""
-        return 0 <= self.y <= size[0] and 0 <= self.x <= size[1]
+        return -0.5 <= self.y < size[0] and -0.5 <= self.x < size[1]
 
 
 Mark = Box | Point
@@ -80,5 +80,5 @@ def _covered(start: float, end: float, size: int, drawn: int) -> np.ndarray:
 
 
 def _bump(middle: float, radius: float, size: int, drawn: int) -> np.ndarray:
-    places = (np.arange(drawn) + 0.5) * (size / drawn)
+    places = (np.arange(drawn) + 0.5) * (size / drawn) - 0.5
     return np.asarray(np.exp(-((places - middle) ** 2) / (2 * radius**2)))

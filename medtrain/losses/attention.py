@@ -19,36 +19,6 @@ _SHARPNESS = 10.0
 _TINY = 1e-6
 
 
-def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The union of boxes as a mask [H, W] of 0 and 1.
-
-    Args:
-        boxes: [N, 4] of (x0, y0, x1, y1) in pixels, the ends not included; parts beyond the image are cut off.
-        size: H and W.
-    """
-    left, top, right, bottom = boxes.unsqueeze(-1).unbind(1)
-    rows, columns = (torch.arange(length, device=boxes.device) for length in size)
-    inside_rows = (rows >= top) & (rows < bottom)
-    inside_columns = (columns >= left) & (columns < right)
-    return (inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)).any(0).float()
-
-
-def point_mask(points: Tensor, size: tuple[int, int], *, sigma: float = 20.0) -> Tensor:
-    """Gaussian bumps of height 1 around points as a mask [H, W]; where several overlap, the highest.
-
-    Args:
-        points: [N, 2] of (x, y) in pixels.
-        size: H and W.
-        sigma: Standard deviation in pixels.
-    """
-    if not len(points):
-        return torch.zeros(size, device=points.device)
-    rows, columns = (torch.arange(length, device=points.device) for length in size)
-    far_x, far_y = columns - points[:, :1], rows - points[:, 1:]
-    square = far_y.square().unsqueeze(2) + far_x.square().unsqueeze(1)
-    return (-square / (2 * sigma**2)).exp().amax(0)
-
-
 def mask_term(attention: Tensor, annotation: Tensor, form: AttentionForm) -> Tensor:
     """How far attention maps are from the masks they should follow [B]; 0 for samples without a mask.
 

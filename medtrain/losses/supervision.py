@@ -25,7 +25,8 @@ class MapSupervision:
     """What is asked of the map of places that a model looks at.
 
     Args:
-        source: `gradcam`: Grad-CAM of the truth on the model's feature map; `model`: the `attention_map` it returns.
+        source: `gradcam`: Grad-CAM of the truth on the model's feature map; `cam`: the same in less time, for models that
+            end in one linear layer on the averaged feature map; `model`: the `attention_map` that the model returns.
         mask: How the map is compared with the mask of a sample, for samples that have one; null = not at all.
         weight: Weight of that comparison.
         sharpness: What makes a map small in extent, with or without masks; null = nothing.
@@ -33,7 +34,7 @@ class MapSupervision:
         smoothness_weight: Weight of the total variation of the map.
     """
 
-    source: Literal["gradcam", "model"] = "gradcam"
+    source: Literal["gradcam", "cam", "model"] = "gradcam"
     mask: AttentionForm | None = "kl"
     weight: Annotated[float, Range(gt=0)] | None = None
     sharpness: Literal["entropy", "variance", "gini"] | None = None
@@ -142,7 +143,7 @@ class SupervisedLoss(nn.Module):
         Args:
             outputs: What the model returned: `logits`, and maybe `aux/<name>`, `attention`, `attention_map`.
             target: [B, T].
-            maps: Where the model looks [B, *s], for `source=gradcam`.
+            maps: Where the model looks [B, *s], for `source=gradcam` and `source=cam`.
             annotation: Where it should look [B, *S]; NaN where a sample has none.
             present: Which views or instances there are [B, V].
 
@@ -184,7 +185,7 @@ class SupervisedLoss(nn.Module):
                 maps = _returned(
                     outputs, "attention_map", "task.attention.source=model", "task.attention.source=gradcam"
                 )
-            assert maps is not None, "the task computes the maps of source=gradcam"
+            assert maps is not None, "the task computes the maps of source=gradcam and source=cam"
             found |= self.attention.terms(maps, annotation)
         if self.instance_entropy is not None:
             weights = _returned(

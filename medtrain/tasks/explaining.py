@@ -215,12 +215,18 @@ def _captions(task: ImageTask, one: _Looked) -> dict[str, Line]:
         said, true = named.get(f"predicted/{name}"), named.get(f"label/{name}")
         if name in (FOR_THE_PREDICTION, FOR_THE_TRUTH):
             text = one.sample.predicted if name == FOR_THE_PREDICTION else one.sample.truth
-            found[name] = ("the same" if _is_repeated(task, one, name) and text else text, DIM)
+            if _is_repeated(task, one, name):
+                text = "the same" if text else ""
+            elif not one.maps[name].any():
+                text = f"{text}: nowhere"
+            found[name] = (text, DIM)
         elif said is not None:
             known = true is not None and true == true and true != ""
             color = DIM if not known else RIGHT if said == true else WRONG
             judged = "" if not known else ": right" if said == true else f", truth {_text(true)}"
-            found[name] = (f"said {_text(said)}{judged}", color)
+            chance = one.record.get(f"prob/{name}")  # of labels that are yes or no
+            text = f"said {_text(said)}{judged}" if chance is None else f"{chance:.0%}{judged}"
+            found[name] = (text, color)
     return found
 
 

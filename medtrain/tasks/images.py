@@ -328,8 +328,18 @@ class ImageTask:
         if self.report.subgroups:
             tables["subgroups"] = subgroup_rows(records, self.summarize, self.subgroups)
         if any("attention" in record for record in records):
-            tables["attention"] = _attention_rows(records)
+            tables["attention"] = self._attention_rows(records)
         return {**tables, **self.outcome.tables(records)}
+
+    def _attention_rows(self, records: Sequence[Record]) -> Rows:
+        """The attention to every instance, or view by name, of every sample."""
+        names = self.plan.view_names
+        rows: Rows = []
+        for record in records:
+            for place, weight in enumerate(str(record.get("attention", "")).split()):
+                view = {"view": names[place]} if names else {}
+                rows.append({"case_id": record["case_id"], "instance": place, **view, "attention": float(weight)})
+        return rows
 
     def write_evaluation(
         self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
@@ -431,11 +441,3 @@ def as_outputs(found: Any) -> Outputs:
 def _attention_texts(attention: Tensor) -> list[str]:
     """Weights [B, V] as text, one per sample."""
     return [" ".join(f"{weight:.6g}" for weight in row) for row in attention.float().tolist()]
-
-
-def _attention_rows(records: Sequence[Record]) -> Rows:
-    rows: Rows = []
-    for record in records:
-        for place, weight in enumerate(str(record.get("attention", "")).split()):
-            rows.append({"case_id": record["case_id"], "instance": place, "attention": float(weight)})
-    return rows

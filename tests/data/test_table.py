@@ -7,6 +7,7 @@ import pytest
 
 from medtrain.data.columns import TableColumns, TargetColumn
 from medtrain.data.io.images import read_image_file
+from medtrain.data.marks import Box, Point
 from medtrain.data.sample import Sample, Target
 from medtrain.data.table import derive_classes, read_table
 from medtrain.errors import DataError, UsageError
@@ -290,3 +291,45 @@ def test_real_radiographs() -> None:
     image = read_image_file(found.samples[0].images[0])  # type: ignore[arg-type]
     assert image.array.shape[0] == 1
     assert max(image.array.shape) <= 384
+
+
+def test_boxes_and_points_of_what_matters(tmp_path: Path) -> None:
+    header = "f,y,l,t,r,b,px,py,rad\n"
+    path = table(tmp_path, f"{header}a.png,0,1,2,3.5,4,7,8,\nb.png,1,,,,,,,\n", "a.png", "b.png")
+    shared = {"images": ("f",), "targets": (TargetColumn(column="y"),)}
+    boxes = TableColumns(**shared, annotation_box=("l", "t", "r", "b"))
+    assert [sample.annotation for sample in read_table(path, boxes).samples] == [Box(1, 2, 3.5, 4), None]
+    points = TableColumns(**shared, annotation_point=("px", "py", "rad"))
+    assert [sample.annotation for sample in read_table(path, points).samples] == [Point(7, 8), None]
+    path = table(tmp_path, f"{header}a.png,0,3,2,1,4,7,8,0\nb.png,1,1,,2,3,7,,\n", "a.png", "b.png")
+    assert [message for message, _ in problems(path, boxes)] == [
+        "l, t, r, b are no box: left < right, top < bottom (line 2)",
+        "l, t, r, b are filled in part (line 3)",
+    ]
+    assert [message for message, _ in problems(path, points)] == [
+        "column 'rad': a radius must be above 0 (line 2)",
+        "px, py, rad are filled in part (line 3)",
+    ]
+
+
+def test_metadata_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    path = table(tmp_path, 'f,y,site,dose\na.png,0,north,"1,5"\nb.png,1,,2\n', "a.png", "b.png")
+    columns = TableColumns(images=("f",), targets=(TargetColumn(column="y"),), metadata=("site", "dose"), decimal=",")
+    found = read_table(path, columns)
+    assert found.metadata_names == ("site", "dose")
+    assert [sample.metadata for sample in found.samples] == [("north", "1.5"), ("", "2")]
+    assert (found.numeric_names, found.categorical_names) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"annotation": "m", "annotation_box": ("l", "t", "r", "b")}, "give one of annotation"),
+        ({"annotation_point": ("x",)}, "two or three columns"),
+        ({"annotation_point": ("x", "y"), "bag": "v"}, "not with views, bags"),
+        ({"metadata": ("age",), "numeric": ("age",)}, "'age' is one of its numeric"),
+    ],
+)
+def test_what_is_not_shown_to_the_model_contradicts(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_table(table(tmp_path, "a\n1\n"), TableColumns(images=("a",), **settings))  # type: ignore[arg-type]

@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medtrain.data.marks import Box
 from medtrain.losses.attention import (
     AttentionForm,
-    box_mask,
     entropy,
     entropy_term,
     mask_term,
-    point_mask,
     resize_mask,
     roughness,
     sharpness_term,
@@ -23,17 +22,9 @@ from medtrain.losses.attention import (
 FORMS: list[AttentionForm] = ["kl", "bce", "dice", "mse"]
 
 
-def test_boxes_and_points_become_masks() -> None:
-    mask = box_mask(torch.tensor([[1.0, 0, 3, 2], [2, 1, 9, 3]]), (3, 4))  # x0, y0, x1, y1
-    assert mask.tolist() == [[0, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
-    bump = point_mask(torch.tensor([[2.0, 1.0]]), (3, 4), sigma=1.0)
-    assert bump[1, 2] == 1
-    assert bump[0, 2].item() == pytest.approx(math.exp(-0.5))
-    assert bump[2, 0].item() == pytest.approx(math.exp(-2.5))
-    two = point_mask(torch.tensor([[0.0, 0.0], [3.0, 2.0]]), (3, 4), sigma=1.0)
-    assert two[0, 0] == two[2, 3] == 1
-    assert not box_mask(torch.zeros(0, 4), (3, 4)).any()
-    assert not point_mask(torch.zeros(0, 2), (3, 4)).any()
+def boxed(left: int, top: int, right: int, bottom: int, *, size: int = 8) -> torch.Tensor:
+    """A mask of a box [size, size]."""
+    return torch.from_numpy(Box(left, top, right, bottom).mask((size, size), (size, size)))
 
 
 def test_mask_forms_by_hand() -> None:
@@ -54,7 +45,7 @@ def test_mask_forms_by_hand() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_map_on_the_mask_costs_less_and_is_learnt(form: AttentionForm) -> None:
-    mask = box_mask(torch.tensor([[2.0, 2, 4, 4]]), (8, 8)).unsqueeze(0)
+    mask = boxed(2, 2, 4, 4).unsqueeze(0)
     hit, miss = mask * 0.9 + 0.02, mask.flip(1, 2) * 0.9 + 0.02
     assert mask_term(hit, mask, form) < mask_term(miss, mask, form)
     logits = torch.zeros(1, 8, 8, requires_grad=True)

@@ -19,6 +19,7 @@ from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
 from medtrain.losses.regression import MSELoss
 from medtrain.losses.supervision import InstanceEntropy, MapSupervision
+from medtrain.models.cam import explain
 from medtrain.tasks.classification import Classification
 from medtrain.tasks.report import Report
 from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
@@ -163,6 +164,60 @@ def test_attention_follows_the_mask() -> None:
     bare = three_classes().training_step(model, data).loss
     step = task.training_step(model, data)
     torch.testing.assert_close(step.loss, bare + step.logs["train/loss/attention_mask"])
+
+
+def corner_data(count: int = 32, *, seed: int = 0) -> dict[str, Any]:
+    """The class is told by a patch in the middle, and more clearly by a corner; the masks are of the patch."""
+    rng = torch.Generator().manual_seed(seed)
+    image = 0.1 * torch.rand(count, 1, 16, 16, generator=rng)
+    label = torch.arange(count) % 2
+    mask = torch.zeros(count, 16, 16)
+    mask[:, 6:10, 6:10] = 1
+    image[:, 0, 6:10, 6:10] += 0.6 * label[:, None, None]
+    image[:, 0, :4, :4] += 1.0 * label[:, None, None]
+    return {**batch([[0.0]] * count, label.float()[:, None]), "image": image, "annotation": mask}
+
+
+def mass_inside(source: Any) -> float:
+    """Share of the maps of class 1 that lies on the patch, after some steps with supervision or without."""
+    from medtrain.models.cnn import Cnn
+
+    torch.manual_seed(1)
+    model = Cnn(in_channels=1, image_size=(16, 16), num_outputs=2, channels=(6, 8))
+    attention = None if source is None else MapSupervision(source=source, mask="kl", weight=1.0)
+    changes = {"plan": plan(TWO, image_size=(16, 16), annotated=True), "loss": ClassCrossEntropy([TWO])}
+    task = three_classes(attention=attention, **changes)
+    data, optimizer = corner_data(), torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.training_step(model.train(), data).loss.backward()
+        optimizer.step()
+    fresh = corner_data(seed=1)
+    with torch.no_grad():
+        logits = model.eval()(fresh["image"])
+    assert (logits.argmax(1) == fresh["target"][:, 0]).float().mean() > 0.9
+    ill = fresh["target"][:, 0] == 1
+    maps = explain(model, {"image": fresh["image"][ill]}, 1)
+    return float((maps * fresh["annotation"][ill]).sum() / maps.sum())
+
+
+def test_supervision_moves_what_the_model_sees_into_the_mask() -> None:
+    bare = mass_inside(None)
+    for source in ("gradcam", "cam"):
+        assert mass_inside(source) > max(0.3, 1.5 * bare), (source, bare)
+
+
+def test_maps_of_the_linear_head_are_those_of_grad_cam() -> None:
+    torch.manual_seed(0)
+    model, data = Looking(), {**batch([[0.0]] * 3, [0, 1, 2]), "image": torch.rand(3, 1, 6, 6)}
+    data["annotation"] = torch.rand(3, 6, 6)
+    found = []
+    for source in ("gradcam", "cam"):
+        step = three_classes(plan=looking_plan(), attention=MapSupervision(source=source)).training_step(model, data)  # type: ignore[arg-type]
+        model.zero_grad()
+        step.loss.backward()
+        found.append((step.loss, model.features.weight.grad.clone(), model.head.weight.grad.clone()))  # type: ignore[union-attr]
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize(
@@ -463,6 +518,29 @@ def test_subgroups_are_told_as_they_were_written() -> None:
         ("age", ">=70"): (1, 0.0),
         ("age", "missing"): (1, 1.0),
     }
+
+
+def test_metadata_divide_the_metrics_and_stand_in_every_record() -> None:
+    report = Report(resamples=0, subgroups=("site", "dose"), bins={"dose": (1.0,)})
+    task = two_classes(plan=plan(TWO, width=1, metadata_names=("site", "dose", "scanner")), report=report)
+    data = batch([[1.0], [1.0], [-1.0], [1.0]], [1, 0, 0, 1])
+    data |= {"column/site": ["n", "n", "s", ""], "column/dose": ["0.5", "", "1", "2"], "column/scanner": list("abcd")}
+    records = task.evaluation_step(Echo(), data, final=True)
+    assert [record["column/scanner"] for record in records] == list("abcd")
+    assert [record["column/site"] for record in records] == ["n", "n", "s", ""]
+    rows = task.final_tables(records)["subgroups"]
+    found = {(row["column"], row["subgroup"]): (row["n_samples"], row["accuracy"]) for row in rows}
+    assert found == {
+        ("all", "all"): (4, 0.75),
+        ("site", "n"): (2, 0.5),
+        ("site", "s"): (1, 1.0),
+        ("site", "missing"): (1, 1.0),
+        ("dose", "<1"): (1, 1.0),
+        ("dose", ">=1"): (2, 1.0),
+        ("dose", "missing"): (1, 0.0),
+    }
+    with pytest.raises(UsageError, match="the column dose holds 'much'"):
+        task.evaluation_step(Echo(), {**data, "column/dose": ["much", "", "1", "2"]}, final=False)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from medtrain.data.images.module import ImageModule
+from medtrain.data.images.plan import ImageFormat, ImagePlan
+from medtrain.data.images.reading import read_annotation, read_for
+from medtrain.data.marks import Box, Point
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.errors import ConfigError, DataError, UsageError
 from tests.data.images.small_sets import SIZE, Given, Shifting, open_module, picture, small_set
@@ -335,6 +338,46 @@ def test_annotations_follow_their_image(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((40, 10), np.uint8))
     with pytest.raises(DataError, match="another shape"):
         open_module(given(tmp_path, replace(base, samples=tuple(rows))))
+
+
+def test_boxes_follow_their_image_in_pixels_of_its_file(tmp_path: Path) -> None:
+    base = small_set(tmp_path, 6)  # of 12 x 10 pixels
+    rows = [replace(s, annotation=Box(2, 3, 5, 6) if i % 2 else Point(4, 7, 1.5)) for i, s in enumerate(base.samples)]
+    data, plan, _ = open_module(given(tmp_path, replace(base, samples=tuple(rows)), shares=(1, 0, 0), batch_size=6))
+    assert plan.annotated
+    batch = take(data, 1)[0]
+    box = torch.zeros(12, 10)
+    box[3:6, 2:5] = 1
+    for name, found in zip(batch["case_id"], batch["annotation"], strict=True):
+        if int(name[1:]) % 2:
+            assert torch.equal(found, box)
+        else:
+            assert found.argmax().item() == 7 * 10 + 4
+    beyond = [replace(base.samples[0], annotation=Box(50, 3, 60, 6)), *base.samples[1:]]
+    with pytest.raises(DataError, match="lies beyond the image of 12 x 10"):
+        open_module(given(tmp_path, replace(base, samples=tuple(beyond))))
+
+
+def test_boxes_of_images_that_are_read_smaller(tmp_path: Path) -> None:
+    big = picture(tmp_path / "big.png", 1, (120, 100, 3))
+    image_format = ImageFormat(2, (12, 10), 3)
+    image = read_for(image_format, big)
+    assert image.shape == (24, 20, 3)
+    mask = read_annotation(Box(50, 0, 100, 60), image, big)
+    expected = np.zeros((24, 20), np.float32)
+    expected[:12, 10:] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_metadata_come_with_every_batch(tmp_path: Path) -> None:
+    base = small_set(tmp_path, 6)
+    rows = tuple(replace(s, metadata=(f"site{i % 2}",)) for i, s in enumerate(base.samples))
+    samples = replace(base, samples=rows, metadata_names=("site",))
+    data, plan, _ = open_module(given(tmp_path, samples, shares=(1, 0, 0), batch_size=6))
+    assert "site" not in str(plan.runtime())
+    batch = take(data, 1)[0]
+    assert batch["column/site"] == [f"site{int(name[1:]) % 2}" for name in batch["case_id"]]
+    assert ImagePlan.from_json(plan.to_json()).metadata_names == ("site",)
 
 
 def test_what_identifies_the_data(tmp_path: Path) -> None:
