@@ -168,7 +168,9 @@ def _write_onnx(
             f"the network's weights take {size / 2**30:.1f} GiB and one ONNX file holds less than 2",
             hint="use `--format torch_export` or `--format torchscript`",
         )
-    with _explained("torch.onnx", network), torch.no_grad():
+    with _explained("torch.onnx", network), torch.no_grad(), warnings.catch_warnings():
+        # inputs that share the free batch size share its name: that is meant
+        warnings.filterwarnings("ignore", message=r"# The axis name: \w+ will not be used", category=UserWarning)
         program = torch.onnx.export(
             network,
             example,

@@ -3,10 +3,9 @@
 Reads manifest.json and the ONNX file beside it. Needs Python 3.9 or later and
     pip install numpy opencv-python-headless onnxruntime        (and nibabel for NIfTI files)
 
-IN is one image (PNG, JPEG, NIfTI), a folder of images, for a network of bags a folder with one folder per bag, or a
-table (.csv) with a header: the column `image` (paths below the table's folder; for views instead one column per view,
-named as in the manifest; for bags also the column `bag`), the column `id` if you like, and the columns of values that
-the network takes. OUT gets one row per sample.
+IN is one image (PNG, JPEG, NIfTI), a folder of images (for a network of bags: of one folder per bag), or a table (.csv)
+with the columns of values that the network takes and `image` (paths below the table's folder; instead one column per
+view, named as in the manifest; beside it `bag` for bags; `id` if you like). OUT gets one row per sample.
 """
 
 from __future__ import annotations
@@ -57,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row.update(status="failed", message=str(error))
             print(f"error: {sample['id']}: {error}", file=sys.stderr)
         rows.append(row)
-    write(given.out, rows)
+    partial = given.out.with_name(f".{given.out.name}.partial")  # OUT appears complete or not at all
+    with partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, given.out)
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
 
 
@@ -69,8 +73,7 @@ def load_network(manifest: dict[str, Any]) -> Runner:
     content = (HERE / entry["file"]).read_bytes()
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         sys.exit(f"error: {HERE / entry['file']} is damaged or of another export: manifest.json has another checksum")
-    available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    providers = [name for name in onnxruntime.get_available_providers() if name.startswith(("CUDA", "CPU"))]
     session = onnxruntime.InferenceSession(content, providers=providers)
     taken = {entry.name for entry in session.get_inputs()}
     outputs = [entry["name"] for entry in manifest["outputs"]]
@@ -99,8 +102,7 @@ def find_samples(source: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]
 
 def images_below(folder: Path) -> list[Path]:
     """The images of a folder and those below it by name."""
-    found = (path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.name[0] != ".")
-    return sorted(found)
+    return sorted(p for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.name[0] != ".")
 
 
 def stem(name: str) -> str:
@@ -111,7 +113,7 @@ def stem(name: str) -> str:
 def samples_of_table(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """One sample per row, or per bag."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = [{key: (value or "").strip() for key, value in row.items()} for row in csv.DictReader(stream)]
+        rows = [{key: (row[key] or "").strip() for key in row if key} for row in csv.DictReader(stream)]
     images = (manifest["views"] or ["image"]) if manifest["preprocessing"] else []
     tabular = manifest["tabular"] or {"numeric": [], "categorical": []}
     values = [entry["column"] for entry in (*tabular["numeric"], *tabular["categorical"])]
@@ -121,7 +123,7 @@ def samples_of_table(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any
         sys.exit(f"error: {path} " + (f"lacks the columns {', '.join(lacking)}" if rows else "has no rows"))
     samples: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=2):
-        cells = {name: "" if text.lower() in MISSING else text for name, text in row.items() if name is not None}
+        cells = {name: "" if text.lower() in MISSING else text for name, text in row.items()}
         files = [path.parent / cells[name] if cells[name] else None for name in images]
         first = next((cells[name] for name in images if cells[name]), "")
         key = cells["bag"] if manifest["bags"] else cells.get("id") or stem(first) or f"line_{number}"
@@ -135,9 +137,7 @@ def read_image(path: Path, rules: dict[str, Any]) -> np.ndarray:
     size = tuple(rules["image_size"])
     array, largest = decode(path, rules)
     if array.ndim - 1 != rules["spatial_dims"] or len(array) != rules["channels"]:
-        raise UnusableError(
-            f"{path.name} has the shape {array.shape}, not {rules['channels']} channels of {len(size)} axes"
-        )
+        raise UnusableError(f"{path.name} has the shape {array.shape}, not {rules['channels']} channels of {size}")
     array = np.ascontiguousarray(np.moveaxis(scale(array, largest, rules), 0, -1))
     limit, kept = rules["reduced_above"], rules["reduced_to"]
     height, width = array.shape[-3:-1]
@@ -158,8 +158,7 @@ def read_image(path: Path, rules: dict[str, Any]) -> np.ndarray:
 def decode(path: Path, rules: dict[str, Any]) -> tuple[np.ndarray, float | None]:
     """[C, *S] in the file's own type, and the largest value of its kind; None where values mean something."""
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        array, largest = decode_nifti(path)
-        return convert(array, rules["channels"], path), largest
+        return decode_nifti(path, rules["channels"])
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -193,34 +192,24 @@ def reduced_flag(data: bytes, rules: dict[str, Any]) -> int:
     return next((flag for factor, flag in JPEG_REDUCED.items() if sides and min(sides) >= factor * least), 0)
 
 
-def decode_nifti(path: Path) -> tuple[np.ndarray, float | None]:
-    """A volume in the canonical frame [C, D, H, W], or a flat one as it is stored [C, H, W]."""
+def decode_nifti(path: Path, channels: int) -> tuple[np.ndarray, float | None]:
+    """A volume in the canonical frame [C, D, H, W], or a flat one as it is stored [C, H, W]; grey or RGB."""
     import nibabel as nib
 
     try:
         file = nib.load(path)
-        raw = np.asarray(file.dataobj)
+        flat = (*file.shape, 1)[2] == 1
+        array = np.asarray((file if flat else nib.as_closest_canonical(file)).dataobj)
     except (OSError, nib.filebasedimages.ImageFileError, EOFError) as error:
         raise UnusableError(f"{path.name}: {error}") from None
-    whole = file.get_data_dtype() == np.uint8 and raw.dtype == np.uint8
-    if (*raw.shape, 1)[2] == 1:
-        channels = raw.reshape(*raw.shape[:2], -1)
-        return np.moveaxis(channels, -1, 0).transpose(0, 2, 1), 255.0 if whole else None
-    canonical = np.asarray(nib.as_closest_canonical(file).dataobj)
-    channels = canonical.reshape(*canonical.shape[:3], -1)
-    return channels.transpose(3, 2, 1, 0), 255.0 if whole else None
-
-
-def convert(array: np.ndarray, channels: int, path: Path) -> np.ndarray:
-    """Grey to RGB or RGB to grey."""
-    if len(array) == channels:
-        return array
+    array = array.reshape(*array.shape[: 2 if flat else 3], -1).T  # [C, (D,) H, W]
+    largest = 255.0 if array.dtype == np.uint8 else None
     if len(array) == 1 and channels == 3:
-        return np.broadcast_to(array, (3, *array.shape[1:]))
+        array = np.broadcast_to(array, (3, *array.shape[1:]))
     if len(array) == 3 and channels == 1:
         grey = np.tensordot(LUMA, array.astype(np.float32), axes=1)[None]
-        return (np.rint(grey) if array.dtype.kind in "iu" else grey).astype(array.dtype)
-    raise UnusableError(f"{path.name} has {len(array)} channels, which cannot become {channels}")
+        array = (np.rint(grey) if array.dtype.kind in "iu" else grey).astype(array.dtype)
+    return array, largest
 
 
 def scale(array: np.ndarray, largest: float | None, rules: dict[str, Any]) -> np.ndarray:
@@ -255,16 +244,12 @@ def fit(array: np.ndarray, size: Sequence[int], mode: str) -> np.ndarray:
         factor = pick(size[-2] / height, size[-1] / width)
         inner = tuple(pick(whole, max(1, round(side * factor))) for side, whole in zip((height, width), size[-2:]))
     array = stretch(array, (*size[:-2], *inner))
-    if array.shape[:-1] == tuple(size):
-        return array
-    out = np.zeros((*size, array.shape[-1]), dtype=array.dtype)
-    source, target = [], []
-    for have, want in zip(array.shape, size):
-        length, room = min(have, want), abs(have - want) // 2
-        source.append(slice(room, room + length) if have > want else slice(0, length))
-        target.append(slice(room, room + length) if have < want else slice(0, length))
-    out[tuple(target)] = array[tuple(source)]
-    return out
+    for axis, want in enumerate(size):
+        have, pad = array.shape[axis], [(0, 0)] * array.ndim
+        room = abs(have - want) // 2
+        pad[axis] = (room, max(0, want - have) - room) if have < want else (0, 0)
+        array = np.pad(array, pad) if have < want else array.take(range(room, room + want), axis)
+    return array
 
 
 def stretch(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -348,10 +333,9 @@ def encode(values: dict[str, str], rules: dict[str, Any]) -> dict[str, np.ndarra
         missing.append(number is None)
         numbers.append(((entry["fill"] if number is None else number) - entry["mean"]) / entry["scale"])
     for entry in rules["categorical"]:
-        text, known = values[entry["column"]], entry["categories"]
-        unseen = rules["unseen_code"]
+        text, known, unseen = values[entry["column"]], entry["categories"], rules["unseen_code"]
         codes.append(rules["missing_code"] if not text else known.index(text) + unseen + 1 if text in known else unseen)
-    told = [float(value) for value in missing] if rules["indicators"] else []
+    told = missing if rules["indicators"] else []
     observed = [not value for value in missing] + [True] * len(told) + [code != rules["missing_code"] for code in codes]
     arrays = {"numeric": np.array([numbers + told], dtype=np.float32), "observed": np.array([observed])}
     return {**arrays, "categorical": np.array([codes], dtype=np.int64).reshape(1, len(codes))}
@@ -459,17 +443,6 @@ def decide_zones(probs: np.ndarray, part: dict[str, Any]) -> dict[str, Any]:
 def named(kind: str, names: Sequence[str], values: np.ndarray) -> dict[str, float]:
     """Columns of numbers."""
     return {f"{kind}/{name}": float(value) for name, value in zip(names, values)}
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The table, complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-    print(f"{path}: {len(rows)} samples")
 
 
 if __name__ == "__main__":

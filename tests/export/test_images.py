@@ -1,0 +1,272 @@
+"""Networks of labelled images: exported with named inputs, described, and used without medtrain."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medtrain.data.transforms.images.resize import fit_image
+from medtrain.data.transforms.images.resize import stretch as torch_stretch
+from medtrain.errors import UsageError
+from medtrain.export import standalone_images
+from medtrain.export.exporter import export_model
+from medtrain.inference.image_predictor import ImagePredictor
+from tests.inference.image_runs import TABLE, TargetPlan, picture, plan, read_table, run, write_table
+
+ALL = ("torchscript", "onnx", "torch_export")
+TOLERANCE = 1e-5
+"""What the stand-alone script promises for probabilities, of networks of this size."""
+
+
+def _call(name: str, path: Path, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Run an exported file as its user would."""
+    if name == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return [torch.from_numpy(found) for found in session.run(None, {k: v.numpy() for k, v in inputs.items()})]
+    if name == "torch_export":
+        with torch.no_grad():
+            found = torch.export.load(str(path)).module()(*inputs.values())
+    else:
+        with pytest.warns(FutureWarning, match="deprecated"), torch.no_grad():
+            found = torch.jit.load(str(path))(*inputs.values())
+    return [found] if isinstance(found, torch.Tensor) else list(found)
+
+
+def test_bags_of_any_length_in_batches_of_any_size(tmp_path: Path) -> None:
+    its_run = run(plan(max_instances=3), tmp_path)
+    files = export_model(its_run, ALL, tmp_path / "out")
+    for file in files:
+        assert file.passed
+        for batch, instances in ((1, 1), (3, 7)):
+            inputs = {
+                "image": torch.randn(batch, instances, 1, 8, 8),
+                "present": torch.ones(batch, instances, dtype=torch.bool),
+            }
+            inputs["present"][-1, instances // 2 + 1 :] = False
+            with torch.no_grad():
+                expected = its_run.model(**inputs)
+            logits, attention = _call(file.format, file.path, inputs)
+            torch.testing.assert_close(logits, expected["logits"], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(attention, expected["attention"], rtol=1e-4, atol=1e-6)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [entry["shape"] for entry in manifest["inputs"]] == [
+        ["batch", "instances", 1, 8, 8],
+        ["batch", "instances"],
+    ]
+    assert [entry["name"] for entry in manifest["outputs"]] == ["logits", "attention"]
+    assert [item.batch_size for item in files[0].parity] == [1, 2]
+
+
+def test_adapters_are_merged(tmp_path: Path) -> None:
+    class Adapted(nn.Module):
+        """Its weights are those of a plain network and a change to them."""
+
+        inputs = ("image",)
+
+        def __init__(self, plain: nn.Module) -> None:
+            super().__init__()
+            self.plain = plain
+            self.change = nn.Parameter(torch.ones(()))
+
+        def forward(self, image: torch.Tensor) -> Any:
+            return self.plain(image) + self.change * image.mean(dim=(1, 2, 3))[:, None]
+
+        def merged(self) -> nn.Module:
+            network = type(self.plain)(plan(), 3)
+            network.weight.data += float(self.change.detach()) / 64
+            return network
+
+    its_run = run(plan(), tmp_path)
+    its_run.model = Adapted(its_run.model)
+    (file,) = export_model(its_run, ["torch_export"], tmp_path / "out")
+    assert set(torch.export.load(str(file.path)).state_dict) == {"exported.weight"}
+    image = torch.randn(2, 1, 8, 8)
+    (logits,) = _call(file.format, file.path, {"image": image})
+    torch.testing.assert_close(logits, its_run.model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_the_manifest_tells_how_logits_become_a_class(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "inference": {"threshold": "youden", "calibrate": True},
+        "decision": {"threshold/yes": 0.25, "temperature": 1.5},
+    }
+    export_model(
+        run(plan(TargetPlan("ill", ("no", "yes"), (4, 4))), tmp_path, **options), ["torch_export"], tmp_path / "x"
+    )
+    manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    (part,) = manifest["prediction"]
+    assert (part["activation"]["kind"], part["classes"]) == ("softmax", ["no", "yes"])
+    assert (part["threshold"], part["temperature"]) == (0.25, 1.5)
+    assert manifest["targets"] == [{"name": "ill", "classes": ["no", "yes"]}]
+    rules = manifest["preprocessing"]
+    assert (rules["image_size"], rules["mean"], rules["std"], rules["resize"]) == ([8, 8], [0.4], [0.2], "letterbox")
+    assert (manifest["family"], manifest["tabular"], manifest["scripts"]) == ("images", None, [])
+
+
+def test_a_decision_that_was_never_taken_is_an_error(tmp_path: Path) -> None:
+    binary = plan(TargetPlan("ill", ("no", "yes"), (4, 4)))
+    with pytest.raises(UsageError, match="was chosen for these weights") as caught:
+        export_model(run(binary, tmp_path, inference={"calibrate": True}), ["onnx"], tmp_path / "x")
+    assert "medtrain evaluate" in str(caught.value.hint)
+    assert not (tmp_path / "x").exists()
+
+
+# ---------------------------------------------------------------------------------------------- the ready script
+
+
+def _alone(export: Path, source: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", str(export / "predict.py"), str(source), str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _same(alone: Path, ours: Path) -> None:
+    found, expected = read_table(alone), read_table(ours)
+    assert set(found) == set(expected)
+    for case_id, row in expected.items():
+        for key, text in row.items():
+            if key.startswith(("prob/", "grade/", "survival/")) or (key in ("score", "risk") and text[:1].isdigit()):
+                assert float(found[case_id][key]) == pytest.approx(float(text), abs=TOLERANCE), (case_id, key)
+            elif key.startswith("predicted") or key == "risk":
+                assert found[case_id][key] == text, (case_id, key)
+
+
+def test_the_script_gives_what_medtrain_gives(tmp_path: Path) -> None:
+    images = tmp_path / "in"
+    picture(images / "small.png", 1, (5, 7))
+    picture(images / "large.png", 2, (80, 61))
+    picture(images / "photo.jpg", 3, (150, 210, 3))
+    picture(images / "deep.png", 4, (30, 20), dtype=np.uint16)
+    its_run = run(plan(), tmp_path, inference={"mirror": True})
+    ImagePredictor(its_run).predict(images, tmp_path / "ours.csv")
+    export_model(its_run, ["onnx"], tmp_path / "x")
+
+    result = _alone(tmp_path / "x", images, tmp_path / "alone.csv")
+
+    assert result.returncode == 0, result.stderr
+    _same(tmp_path / "alone.csv", tmp_path / "ours.csv")
+    (images / "bad.png").write_bytes(b"no image")
+    result = _alone(tmp_path / "x", images, tmp_path / "alone.csv")
+    assert result.returncode == 1
+    assert "bad.png is no PNG, JPEG or NIfTI file" in result.stderr
+    assert read_table(tmp_path / "alone.csv")["bad"]["status"] == "failed"
+
+
+def test_the_script_reads_tables_and_colours(tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / f"{index}.png", index, (21, 17, 3))
+    rows = [
+        {"image": "0.png", "age": "61.5", "sex": "m"},
+        {"image": "1.png", "age": "NA", "sex": "other"},
+        {"image": "2.png", "age": "20", "sex": ""},
+    ]
+    table = write_table(tmp_path / "new.csv", rows)
+    data = {
+        "name": "csv",
+        "path": "t.csv",
+        "images": ["image"],
+        "targets": "f",
+        "numeric": ["age"],
+        "categorical": ["sex"],
+    }
+    colours: dict[str, Any] = {"in_channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+    zones = [TargetPlan(name, ("0", "1", "unknown"), (1, 1, 1)) for name in ("left", "right")]
+    its_run = run(
+        plan(*zones, tabular=TABLE, paired_targets=((0, 1),), **colours),
+        tmp_path,
+        task="zones",
+        data=data,
+        inference={"mirror": True},
+    )
+    ImagePredictor(its_run).predict(table, tmp_path / "ours.csv")
+    export_model(its_run, ["onnx"], tmp_path / "x")
+    result = _alone(tmp_path / "x", table, tmp_path / "alone.csv")
+    assert result.returncode == 0, result.stderr
+    _same(tmp_path / "alone.csv", tmp_path / "ours.csv")
+
+
+@pytest.mark.parametrize(("task", "loss"), [("ordinal", "ordinal"), ("multilabel", "bce"), ("classification", "ce")])
+def test_the_script_knows_every_kind_of_outcome(tmp_path: Path, task: str, loss: str) -> None:
+    images = tmp_path / "in"
+    for index in range(3):
+        picture(images / f"{index}.png", index, (16, 16))
+    targets = [TargetPlan("grade", ("0", "1", "2", "3"), (3, 3, 3, 3))]
+    if task == "multilabel":
+        targets = [TargetPlan(name, ("no", "yes"), (3, 3)) for name in ("cyst", "stone")]
+    its_run = run(
+        plan(*targets), tmp_path, task=task, loss=loss, inference={"calibrate": True}, decision={"temperature": 0.7}
+    )
+    ImagePredictor(its_run).predict(images, tmp_path / "ours.csv")
+    export_model(its_run, ["onnx"], tmp_path / "x")
+    result = _alone(tmp_path / "x", images, tmp_path / "alone.csv")
+    assert result.returncode == 0, result.stderr
+    _same(tmp_path / "alone.csv", tmp_path / "ours.csv")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("have", "want"), [((37, 50), (8, 8)), ((5, 9), (16, 12)), ((40, 12), (13, 30))])
+def test_eight_bits_are_resized_bit_for_bit_as_torch_does(
+    have: tuple[int, int], want: tuple[int, int], channels: int
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*have, channels), dtype=np.uint8)
+    np.testing.assert_array_equal(standalone_images.stretch(image, want), torch_stretch(image, want))
+
+
+@pytest.mark.parametrize("mode", ["letterbox", "crop", "stretch"])
+@pytest.mark.parametrize("have", [(9, 30, 20), (4, 7, 15)])
+def test_volumes_get_their_size_as_in_training(mode: Any, have: tuple[int, ...]) -> None:
+    volume = np.random.default_rng(1).random((*have, 1)).astype(np.float32)
+    expected, _ = fit_image(volume, None, (6, 11, 11), mode)
+    np.testing.assert_allclose(standalone_images.fit(volume, (6, 11, 11), mode), expected, atol=2e-6)
+
+
+def test_the_script_needs_nothing_but_what_it_says() -> None:
+    tree = ast.parse(Path(standalone_images.__file__).read_text())
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported - set(sys.stdlib_module_names) == {"cv2", "numpy", "onnxruntime", "nibabel"}
+
+
+def test_the_script_reads_volumes_and_flat_nifti_files(tmp_path: Path) -> None:
+    nib = pytest.importorskip("nibabel")
+    images = tmp_path / "in"
+    images.mkdir()
+    rng = np.random.default_rng(2)
+    affine = np.array([[0, -1.5, 0, 3], [2, 0, 0, -5], [0, 0, -3, 8], [0, 0, 0, 1]], dtype=float)
+    for name, kind in (("ct", np.int16), ("byte", np.uint8)):
+        nib.save(nib.Nifti1Image(rng.integers(0, 200, (12, 9, 7)).astype(kind), affine), images / f"{name}.nii.gz")
+    volumes = plan(image_size=(6, 8, 8), spatial_dims=3, in_channels=1)
+    its_run = run(volumes, tmp_path)
+    ImagePredictor(its_run).predict(images, tmp_path / "ours.csv")
+    export_model(its_run, ["onnx"], tmp_path / "x")
+    result = _alone(tmp_path / "x", images, tmp_path / "alone.csv")
+    assert result.returncode == 0, result.stderr
+    _same(tmp_path / "alone.csv", tmp_path / "ours.csv")
+
+    flat = tmp_path / "flat.nii"
+    nib.save(nib.Nifti1Image(rng.integers(0, 200, (20, 14, 1)).astype(np.int16), affine), flat)
+    pictures = run(plan(), tmp_path)
+    ImagePredictor(pictures).predict(flat, tmp_path / "ours2.csv")
+    export_model(pictures, ["onnx"], tmp_path / "y")
+    result = _alone(tmp_path / "y", flat, tmp_path / "alone2.csv")
+    assert result.returncode == 0, result.stderr
+    _same(tmp_path / "alone2.csv", tmp_path / "ours2.csv")
