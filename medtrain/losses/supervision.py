@@ -25,8 +25,8 @@ class MapSupervision:
     """What is asked of the map of places that a model looks at.
 
     Args:
-        source: `gradcam`: Grad-CAM of the truth on the model's feature map; `cam`: the same in less time, for models that
-            end in one linear layer on the averaged feature map; `model`: the `attention_map` that the model returns.
+        source: `gradcam`: Grad-CAM of the truth on the model's feature map; `cam`: the same in less time, for models
+            that end in one linear layer on the averaged feature map; `model`: the `attention_map` that it returns.
         mask: How the map is compared with the mask of a sample, for samples that have one; null = not at all.
         weight: Weight of that comparison.
         sharpness: What makes a map small in extent, with or without masks; null = nothing.

@@ -104,7 +104,8 @@ def explain_samples(
     headings = [kind for kind, found in kinds.items() for _ in found]
     looked = list(_look(task, model, read, chosen, headings, asked))
     pictures = {}
-    if any(np.ptp(heat) > 0 for one in looked for heat in one.maps.values()):
+    dims = task.plan.spatial_dims
+    if any(_tells_places(heat, dims) for one in looked for heat in one.maps.values()):
         pictures["explained"] = _draw_maps(task, looked, list(asked), style)
     else:
         log.info("no pictures of what the model saw: its maps are even, or have a single place")
@@ -200,6 +201,11 @@ def _draw_maps(task: ImageTask, looked: Sequence[_Looked], names: Sequence[str],
         for one in looked
     ]
     return draw_heat_maps(shown, title=title, panel_size=size, channel=style.channel)
+
+
+def _tells_places(heat: np.ndarray, spatial_dims: int) -> bool:
+    """Whether the map of any image differs between places."""
+    return bool(np.ptp(heat, axis=tuple(range(-spatial_dims, 0))).any())
 
 
 def _is_repeated(task: ImageTask, one: _Looked, name: str) -> bool:
