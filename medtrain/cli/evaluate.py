@@ -35,10 +35,10 @@ def evaluate(
     Segmentations are judged whole and on their own grid, labels over the whole part, with intervals and subgroups.
     Prints the table and the worst cases and writes `cases.csv`, `summary.json`, other tables and pictures to the run's
     `evaluation` folder, or to a folder below it when the choice differs from the run's own final evaluation. Overrides
-    may change `inference.*`, `data.root`, `data.store` and `model.weights`. Thresholds and the temperature that
-    inference leaves to the validation part are chosen there, whichever part is judged:
+    may change `inference.*`, `task.report`, `data.root`, `data.path`, `data.store` and `model.weights`. Thresholds and
+    the temperature that inference leaves to the validation part are chosen there, whichever part is judged:
 
-        medtrain evaluate RUN --part test inference.threshold=youden
+        medtrain evaluate RUN --part test inference.threshold=youden task.report.subgroups=[sex]
 
     To see what is wrong with a case:
 

@@ -45,7 +45,7 @@ _FREE_KEYS = {
         "max_steps", "max_epochs", "max_time", "device", "checkpoint_every", "keep_last", "keep_every", "log_every",
         "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite", "precision",
     },
-    "data": {"num_workers", "root", "store"},
+    "data": {"num_workers", "root", "path", "store"},
     "model": {"weights"},
     "run": {"note", "tags"},
 }  # fmt: skip
@@ -300,7 +300,7 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
     Raises:
         ConfigError: Lists every key that cannot change, with both values.
     """
-    free = {"data": {"root", "store"}, "model": {"weights"}, "task": {"nsd_tolerance_mm"}}
+    free = {"data": {"root", "path", "store"}, "model": {"weights"}, "task": {"nsd_tolerance_mm", "report"}}
 
     def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
@@ -312,7 +312,7 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
                 )
         return plain(kept)
 
-    heading = "only inference.*, data.root, data.store and model.weights can change here:"
+    heading = "only inference.*, task.report, data.root, data.path, data.store and model.weights can change here:"
     _refuse_changes(fixed(before), fixed(after), heading)
 
 

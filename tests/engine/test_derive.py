@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medtrain.config.compose import load_config
-from medtrain.engine.build import config_digest, continuation
+from medtrain.engine.build import check_evaluation, config_digest, continuation
 from medtrain.engine.derive import DEFAULT_STEPS, Derivation, derive
 from medtrain.errors import ConfigError
 from medtrain.registry import build
@@ -87,6 +87,19 @@ def test_the_digest_tells_what_is_learned(words: list[str], tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         continuation(base, other)
     assert [problem.where for problem in caught.value.problems] == ["model.dropout", "optimizer.lr"]
+
+
+def test_a_table_may_have_moved_and_the_report_may_ask_more() -> None:
+    table = ["data=csv", "data.images=file", "data.targets=grade"]
+    base = load_config([*table, "data.path=labels.csv"]).tree
+    moved = load_config([*table, "data.path=there/labels.csv", "data.root=there"]).tree
+    assert config_digest(base) == config_digest(moved)
+    assert continuation(base, moved)["data"]["path"].endswith("there/labels.csv")
+    check_evaluation(base, moved)
+    check_evaluation(base, load_config([*table, "data.path=labels.csv", "task.report.subgroups=[sex]"]).tree)
+    with pytest.raises(ConfigError) as caught:
+        check_evaluation(base, load_config([*table, "data.path=labels.csv", "task.monitor=auroc"]).tree)
+    assert [problem.where for problem in caught.value.problems] == ["task.monitor"]
 
 
 @pytest.mark.parametrize(
