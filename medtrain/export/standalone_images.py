@@ -174,7 +174,7 @@ def decode(path: Path, rules: dict[str, Any]) -> tuple[np.ndarray, float | None]
     image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     if image is None:
         raise UnusableError(f"{path.name} is damaged")
-    return (image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)), float(np.iinfo(image.dtype).max)
+    return (image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)), 256.0**image.itemsize - 1
 
 
 def reduced_flag(data: bytes, rules: dict[str, Any]) -> int:
@@ -197,7 +197,7 @@ def decode_nifti(path: Path, channels: int) -> tuple[np.ndarray, float | None]:
     import nibabel as nib
 
     try:
-        file = nib.load(path)
+        file: Any = nib.load(path)
         flat = (*file.shape, 1)[2] == 1
         array = np.asarray((file if flat else nib.as_closest_canonical(file)).dataobj)
     except (OSError, nib.filebasedimages.ImageFileError, EOFError) as error:
@@ -220,8 +220,8 @@ def scale(array: np.ndarray, largest: float | None, rules: dict[str, Any]) -> np
     if window is not None:
         if largest is not None:
             raise UnusableError("holds no Hounsfield units, which the network's window is for")
-        low = np.float32(window["centre"] - window["width"] / 2)
-        return np.clip((array.astype(np.float32) - low) / np.float32(window["width"]), 0, 1)
+        start = np.float32(window["centre"] - window["width"] / 2)
+        return np.clip((array.astype(np.float32) - start) / np.float32(window["width"]), 0, 1)
     if array.dtype == np.uint8 and largest == 255 and scheme in ("auto", "full_range"):
         return array
     if scheme == "full_range":
