@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medtrain.pictures.figure import draw_sentence
-from medtrain.pictures.heat import Explained, draw_heat_maps, heat_colors, lay_heat
+from medtrain.pictures.heat import Explained, draw_heat_maps, draw_instance_maps, heat_colors, lay_heat
+from medtrain.pictures.samples import Sample
 
 _HOT = tuple(round(255 * value) for value in mpl.colormaps["plasma"](1.0)[:3])
 
@@ -87,3 +88,47 @@ def test_without_images_there_is_a_sentence_and_no_evidence_is_no_colour() -> No
     pixels = draw_heat_maps([Explained(image, {"ill": np.zeros((2, 2))})], title="t", panel_size=64)
     panels = pixels[70 : 70 + 50].astype(int)
     assert np.ptp(panels, axis=-1).max() <= 2
+
+
+def test_a_map_that_is_not_given_is_left_dark(find: Any) -> None:
+    image, hot = np.full((1, 16, 16), 100, np.uint8), np.ones((16, 16))
+    both, one = (
+        draw_heat_maps([Explained(image, {"a": hot, "b": other})], title="t", panel_size=64, opacity=1.0)[:-36]
+        for other in (hot, None)
+    )
+    assert both.shape == one.shape
+    assert find(both, _HOT, 1).sum() == 2 * 64 * 64
+    assert find(one, _HOT, 1).sum() == 64 * 64
+
+
+def test_many_rows_of_few_maps_stand_in_two_columns(find: Any) -> None:
+    image, hot = np.full((1, 16, 16), 100, np.uint8), np.ones((16, 16))
+    six, seven = (
+        draw_heat_maps([Explained(image, {"a": hot})] * count, title="t", panel_size=240, opacity=1.0)
+        for count in (6, 7)
+    )
+    assert find(seven[:-36], _HOT, 1).sum() == 7 * 240 * 240
+    assert seven.shape[0] < six.shape[0]
+    assert seven.shape[1] > 1.5 * six.shape[1]
+
+
+def test_of_a_bag_the_instances_with_attention_are_drawn_under_their_heat(find: Any) -> None:
+    sample = Sample(
+        sample_id="bag",
+        image=np.full((4, 1, 16, 16), 100, np.uint8),
+        truth="a",
+        predicted="b",
+        present=np.array([True, True, True, False]),
+        attention=np.array([0.1, 0.6, 0.3, 0.0]),
+    )
+    maps = np.zeros((4, 16, 16))
+    maps[1] = 1  # the one with the most attention
+    maps[0] = 1  # not among the two that are shown
+    maps[3] = 1  # not there
+    pixels = draw_instance_maps([("worst", sample, maps)], title="t", columns=2, panel_size=64, opacity=1.0)
+    assert find(pixels[:-36], _HOT, 1).sum() == 64 * 64
+    views = draw_instance_maps(
+        [("", sample, maps)], title="t", view_names=("w", "x", "y", "z"), panel_size=64, opacity=1.0
+    )
+    assert find(views[:-36], _HOT, 1).sum() == 2 * 64 * 64  # all views, but the one that is missing has no heat
+    assert draw_instance_maps([], title="t").shape[2] == 3
