@@ -31,8 +31,8 @@ TASKS = {
     "phantom_grades": ("ordinal", None),
     "phantom_regression": ("regression", None),
     "phantom_zones": ("zones", None),
-    "phantom_multimodal": ("classification", "multimodal"),
-    "phantom_bags": ("classification", "mil"),
+    "phantom_multimodal": ("classification", "multimodal_small"),
+    "phantom_bags": ("classification", "mil_small"),
     "phantom_views": ("classification", "three_phase_ct"),
     "phantom_survival": ("survival", None),
 }
@@ -85,6 +85,20 @@ def brixia_folder(root: Path, names: list[str]) -> Path:
     for index, name in enumerate(names):
         picture(root / "images" / f"{name}.png", index)
     return root
+
+
+def test_brixia_grades_are_learnt_in_their_order_for_forty_epochs() -> None:
+    tree = load_config(["data=brixia"]).tree
+    assert (tree["loss"]["name"], tree["loss"]["form"]) == ("ordinal", "ordered")
+    assert (tree["trainer"]["max_epochs"], tree["task"]["score"]) == (40, "expected")
+    assert tree == load_config(["data=brixia", "task=zones"]).tree
+    other = load_config(["data=brixia", "loss=ce", "trainer=default", "task.score=classes"]).tree
+    assert (other["loss"]["name"], other["trainer"]["max_epochs"]) == ("ce", None)
+    assert other["task"]["score"] == "classes"
+
+
+def test_an_unknown_class_has_no_place_among_ordered_grades() -> None:
+    assert load_config(["data=phantom_zones"]).tree["loss"]["name"] == "ce"
 
 
 def test_brixia(tmp_path: Path) -> None:
