@@ -203,7 +203,10 @@ def predict_run(
     setup_logging()
     trained = config if trained is None else trained
     if mirror is not None:
-        config = {**config, "inference": {**config["inference"], "mirror": mirror}}
+        inference = {**config["inference"], "mirror": mirror}
+        if not mirror and inference.get("mirror_in_training") is False:
+            inference["mirror_axes"] = None  # without any mirroring, axes are a contradiction
+        config = {**config, "inference": inference}
     run = load_run(run_dir, config, checkpoint=checkpoint, device=device)
     if run.plan.family == "segmentation":
         reports = Predictor(run).predict_folder(source, out, overwrite=overwrite)
