@@ -638,5 +638,5 @@ def test_an_example_has_every_entry_that_the_data_give() -> None:
 
 
 def test_models_get_the_size_of_their_output() -> None:
-    assert three_classes().runtime() == {"num_outputs": 3}
-    assert two_classes().runtime() == {"num_outputs": 1}
+    assert three_classes().runtime() == {"num_outputs": 3, "cumulative_targets": 0}
+    assert two_classes().runtime() == {"num_outputs": 1, "cumulative_targets": 0}

@@ -77,7 +77,7 @@ def test_parts_are_of_the_kind_that_their_loss_says() -> None:
     specs = found.metrics()
     for key in ("grade/qwk", "left_zone/unknown_recall", "months/c_index", "nodule/auroc/oedema"):
         assert key in specs
-    assert found.runtime() == {"num_outputs": 2 + 8 + 1 + 2}
+    assert found.runtime() == {"num_outputs": 2 + 8 + 1 + 2, "cumulative_targets": 0}
     readable = found.readable([record])[0]
     assert readable["left_zone/predicted/right_zone"] == "unknown"
     assert readable["nodule/predicted"] == "nodule"

@@ -44,7 +44,7 @@ def test_probabilities_are_differences_of_cumulative_ones() -> None:
     expected = [steps[k] - steps[k + 1] for k in range(5)]
     assert [record[f"prob/{name}"] for name in "01234"] == pytest.approx(expected, rel=1e-9)
     assert record["predicted"] == 2
-    assert task().runtime() == {"num_outputs": 4}
+    assert task().runtime() == {"num_outputs": 4, "cumulative_targets": 1}
 
 
 def test_crossed_logits_give_no_negative_probability() -> None:
@@ -88,7 +88,7 @@ def test_a_softmax_serves_as_well() -> None:
     found = task(loss=ClassCrossEntropy([GRADES]))
     (record,) = found.evaluation_step(Echo(), batch([[0, 0, 0, 5, 0]], [3]), final=False)
     assert record["predicted"] == 3
-    assert found.runtime() == {"num_outputs": 5}
+    assert found.runtime() == {"num_outputs": 5, "cumulative_targets": 0}
 
 
 def test_the_temperature_is_that_of_the_cumulative_logits() -> None:

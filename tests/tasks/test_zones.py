@@ -43,7 +43,8 @@ def test_logits_are_read_zone_by_zone() -> None:
     (record,) = task().evaluation_step(Echo(), batch([saying(0, 1, 2, 3, 4, 1)], [[0] * 6]), final=False)
     assert [record[f"predicted/{name}"] for name in NAMES] == [0, 1, 2, 3, 4, 1]
     assert record["prob/right_mid/moderate"] == pytest.approx(np.exp(6) / (np.exp(6) + 4), rel=1e-6)
-    assert task().runtime() == {"num_outputs": 30, "num_zones": 6, "zone_names": NAMES}
+    expected = {"num_outputs": 30, "cumulative_targets": 0, "num_zones": 6, "zone_names": NAMES}
+    assert task().runtime() == expected
 
 
 def test_a_model_may_give_zones_an_axis() -> None:
