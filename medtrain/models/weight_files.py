@@ -73,7 +73,7 @@ def _read_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
         raise MedtrainError(
-            f"{path} cannot be opened as weights: {str(error).strip().splitlines()[0]}",
+            f"{path} cannot be opened as weights: {(str(error).strip() or 'it ends too early').splitlines()[0]}",
             hint="files are opened without running code in them; save the tensors alone with safetensors",
         ) from error
 

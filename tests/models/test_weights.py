@@ -281,6 +281,7 @@ class _Danger:
         ({"model": _Danger()}, "cannot be opened as weights"),
         ({"epoch": 3}, "holds no named tensors"),
         (b"no archive", "cannot be opened as weights"),
+        (b"", "cannot be opened as weights: it ends too early"),
     ],
 )
 def test_files_that_are_no_weights_or_run_code_are_refused(content: Any, message: str, tmp_path: Path) -> None:
