@@ -75,6 +75,7 @@ def read_ahead(
     *,
     workers: int,
     finish: Callable[[Batch], Batch] | None = None,
+    here: bool = False,
 ) -> Iterator[Batch]:
     """Batches in the order of their keys, read by several processes; closing the iterator ends them.
 
@@ -83,18 +84,22 @@ def read_ahead(
         batches: The keys of each batch; taken as needed, two batches per worker ahead.
         workers: Number of processes.
         finish: Applied to each batch in a thread of this process, one batch ahead.
+        here: Whether this process reads, too, until the workers have started, which takes them seconds.
 
     Raises:
         ProcessKilledError: A worker was killed. What a worker raises is raised here, too.
     """
-    context = _make_context()
+    context = _make_context(reader)
     started: list[_Worker] = []
     farewell = functools.partial(_hang_up, started)
     atexit.register(farewell)  # Python waits for them at its end, and they for us
     try:
         for _ in range(workers):
             started.append(_start(context, reader))
-        stream = _read_in_turn(started, iter(batches))
+        keys = iter(batches)
+        stream = _read_in_turn(started, keys)
+        if here:
+            stream = itertools.chain(_read_here(started, keys, reader), stream)
         yield from stream if finish is None else _finish_ahead(stream, finish, farewell)
     finally:
         atexit.unregister(farewell)
@@ -120,6 +125,15 @@ def pin_tensors(batch: Mapping[str, Any], device: int) -> Batch:
         return {name: pinned(value) for name, value in batch.items()}
 
 
+def _read_here(workers: Sequence[_Worker], batches: Iterator[Sequence[SampleKey]], reader: Reader) -> Iterator[Batch]:
+    """Batches read by this process until every worker has started, or ended."""
+    while not all(worker.connection.poll() for worker in workers):
+        keys = next(batches, None)
+        if keys is None:
+            return
+        yield reader.collate([reader[key] for key in keys])
+
+
 def _read_in_turn(workers: Sequence[_Worker], batches: Iterator[Sequence[SampleKey]]) -> Iterator[Batch]:
     """Batch i comes from worker i modulo their number."""
     pending: deque[_Worker] = deque()
@@ -136,7 +150,8 @@ def _read_in_turn(workers: Sequence[_Worker], batches: Iterator[Sequence[SampleK
     while pending:
         worker = pending.popleft()
         with _noticing_death(worker):
-            batch = worker.connection.recv()
+            while (batch := worker.connection.recv()) is None:
+                pass  # it has started
         if isinstance(batch, _Failure):
             raise batch.error
         ask(1)
@@ -202,12 +217,14 @@ def _finish_ahead(
         thread.join()
 
 
-def _make_context() -> BaseContext:
+def _make_context(reader: Reader) -> BaseContext:
     # not fork: the training process has threads (loggers, progress, CUDA), whose locks a forked child would inherit
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
-        context.set_forkserver_preload([__name__])  # one import of torch for all workers
+        own = type(reader).__module__
+        # one import of torch for all workers
+        context.set_forkserver_preload([__name__, *([own] if own.startswith("medtrain.") else [])])
         start_forkserver()
     return context
 
@@ -258,6 +275,7 @@ def _work(connection: Connection, reader: Reader) -> None:
     sender = threading.Thread(target=_send, args=(connection, done), daemon=True)
     sender.start()
     with contextlib.suppress(EOFError, OSError):  # of the connection
+        connection.send(None)
         while True:
             keys = connection.recv()
             try:

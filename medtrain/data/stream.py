@@ -91,7 +91,7 @@ class TrainingStream:
             if self.workers > cores():
                 log.warning("data.num_workers=%d, but this process may use %d core(s) only", self.workers, cores())
             pin = functools.partial(pin_tensors, device=torch.cuda.current_device()) if self.pin_memory else None
-            yield from read_ahead(self.reader, keys, workers=self.workers, finish=pin)
+            yield from read_ahead(self.reader, keys, workers=self.workers, finish=pin, here=True)
 
 
 def evenly(ids: Sequence[str], limit: int | None) -> list[str]:

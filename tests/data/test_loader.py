@@ -103,6 +103,30 @@ def test_batches_come_in_order_and_end(workers: int, finish: Any) -> None:
     assert list(read(Numbers(), [], workers)) == []
 
 
+class Tagged(Numbers):
+    """Tells which process read."""
+
+    def __getitem__(self, key: int) -> dict[str, Any]:
+        return {**super().__getitem__(key), "process": os.getpid()}
+
+
+@pytest.mark.parametrize("finish", [None, tag])
+def test_this_process_reads_until_the_workers_have_started(finish: Any) -> None:
+    batches = read(Tagged(), ([number] for number in itertools.count()), finish=finish, here=True)  # type: ignore[arg-type]
+    readers: list[int] = []
+    while len(readers) < 4 or readers[-4:].count(os.getpid()):
+        batch = next(batches)
+        assert batch["key"] == [len(readers)]  # none is lost or read twice where the workers take over
+        readers.extend(batch["process"])
+    assert readers[0] == os.getpid()
+    first = next(place for place, reader in enumerate(readers) if reader != os.getpid())
+    assert os.getpid() not in readers[first:]
+    assert len(set(readers[first:])) == 2
+    batches.close()  # type: ignore[attr-defined]
+    assert [batch["key"] for batch in read(Numbers(), pairs(3), here=True)] == pairs(3)
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.parametrize(("finish", "ahead"), [(None, 4), (tag, 6)])  # one is ready and one finished with a thread
 def test_no_more_is_read_than_two_batches_per_worker_ahead(finish: Any, ahead: int) -> None:
     asked: list[int] = []

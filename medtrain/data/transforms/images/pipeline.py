@@ -42,6 +42,8 @@ class Pipeline:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state, _local=threading.local())
+        if self._transforms:
+            albumentations()  # while a process starts, not with its first image
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, seed: int
