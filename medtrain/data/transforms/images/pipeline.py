@@ -89,6 +89,8 @@ class _Built:
                 _replace(transform, functools.partial(_clipped, transform.apply))
             elif type(transform).__name__ == "RandomBrightnessContrast":
                 _replace(transform, functools.partial(_exposed, transform.apply))
+            elif type(transform).__name__ == "GaussNoise":
+                _replace(transform, functools.partial(_noisy, transform.apply))
 
     def __call__(self, data: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], bool]:
         self._compose.set_random_state(np.random.Generator(np.random.PCG64(seed)), random.Random(seed))
@@ -137,3 +139,14 @@ def _exposed(
     changed = image * np.float32(alpha)
     changed += np.float32(beta)
     return np.clip(changed, 0, 1, out=changed)
+
+
+def _noisy(apply: Callable[..., np.ndarray], image: np.ndarray, noise_map: np.ndarray, **params: Any) -> np.ndarray:
+    """Noise on 8 bits, which Albumentations rounds towards none and adds three times as slowly."""
+    if image.dtype != np.uint8:
+        return apply(image, noise_map=noise_map, **params)
+    whole = np.rint(noise_map).astype(np.int16).reshape(*image.shape[:2], -1)
+    if whole.shape != image.shape:
+        whole = np.repeat(whole, image.shape[2], axis=2)
+    rows = (len(image), -1)
+    return cv2.add(image.reshape(rows), whole.reshape(rows), dtype=cv2.CV_8U).reshape(image.shape)  # 0 to 255

@@ -207,3 +207,18 @@ def test_brightness_and_contrast_are_those_of_albumentations(dtype: type, by_max
     expected = albumentations.RandomBrightnessContrast(**limits)(image=image)["image"]
     result = listed({"name": "RandomBrightnessContrast", **limits}).train(image, seed=0).image
     np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_noise_is_rounded_to_the_nearest_and_stays_in_range(channels: int, per_channel: bool) -> None:
+    """Albumentations cuts it off, so that a deviation of half a grey level would change next to nothing."""
+    augment = listed({"name": "GaussNoise", "std_range": [0.002, 0.002], "per_channel": per_channel, "p": 1.0},
+                     size=(64, 64), channels=channels)  # fmt: skip
+    image = np.full((64, 64, channels), 100, dtype=np.uint8)
+    noise = augment.train(image, seed=1).image.astype(float) - 100
+    assert noise.std() == pytest.approx((0.51**2 + 1 / 12) ** 0.5, rel=0.06)  # with that of rounding
+    assert (channels == 1 or not per_channel) == bool((noise[..., 0] == noise[..., -1]).all())
+    strong = listed({"name": "GaussNoise", "std_range": [0.5, 0.5], "p": 1.0}, size=(64, 64), channels=channels)
+    values = strong.train(image, seed=2).image
+    assert (values.min(), values.max()) == (0, 255)
