@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medtrain.data.images.incoming import TABLE_SUFFIXES, told_file, told_files
+from medtrain.data.images.incoming import TABLE_SUFFIXES, input_digest, told_file, told_files
 from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.samples import ReadSample, SampleReader
 from medtrain.data.images.settings import ImageData
 from medtrain.data.sample import Sample, SampleSet
+from medtrain.data.splits import some
 from medtrain.data.transforms.images.base import ImageAugmentation
 from medtrain.data.workers import cores
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _AHEAD = 2  # batches that are read before they are needed
 _TELL_EVERY_S = 5.0
-_LEADING = ("case_id", "file", "status", "message")
+_LEADING = ("case_id", "file", "input", "status", "message")
 _NOT_TOLD = ("case_id", "group", "loss", "loss_weight", "attention")
 
 Read = tuple[Sample, ReadSample | MedtrainError, str]
@@ -86,6 +87,8 @@ class ImagePredictor:
         if table.path.resolve() == source.resolve():
             raise UsageError(f"{source} would be replaced by its predictions", hint="choose another OUT")
         table.open()
+        if others := table.replaced():
+            log.warning("rows of other files or values with the same ids are replaced: %s", some(others))
         todo = [sample for sample in sample_set.samples if not table.is_done(sample)]
         total = len(sample_set.samples)
         if len(todo) < total:
@@ -199,6 +202,8 @@ class _Tables:
         self.path = out if as_file else out / TABLE
         self._marker = out.with_suffix(".json") if as_file else out / MARKER
         self._attention_path = self.path.with_name(f"{self.path.stem}_attention.csv")
+        # taken before anything is read: what changes meanwhile is predicted again the next time
+        self._inputs = {sample.sample_id: input_digest(sample) for sample in sample_set.samples}
         self._attention: dict[str, list[Row]] = {}
 
     def open(self) -> None:
@@ -220,9 +225,14 @@ class _Tables:
                 self._attention.setdefault(row["case_id"], []).append(row)
 
     def is_done(self, sample: Sample) -> bool:
-        """Whether the sample, with these files, was predicted before."""
+        """Whether the sample, with these files and values, was predicted before."""
         row = self._table.rows.get(sample.sample_id, {})
-        return row.get("status") == "done" and row.get("file", "") == told_files(sample, self._set.root)
+        return row.get("status") == "done" and row.get("input") == self._inputs[sample.sample_id]
+
+    def replaced(self) -> list[str]:
+        """Samples of which the table has a row that came from other files or values."""
+        rows = self._table.rows
+        return [name for name, digest in self._inputs.items() if name in rows and rows[name].get("input") != digest]
 
     def fail(self, sample: Sample, message: str) -> None:
         """Enter a sample that cannot be predicted."""
@@ -254,7 +264,8 @@ class _Tables:
         self._table.write()
 
     def _enter(self, sample: Sample, row: Row) -> None:
-        told = {"case_id": sample.sample_id, "file": told_files(sample, self._set.root), **row}
+        files, digest = told_files(sample, self._set.root), self._inputs[sample.sample_id]
+        told = {"case_id": sample.sample_id, "file": files, "input": digest, **row}
         if self._table.enter(sample.sample_id, told, at_once=False):
             self.write()
 

@@ -244,3 +244,40 @@ def test_nothing_to_predict_is_an_error_that_says_so(tmp_path: Path, name: str) 
     with pytest.raises(UsageError, match=r"holds no images|no such file or folder"):
         ImagePredictor(run(plan(), tmp_path)).predict(tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_is_only_kept_for_the_same_files_and_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, day in enumerate(("mon", "tue")):
+        picture(tmp_path / day / "IM0001.png", seed)
+    predictor = ImagePredictor(run(plan(), tmp_path))
+    for day in ("mon", "tue"):
+        assert predictor.predict(tmp_path / day / "IM0001.png", tmp_path / f"{day}.csv")
+    expected = {day: read_table(tmp_path / f"{day}.csv") for day in ("mon", "tue")}
+    assert expected["mon"]["IM0001"]["prob/nodule"] != expected["tue"]["IM0001"]["prob/nodule"]
+
+    out = tmp_path / "out.csv"
+    predictor.predict(tmp_path / "mon" / "IM0001.png", out)
+    predictor.predict(tmp_path / "tue" / "IM0001.png", out)
+    assert read_table(out) == expected["tue"]
+    assert "rows of other files or values with the same ids are replaced: IM0001" in caplog.text
+
+    picture(tmp_path / "tue" / "IM0001.png", 2)  # another content under the same name
+    predictor.predict(tmp_path / "tue" / "IM0001.png", out)
+    assert read_table(out)["IM0001"]["prob/nodule"] != expected["tue"]["IM0001"]["prob/nodule"]
+
+
+def test_a_corrected_value_of_the_table_is_predicted_again(tmp_path: Path) -> None:
+    for index in range(2):
+        picture(tmp_path / f"{index}.png", index)
+    data = {"name": "csv", "path": "t.csv", "images": ["image"], "numeric": ["age"], "categorical": ["sex"]}
+    predictor = ImagePredictor(run(plan(tabular=TABLE), tmp_path, data={**data, "targets": "finding"}))
+    rows = [{"image": f"{index}.png", "age": "60", "sex": "m"} for index in range(2)]
+    predictor.predict(write_table(tmp_path / "new.csv", rows), tmp_path / "out.csv")
+    before = read_table(tmp_path / "out.csv")
+    for name, value in (("age", "20"), ("sex", "f")):
+        rows[0][name] = value
+        predictor.predict(write_table(tmp_path / "new.csv", rows), tmp_path / "out.csv")
+        after = read_table(tmp_path / "out.csv")
+        assert after["0"]["prob/nodule"] != before["0"]["prob/nodule"]
+        assert after["1"] == before["1"]
+        before = after

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -239,3 +241,23 @@ def told_files(sample: Sample, root: Path) -> str:
 def told_file(ref: ImageRef, root: Path) -> str:
     """One file as a person would name it."""
     return str(ref).removeprefix(f"{root}{os.sep}")
+
+
+def input_digest(sample: Sample) -> str:
+    """What tells whether a sample is the one of before: its files, by place, size and time, and its values.
+
+    Args:
+        sample: Its images may be missing.
+    """
+    files = [None if ref is None else [os.path.abspath(str(ref)), *_state_of(ref)] for ref in sample.images]
+    told = json.dumps([files, sample.numeric, sample.categorical])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _state_of(ref: ImageRef) -> list[int]:
+    """Size and time of a file; nothing where it is not there."""
+    try:
+        state = (ref if isinstance(ref, Path) else ref.path).stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
