@@ -35,7 +35,7 @@ _MEANINGS = {
     "present": "which view or instance there is; at least one per sample, unless the model takes samples without image",
     "numeric": "standardised numbers, see tabular",
     "categorical": "codes of categories, see tabular",
-    "observed": "whether each column of numeric and then of categorical was there",
+    "observed": "whether each numeric and then each categorical value was there",
 }
 _DTYPES = {"image": "float32", "numeric": "float32", "categorical": "int64"}
 
@@ -127,7 +127,8 @@ def _tabular(plan: ImagePlan) -> dict[str, Any] | None:
         "more, 1 where a value was missing",
         "categorical_is": f"the place in `categories` plus {UNSEEN_CODE + 1}, {MISSING_CODE} for a missing value, "
         f"{UNSEEN_CODE} for a category that training did not have",
-        "observed_is": "numeric columns (columns of indicators always count as there), then categorical ones",
+        "observed_is": "the columns in `numeric` (without those of indicators), then the categorical ones; none of them "
+        "says that the table is absent",
     }
 
 

@@ -336,7 +336,7 @@ def encode(values: dict[str, str], rules: dict[str, Any]) -> dict[str, np.ndarra
         text, known, unseen = values[entry["column"]], entry["categories"], rules["unseen_code"]
         codes.append(rules["missing_code"] if not text else known.index(text) + unseen + 1 if text in known else unseen)
     told = missing if rules["indicators"] else []
-    observed = [not value for value in missing] + [True] * len(told) + [code != rules["missing_code"] for code in codes]
+    observed = [not value for value in missing] + [code != rules["missing_code"] for code in codes]
     arrays = {"numeric": np.array([numbers + told], dtype=np.float32), "observed": np.array([observed])}
     return {**arrays, "categorical": np.array([codes], dtype=np.int64).reshape(1, len(codes))}
 

@@ -403,10 +403,10 @@ def example_batch(plan: ImagePlan) -> dict[str, Tensor]:
         if several or plan.optional_image:
             batch["present"] = torch.ones(1, *(several or (1,)), dtype=torch.bool)
     if plan.tabular is not None:
-        numeric, categorical = plan.tabular.num_numeric, len(plan.tabular.categorical)
-        batch["numeric"] = torch.zeros(1, numeric)
+        categorical = len(plan.tabular.categorical)
+        batch["numeric"] = torch.zeros(1, plan.tabular.num_numeric)
         batch["categorical"] = torch.zeros(1, categorical, dtype=torch.int64)
-        batch["observed"] = torch.ones(1, numeric + categorical, dtype=torch.bool)
+        batch["observed"] = torch.ones(1, len(plan.tabular.numeric) + categorical, dtype=torch.bool)
     return batch
 
 

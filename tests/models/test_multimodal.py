@@ -49,6 +49,17 @@ def single(rows: int = 6) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("fusion", NAMES)
+def test_an_absent_table_is_absent_beside_columns_that_tell_so(tiny: Any, fusion: str) -> None:
+    model = make(fusion=fusion, num_numeric=4).eval()  # two numbers, and two that tell which are missing
+    entries = single() | {"numeric": torch.zeros(6, 4), "observed": torch.ones(6, 3, dtype=torch.bool)}
+    entries["observed"][2:4] = False
+    before = model(**entries)["logits"]
+    entries["numeric"][:, 2:] = 1.0
+    changed = (model(**entries)["logits"] != before).any(1)
+    assert changed.tolist() == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("fusion", NAMES)
 def test_missing_modalities_degrade(tiny: Any, fusion: str) -> None:
     model = make(fusion=fusion, auxiliary_heads=True).eval()
     entries = single()

@@ -492,7 +492,7 @@ def tabular() -> TabularEncoder:
 
 
 def with_table(data: dict[str, Any], ages: list[float], codes: list[int]) -> dict[str, Any]:
-    known = torch.tensor([[age == age, True, code > 0] for age, code in zip(ages, codes, strict=True)])
+    known = torch.tensor([[age == age, code > 0] for age, code in zip(ages, codes, strict=True)])
     numeric = torch.tensor([[(age - 60) / 10 if age == age else 0.0, float(age != age)] for age in ages])
     return {**data, "numeric": numeric, "categorical": torch.tensor(codes)[:, None], "observed": known}
 
@@ -632,7 +632,7 @@ def test_an_example_has_every_entry_that_the_data_give() -> None:
         "present": ((1, 2), torch.bool),
         "numeric": ((1, 2), torch.float32),
         "categorical": ((1, 1), torch.int64),
-        "observed": ((1, 3), torch.bool),
+        "observed": ((1, 2), torch.bool),
     }
     assert tuple(three_classes().example_batch()["image"].shape) == (1, 1, 1, 3)
 

@@ -99,7 +99,7 @@ class SampleReader:
             table = plan.tabular.transform([item.sample for item in samples])
             batch["numeric"] = torch.from_numpy(table.numeric)
             batch["categorical"] = torch.from_numpy(table.categorical)
-            batch["observed"] = torch.from_numpy(_observed(table.observed, plan))
+            batch["observed"] = torch.from_numpy(table.observed)
         if plan.annotated:
             batch["annotation"] = self._annotations(samples)
         for place, name in enumerate(plan.metadata_names):
@@ -277,13 +277,3 @@ class Normalizer:
 def _started(sample: Sample) -> ReadSample:
     targets = [float("nan") if value is None else float(value) for value in sample.targets]
     return ReadSample(sample, [], [], targets)
-
-
-def _observed(observed: np.ndarray, plan: ImagePlan) -> np.ndarray:
-    """Whether each column of `numeric` and `categorical` was there; the columns that tell so always are."""
-    assert plan.tabular is not None
-    if not plan.tabular.indicators:
-        return observed
-    count = len(plan.tabular.numeric)
-    told = np.ones((len(observed), count), dtype=bool)
-    return np.concatenate([observed[:, :count], told, observed[:, count:]], axis=1)

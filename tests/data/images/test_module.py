@@ -229,15 +229,15 @@ def test_the_table_is_encoded_with_the_training_part_alone(tmp_path: Path) -> No
             sample,
             images=() if i == 1 else sample.images,
             group=sample.sample_id,
-            numeric=(float(i) if i != 2 else None,),
-            categorical=("new" if i == 7 else "ab"[i % 2],),
+            numeric=(float(i) if i not in (2, 3) else None,),
+            categorical=(None if i == 3 else "new" if i == 7 else "ab"[i % 2],),
             part="val" if i == 7 else "train",
         )
         for i, sample in enumerate(base.samples)
     ]
     samples = replace(base, samples=tuple(rows), numeric_names=("age",), categorical_names=("sex",))
     data, plan, _ = open_module(given(tmp_path, samples, batch_size=7))
-    train = [0, 1, 3, 4, 5, 6]
+    train = [0, 1, 4, 5, 6]
     assert plan.tabular is not None
     assert plan.optional_image
     assert plan.tabular.numeric[0].mean == pytest.approx(np.mean(train))
@@ -247,8 +247,9 @@ def test_the_table_is_encoded_with_the_training_part_alone(tmp_path: Path) -> No
     rows_of = {name: row for row, name in enumerate(batch["case_id"])}
     two = rows_of["s02"]
     assert batch["numeric"][two, 1] == 1
-    assert batch["numeric"][rows_of["s03"], 1] == 0
-    assert batch["observed"][two].tolist() == [False, True, True]
+    assert batch["numeric"][rows_of["s04"], 1] == 0
+    assert batch["observed"][two].tolist() == [False, True]  # of age and sex, not of age_missing
+    assert not batch["observed"][rows_of["s03"]].any()  # without a table
     assert batch["image"].dim() == 4
     assert batch["present"].shape == (7, 1)
     assert [row for row in range(7) if not batch["present"][row, 0]] == [rows_of["s01"]]
