@@ -127,8 +127,8 @@ def _tabular(plan: ImagePlan) -> dict[str, Any] | None:
         "more, 1 where a value was missing",
         "categorical_is": f"the place in `categories` plus {UNSEEN_CODE + 1}, {MISSING_CODE} for a missing value, "
         f"{UNSEEN_CODE} for a category that training did not have",
-        "observed_is": "the columns in `numeric` (without those of indicators), then the categorical ones; none of them "
-        "says that the table is absent",
+        "observed_is": "the columns in `numeric` (without those of indicators), then the categorical ones; none "
+        "of them says that the table is absent",
     }
 
 
