@@ -52,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = {"case_id": sample["id"], "status": "done", "message": ""}
         try:
             row.update(predict(sample, manifest, run))
-        except UnusableError as error:
-            row.update(status="failed", message=str(error))
-            print(f"error: {sample['id']}: {error}", file=sys.stderr)
+        except Exception as error:  # whatever it is, of onnxruntime for instance, the other samples go on
+            kind = "" if isinstance(error, UnusableError) else f"{type(error).__name__}: "
+            row.update(status="failed", message=kind + " ".join(str(error).split()))
+            print(f"error: {sample['id']}: {row['message']}", file=sys.stderr)
         rows.append(row)
     partial = given.out.with_name(f".{given.out.name}.partial")  # OUT appears complete or not at all
     with partial.open("w", encoding="utf-8", newline="") as stream:
@@ -94,8 +95,7 @@ def find_samples(source: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]
         bags = {folder.name: images_below(folder) for folder in sorted(source.iterdir()) if folder.is_dir()}
         bags = {name: files for name, files in bags.items() if files} or {source.name: images_below(source)}
         return [{"id": name, "images": files, "values": {}} for name, files in bags.items()]
-    files = images_below(source)
-    if not files:
+    if not (files := images_below(source)):
         sys.exit(f"error: {source} holds no images ({', '.join(SUFFIXES)})")
     return [{"id": stem(file.relative_to(source).as_posix()), "images": [file], "values": {}} for file in files]
 
@@ -127,8 +127,10 @@ def samples_of_table(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any
         files = [path.parent / cells[name] if cells[name] else None for name in images]
         first = next((cells[name] for name in images if cells[name]), "")
         key = cells["bag"] if manifest["bags"] else cells.get("id") or stem(first) or f"line_{number}"
-        sample = samples.setdefault(key, {"id": key, "images": [], "values": {name: cells[name] for name in values}})
-        sample["images"] += files
+        if key in samples and not manifest["bags"]:
+            sys.exit(f"error: {path}: lines {samples[key]['line']} and {number} have the same id, {key}")
+        given = {name: cells[name] for name in values}
+        samples.setdefault(key, {"id": key, "line": number, "images": [], "values": given})["images"] += files
     return list(samples.values())
 
 
@@ -399,8 +401,7 @@ def decide(said: np.ndarray, part: dict[str, Any]) -> dict[str, Any]:
     kind = part["kind"]
     if kind == "class":
         probs = calibrate(said[0], part["temperature"], exclusive=True)
-        positive = part["threshold"] is not None and probs[1] >= part["threshold"]
-        chosen = int(positive) if part["threshold"] is not None else int(probs.argmax())
+        chosen = int(probs.argmax() if part["threshold"] is None else probs[1] >= part["threshold"])
         return {"predicted": part["classes"][chosen], **named("prob", part["classes"], probs)}
     if kind == "grade":
         above = np.cumsum(said[0][::-1])[::-1][1:]

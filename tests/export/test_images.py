@@ -195,6 +195,62 @@ def test_the_script_reads_tables_and_colours(tmp_path: Path) -> None:
     _same(tmp_path / "alone.csv", tmp_path / "ours.csv")
 
 
+def _exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, its_plan: Any, **options: Any) -> Path:
+    """An exported network whose script runs in this process."""
+    export_model(run(its_plan, tmp_path, **options), ["onnx"], tmp_path / "x")
+    monkeypatch.setattr(standalone_images, "HERE", tmp_path / "x")
+    return tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("views", "rows"),
+    [
+        ((), [{"id": "b", "image": "0.png"}, {"id": "a", "image": "0.png"}, {"id": "a", "image": "1.png"}]),
+        (("front", "side"), [{"id": name, "front": "0.png", "side": "1.png"} for name in "baa"]),
+    ],
+)
+def test_two_rows_of_one_id_are_told_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: tuple[str, ...], rows: list[dict[str, str]]
+) -> None:
+    for index in range(2):
+        picture(tmp_path / f"{index}.png", index)
+    _exported(tmp_path, monkeypatch, plan(view_names=views))
+    table = write_table(tmp_path / "new.csv", rows)
+    with pytest.raises(SystemExit) as caught:
+        standalone_images.main([str(table), str(tmp_path / "alone.csv")])
+    assert caught.value.code == f"error: {table}: lines 3 and 4 have the same id, a"
+    assert not (tmp_path / "alone.csv").exists()
+
+
+def test_a_sample_that_onnxruntime_refuses_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(3):
+        picture(tmp_path / "in" / f"{index}.png", index)
+    _exported(tmp_path, monkeypatch, plan())
+    load, times = standalone_images.load_network, []
+
+    def loaded(manifest: dict[str, Any]) -> Any:
+        network = load(manifest)
+
+        def call(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            times.append(1)
+            # a shape that onnxruntime itself refuses
+            return network({"image": inputs["image"][..., :5]} if len(times) == 2 else inputs)
+
+        return call
+
+    monkeypatch.setattr(standalone_images, "load_network", loaded)
+    with pytest.raises(SystemExit) as caught:
+        standalone_images.main([str(tmp_path / "in"), str(tmp_path / "alone.csv")])
+    assert caught.value.code == 1
+    rows = read_table(tmp_path / "alone.csv")
+    assert [row["status"] for row in rows.values()] == ["done", "failed", "done"]
+    assert rows["1"]["message"].startswith("InvalidArgument: ")
+    assert "\n" not in rows["1"]["message"]
+    assert "error: 1: InvalidArgument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("task", "loss"), [("ordinal", "ordinal"), ("multilabel", "bce"), ("classification", "ce")])
 def test_the_script_knows_every_kind_of_outcome(tmp_path: Path, task: str, loss: str) -> None:
     images = tmp_path / "in"
