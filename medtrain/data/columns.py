@@ -22,7 +22,8 @@ class TargetColumn:
         column: Its name.
         kind: A class, or a number.
         classes: Values of the column in class order. None for the values that occur: whole numbers from 0 or 1 up to
-            the largest, whether or not each occurs, anything else sorted.
+            the largest, whether or not each occurs, anything else sorted. Columns of whole numbers have the classes
+            of all of them together; those of 0 and 1 alone are apart.
         names: What the classes are called in results, in class order; None for their values.
         missing: Class that an empty cell stands for, such as `unknown`, the last one if `classes` does not place it.
             None where an empty cell means unlabelled.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,7 +73,8 @@ class _Reading:
 
     def result(self, *, require_files: bool = True) -> SampleSet:
         columns, cells = self.columns, self.cells
-        targets = [self._target(target) for target in columns.targets]
+        scales = self._scales()
+        targets = [self._target(target, scales) for target in columns.targets]
         numeric = [self._numbers(name) for name in columns.numeric]
         categorical = [[value or None for value in cells.column(name)] for name in columns.categorical]
         images = self._images()
@@ -146,7 +147,26 @@ class _Reading:
                 found.setdefault(value, []).append(row)
         return found
 
-    def _target(self, target: TargetColumn) -> tuple[tuple[str, ...] | None, list[int | float | None]]:
+    def _scales(self) -> dict[str, tuple[str, ...]]:
+        """The classes of columns of whole numbers whose classes are not given, by column: one scale for all of them.
+
+        By itself, a zone that nobody graded 0 would have fewer classes than its siblings. Columns of 0 and 1 alone
+        are findings rather than grades, and share a scale among themselves.
+        """
+        values: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
+        for target in self.columns.targets:
+            texts = [_whole(text) for text in self.cells.column(target.column) if text]
+            if target.kind == "class" and target.classes is target.names is None and all(map(_WHOLE.fullmatch, texts)):
+                values[set(texts) <= {"0", "1"}][target.column] = texts
+        return {
+            column: derive_classes([text for texts in alike.values() for text in texts])
+            for alike in values.values()
+            for column in alike
+        }
+
+    def _target(
+        self, target: TargetColumn, scales: Mapping[str, tuple[str, ...]]
+    ) -> tuple[tuple[str, ...] | None, list[int | float | None]]:
         texts = self.cells.column(target.column)
         if target.required:
             self._report("column {0!r}: the target is missing", target.column, texts)
@@ -155,7 +175,11 @@ class _Reading:
         if target.kind == "number":
             return None, list(self._numbers(target.column, low=target.low, high=target.high))
         texts = [_whole(text) for text in texts]
-        classes = tuple(_whole(name) for name in target.classes) if target.classes else derive_classes(texts)
+        classes = (
+            tuple(_whole(name) for name in target.classes)
+            if target.classes
+            else scales.get(target.column) or derive_classes(texts)
+        )
         if target.missing is not None:
             missing = _whole(target.missing)
             classes = classes if missing in classes else (*classes, missing)

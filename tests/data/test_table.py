@@ -177,6 +177,21 @@ def test_classes_of_a_column() -> None:
     assert derive_classes(["severe", "mild"]) == ("mild", "severe")
 
 
+def test_columns_of_one_scale_have_the_same_classes(tmp_path: Path) -> None:
+    path = table(tmp_path, "zone_a,zone_b,ill,sick,side,own,x\n0,1,0,1,l,2,1\n3.0,2,1,1,r,5,1\n1,,,1,l,2,1\n")
+    names = ("zone_a", "zone_b", "ill", "sick", "side")
+    own = TargetColumn(column="own", classes=("2", "5"))
+    targets = (*(TargetColumn(column=name) for name in names), own)
+    found = read_table(path, TableColumns(targets=targets, numeric=("x",)))
+    assert [target.classes for target in found.targets] == [
+        *[("0", "1", "2", "3")] * 2,  # nobody has a 0 in zone_b
+        *[("0", "1")] * 2,  # all are sick
+        ("l", "r"),
+        ("2", "5"),
+    ]
+    assert [sample.targets[:4] for sample in found.samples] == [(0, 1, 0, 1), (3, 2, 1, 1), (1, None, None, 1)]
+
+
 def test_whole_numbers_with_a_point_are_classes(tmp_path: Path) -> None:
     path = table(tmp_path, "f,y\na.png,3.0\nb.png,\nc.png,0\n", "a.png", "b.png", "c.png")
     found = read_table(path, TableColumns(images=("f",), targets=(TargetColumn(column="y"),)))
