@@ -83,9 +83,11 @@ class NumberOutcome(Outcome):
         return metrics["r2"]
 
     def scores(self, records: Sequence[Record]) -> np.ndarray:
-        """Absolute error in standard deviations, negative, averaged over the targets."""
-        errors = -np.abs(self.read(records) - columns(records, self.label_keys)) / self.scales
-        return np.array([defined_mean(row) for row in errors])
+        """Absolute error, negative, in the unit of the target; of several in standard deviations, their mean."""
+        errors = -np.abs(self.read(records) - columns(records, self.label_keys))
+        if not self.names:
+            return errors[:, 0]
+        return np.array([defined_mean(row) for row in errors / self.scales])
 
     def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """More of every quantity."""

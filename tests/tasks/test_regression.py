@@ -36,6 +36,7 @@ def test_errors_are_in_the_unit_of_the_target() -> None:
     summary = found.summarize(records)
     assert summary["mae"] == pytest.approx((5 + 2) / 2)
     assert summary["rmse"] == pytest.approx(np.sqrt((25 + 4) / 2))
+    assert found.worst_cases(records) == [("c000", pytest.approx(-5)), ("c001", pytest.approx(-2))]
     assert summary["r2"] == pytest.approx(r2_score([55, 58], [50, 60]))
     assert summary["loss"] == pytest.approx((0.5**2 + 0.2**2) / 2)  # standardised
     assert found.monitor.name == "val/mae"
