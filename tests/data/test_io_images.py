@@ -16,6 +16,7 @@ from medtrain.data.io.images import (
     image_stem,
     is_image,
     jpeg_size,
+    picture_size,
     read_image_file,
     to_float,
     window_of,
@@ -273,3 +274,25 @@ def test_windows_by_name_and_number(text: str, window: tuple[float, float]) -> N
 def test_what_is_no_window(text: str) -> None:
     with pytest.raises(ValueError, match=r"lung|above 0"):
         window_of(text)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_the_size_is_told_without_decoding_as_reading_gives_it(
+    tmp_path: Path, rgb: np.ndarray, suffix: str, orientation: int | None
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    tags = Pillow.Exif()
+    if orientation is not None:
+        tags[274] = orientation
+    Pillow.fromarray(rgb).save(path, exif=tags)
+    told = picture_size(path)
+    assert told in (None, read_image_file(path).array.shape[1:])
+    assert (told is None) == (suffix == ".png" and orientation is not None)
+
+
+def test_the_size_of_other_kinds_is_not_told(tmp_path: Path, rgb: np.ndarray) -> None:
+    Pillow.fromarray(rgb).save(tmp_path / "a.tif")
+    assert picture_size(tmp_path / "a.tif") is None
+    with pytest.raises(DataError, match="no such file"):
+        picture_size(tmp_path / "b.png")

@@ -2,6 +2,7 @@
 
     <store>/images/<key>/set.json            what the copies are of
     <store>/images/<key>/pixels.json         path -> size, time, digest of the pixels
+    <store>/images/<key>/annotations.json    annotation and image -> sizes, times, digest of the mask
     <store>/images/<key>/<2 digits>/<digest> one copy, compressed without loss
 
 The key names the root of the data set and how its files are read. The folder's modification time is when it was last
@@ -29,9 +30,10 @@ import numpy as np
 
 from medtrain.data.digests import digest_of
 from medtrain.data.image_sets import load_array
+from medtrain.data.images.annotations import AnnotationChecks, Pair
 from medtrain.data.images.plan import ImageFormat
-from medtrain.data.images.reading import read_annotation, read_for
-from medtrain.data.sample import Annotation, ImageRef
+from medtrain.data.images.reading import read_for
+from medtrain.data.sample import ImageRef
 from medtrain.data.store import mark_used
 from medtrain.data.workers import Progress, usable_cores
 from medtrain.errors import DataError, Problem
@@ -64,6 +66,7 @@ class ImageCopies:
         image_format: What images become.
         copied: Digest by path of those that have a copy.
         digests: Digest of the pixels by image, of those that were looked at.
+        drawn: Digest of the mask by annotation and image.
         case_ids: Names of the images that have been looked at.
     """
 
@@ -74,12 +77,14 @@ class ImageCopies:
         *,
         copied: dict[str, str],
         digests: dict[ImageRef, str],
+        drawn: dict[Pair, str] | None = None,
         case_ids: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.image_format = image_format
         self.copied = copied
         self.digests = digests
+        self.drawn = drawn or {}
         self.case_ids = tuple(case_ids)
         self._marked = 0.0
 
@@ -107,7 +112,7 @@ class ImageCopies:
 
     def __getstate__(self) -> dict[str, Any]:
         # the processes that read need no digests
-        return {**self.__dict__, "digests": {}, "case_ids": ()}
+        return {**self.__dict__, "digests": {}, "drawn": {}, "case_ids": ()}
 
 
 def copies_folder(store: Path, root: Path, image_format: ImageFormat) -> Path:
@@ -129,7 +134,7 @@ def prepare_images(
     store: Path,
     root: Path,
     copy: bool,
-    annotations: Sequence[tuple[Annotation, ImageRef]] = (),
+    annotations: Sequence[Pair] = (),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> ImageCopies:
@@ -160,13 +165,14 @@ def prepare_images(
         known = _load_known(folder)
         work = _Preparation(folder, image_format, known, copy=copy)
         problems = work.run(refs, workers or usable_cores(), progress, f"{root}{os.sep}")
-        problems += [problem for mask, ref in annotations if ref in work.digests for problem in work.check(mask, ref)]
+        checks = AnnotationChecks(folder / "annotations.json", size_of=work.size_of, digest_of_mask=content_digest)
+        problems += checks.run([pair for pair in annotations if pair[1] in work.digests], workers or usable_cores())
     if problems:
         raise DataError(problems, heading=f"{len(problems)} images cannot be used:")
     paths = [str(ref) for ref in refs if isinstance(ref, Path)]
     copied = {path: known[path][2] for path in paths} if copy else {}
     names = [path.removeprefix(f"{root}{os.sep}") for path in map(str, refs)]
-    return ImageCopies(folder, image_format, copied=copied, digests=work.digests, case_ids=names)
+    return ImageCopies(folder, image_format, copied=copied, digests=work.digests, drawn=checks.digests, case_ids=names)
 
 
 class _Preparation:
@@ -203,13 +209,12 @@ class _Preparation:
                     _save_known(self.folder, self.known)
         return problems
 
-    def check(self, mask: Annotation, ref: ImageRef) -> list[Problem]:
-        """What is wrong with a mask."""
-        try:
-            read_annotation(mask, read_for(self.image_format, ref), ref)
-        except DataError as error:
-            return list(error.problems)
-        return []
+    def size_of(self, ref: ImageRef) -> tuple[int, int]:
+        """The first two sides of an image as it is read, from its copy where there is one."""
+        known = self.known.get(str(ref)) if self.copy else None
+        shape = None if known is None else copied_shape(copy_path(self.folder, known[2]))
+        shape = shape or read_for(self.image_format, ref).shape
+        return shape[0], shape[1]
 
     def _look(self, ref: ImageRef) -> Found | Problem:
         try:
@@ -244,8 +249,11 @@ class _Preparation:
 
 def pixel_digest(array: np.ndarray) -> str:
     """Thirty-two hexadecimal digits that name the content of an image, or `CONSTANT`."""
-    if array.size and array.min() == array.max():
-        return CONSTANT
+    return CONSTANT if array.size and array.min() == array.max() else content_digest(array)
+
+
+def content_digest(array: np.ndarray) -> str:
+    """Thirty-two hexadecimal digits that name the content of an array."""
     state = hashlib.blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=16)
     state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
@@ -296,6 +304,19 @@ def load_copy(path: Path) -> np.ndarray | None:
     array = np.empty(shape[:ndim], dtype=_TYPES[kind])
     blosc2.decompress2(packed, dst=array, nthreads=1)
     return array if kind == 0 else array.astype(np.float32)
+
+
+def copied_shape(path: Path) -> tuple[int, ...] | None:
+    """The shape of a copy, from its first bytes; None where it is missing or no copy."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_HEAD.size)
+    except FileNotFoundError:
+        return None
+    if len(data) < _HEAD.size:
+        return None
+    magic, _, ndim, *shape, _ = _HEAD.unpack(data)
+    return tuple(shape[:ndim]) if magic == _MAGIC else None
 
 
 def _load_known(folder: Path) -> Known:

@@ -178,4 +178,12 @@ class ImageModule:
     def _digest(self, sample: Sample) -> str:
         images = [None if ref is None else self.copies.digests.get(ref, str(ref)) for ref in sample.images]
         values = [sample.targets, sample.group, sample.numeric, sample.categorical]
-        return digest_of({"images": images, "values": values})
+        content: dict[str, Any] = {"images": images, "values": values}
+        # only what there is: what others are known by does not change
+        if sample.annotation is not None:
+            ref = sample.images[0] if sample.images else None
+            drawn = None if ref is None else self.copies.drawn.get((sample.annotation, ref))
+            content["annotation"] = drawn or str(sample.annotation)
+        if any(sample.metadata):
+            content["metadata"] = sample.metadata
+        return digest_of(content)

@@ -12,7 +12,7 @@ import numpy as np
 
 from medtrain.data.image_sets import read_sample_image
 from medtrain.data.images.plan import ImageFormat
-from medtrain.data.io.images import Image, image_error, to_float
+from medtrain.data.io.images import Image, image_error, picture_size, to_float
 from medtrain.data.marks import Mark, Point
 from medtrain.data.sample import Annotation, ImageRef
 from medtrain.data.transforms.images.resize import stretch
@@ -22,6 +22,9 @@ KEPT_DETAIL = 2
 
 REDUCED_ABOVE = 3.0
 """Pictures with more than this are reduced."""
+
+FAINTEST = 0.02
+"""Masks that are nowhere above this part of their range hold class numbers rather than what is to be looked at."""
 
 # whoever reads is one of several processes or threads already
 cv2.setNumThreads(1)
@@ -83,18 +86,19 @@ def reduce(array: np.ndarray, image_size: tuple[int, ...]) -> np.ndarray:
     return stretch(array, (*depth, *plane))
 
 
-def read_annotation(annotation: Annotation, image: np.ndarray, ref: ImageRef) -> np.ndarray:
+def read_annotation(annotation: Annotation, want: tuple[int, int], ref: ImageRef) -> np.ndarray:
     """A mask [H, W] from 0 to 1 on the grid of an image that was read.
+
+    Masks of whole numbers that are 0 but for one value are 1 there, whatever the value.
 
     Args:
         annotation: The mask, or a box or point in pixels of the image file.
-        image: [H, W, C].
+        want: H and W of the image as it was read.
         ref: The image.
 
     Raises:
-        DataError: It cannot be read, its shape is another, or it lies beyond the image.
+        DataError: It cannot be read, its shape is another, it marks nothing, or it lies beyond the image.
     """
-    want = (image.shape[0], image.shape[1])
     if isinstance(annotation, Mark):
         path = ref if isinstance(ref, Path) else ref.path
         size = _file_size(ref)
@@ -111,14 +115,26 @@ def read_annotation(annotation: Annotation, image: np.ndarray, ref: ImageRef) ->
     height, width = found.array.shape[1:]
     if abs(math.log((height / width) / (want[0] / want[1]))) > 0.03:
         raise image_error(path, f"is {height} x {width}, which is another shape than its image's")
-    mask = to_float(found, "full_range" if found.max_value else "min_max", path=path)[0]
+    mask = _marked(found, path)
+    if mask.max() < FAINTEST:
+        message = f"marks nothing: its largest value is {100 * mask.max():.1f} % of what a pixel can be"
+        raise image_error(path, message, "make what matters white; leave the cell empty where there is nothing")
     return np.ascontiguousarray(stretch(mask, want, is_mask=True))
+
+
+def _marked(mask: Image, path: Path) -> np.ndarray:
+    """The values of a mask [H, W] from 0 to 1."""
+    values = mask.array[0]
+    if values.dtype.kind in "iu" and np.isin(values, (0, values.max())).all():
+        return (values > 0).astype(np.float32)
+    return to_float(mask, "full_range" if mask.max_value else "min_max", path=path)[0]
 
 
 @lru_cache(maxsize=1 << 16)
 def _file_size(ref: ImageRef) -> tuple[int, ...]:
     """The shape of an image in its file, which may be read smaller."""
-    return read_sample_image(ref).array.shape[1:]
+    told = picture_size(ref) if isinstance(ref, Path) else None
+    return told or read_sample_image(ref).array.shape[1:]
 
 
 def _check(image: Image, image_format: ImageFormat, path: Path) -> None:

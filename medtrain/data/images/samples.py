@@ -118,7 +118,9 @@ class SampleReader:
         return [ref for ref in refs if ref is not None]
 
     def _mask(self, sample: Sample, image: np.ndarray, ref: ImageRef) -> np.ndarray | None:
-        return None if sample.annotation is None else read_annotation(sample.annotation, image, ref)
+        if sample.annotation is None:
+            return None
+        return read_annotation(sample.annotation, (image.shape[0], image.shape[1]), ref)
 
     def _take(self, result: ReadSample, done: Augmented) -> None:
         result.images.append(done.image)

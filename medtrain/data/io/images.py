@@ -59,6 +59,8 @@ _JPEG_REDUCED = (
 _GREY_PNG = (0, 4)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as OpenCV and Pillow
 _TIFF_BITS = 258
+_ORIENTATION = 274
+_ON_THEIR_SIDE = frozenset((5, 6, 7, 8))  # orientations whose rows are the columns of the file
 
 # what is wrong with a file is said by a DataError; OpenCV would print its own lines to stderr as well
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -285,6 +287,27 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return None
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of a picture as it is read, from its header; None where only decoding tells.
+
+    Raises:
+        DataError: There is no such file, or it is empty.
+    """
+    data = _read_bytes(path)
+    if data.startswith(_PNG):
+        plain = b"eXIf" not in data  # which may stand anywhere, and ask for a rotation
+        return (int.from_bytes(data[20:24]), int.from_bytes(data[16:20])) if plain else None
+    size = jpeg_size(data) if data.startswith(_JPEG) else None
+    if size is None or b"Exif\0" not in data:
+        return size
+    try:
+        with PillowImage.open(BytesIO(data), formats=["JPEG"]) as file:
+            turned = file.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error, Warning):
+        return None
+    return size[::-1] if turned else size
 
 
 def _decode(path: Path, data: bytes, flags: int, *, swap: bool = False) -> Image:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from medtrain.data.digests import digest_of
 from medtrain.data.images.module import ImageModule
 from medtrain.data.images.plan import ImageFormat, ImagePlan
 from medtrain.data.images.reading import read_annotation, read_for
@@ -280,6 +282,7 @@ def lateral(root: Path, names: tuple[str, ...]) -> SampleSet:
     ("names", "pairs"),
     [
         (("right_sup", "left_sup", "right_inf", "left_inf"), None),
+        (("r_sup", "l_sup", "r_inf", "l_inf"), None),
         (("a", "b", "c", "d"), [("a", "b"), ("d", "c")]),
     ],
 )
@@ -324,8 +327,6 @@ def test_annotations_follow_their_image(tmp_path: Path) -> None:
     base = small_set(tmp_path, 6)
     mask = np.zeros(SIZE, np.uint8)
     mask[:, :5] = 255
-    import cv2
-
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     rows = [replace(s, annotation=tmp_path / "mask.png" if i % 2 else None) for i, s in enumerate(base.samples)]
     data, plan, _ = open_module(given(tmp_path, replace(base, samples=tuple(rows)), shares=(1, 0, 0), batch_size=6))
@@ -364,10 +365,36 @@ def test_boxes_of_images_that_are_read_smaller(tmp_path: Path) -> None:
     image_format = ImageFormat(2, (12, 10), 3)
     image = read_for(image_format, big)
     assert image.shape == (24, 20, 3)
-    mask = read_annotation(Box(50, 0, 100, 60), image, big)
+    mask = read_annotation(Box(50, 0, 100, 60), image.shape[:2], big)
     expected = np.zeros((24, 20), np.float32)
     expected[:12, 10:] = 1
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 1), (np.uint8, 255), (np.uint16, 7)])
+def test_masks_of_zero_and_one_value_are_told_by_it(tmp_path: Path, dtype: Any, value: int) -> None:
+    image = picture(tmp_path / "image.png", 1)
+    drawn = np.zeros(SIZE, dtype)
+    drawn[:4] = value
+    assert cv2.imwrite(str(tmp_path / "mask.png"), drawn)
+    assert np.array_equal(read_annotation(tmp_path / "mask.png", SIZE, image), drawn > 0)
+    assert cv2.imwrite(str(tmp_path / "all.png"), np.full(SIZE, 255, np.uint8))
+    assert (read_annotation(tmp_path / "all.png", SIZE, image) == 1).all()
+    grey = np.full(SIZE, 51, np.uint8)
+    grey[:4], grey[4:6] = 255, 0
+    assert cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    assert np.array_equal(read_annotation(tmp_path / "grey.png", SIZE, image), np.divide(grey, 255, dtype=np.float32))
+
+
+@pytest.mark.parametrize(("values", "share"), [((0, 1, 2), "0.8"), ((0,), "0.0")])
+def test_masks_that_mark_nothing_are_told_before_training(tmp_path: Path, values: tuple[int, ...], share: str) -> None:
+    base = small_set(tmp_path, 6)
+    drawn = np.resize(np.array(values, np.uint8), SIZE)
+    (tmp_path / "masks").mkdir()
+    assert cv2.imwrite(str(tmp_path / "masks" / "m.png"), drawn)
+    rows = [replace(base.samples[0], annotation=tmp_path / "masks" / "m.png"), *base.samples[1:]]
+    with pytest.raises(DataError, match=f"m.png: marks nothing: its largest value is {share} %"):
+        open_module(given(tmp_path, replace(base, samples=tuple(rows)), batch_size=2))
 
 
 def test_metadata_come_with_every_batch(tmp_path: Path) -> None:
@@ -393,3 +420,35 @@ def test_what_identifies_the_data(tmp_path: Path) -> None:
     assert {name for name in first["cases"] if first["cases"][name] != changed["cases"][name]} == {"s03"}
     assert changed["data_hash"] != first["data_hash"]
     assert changed["split_hash"] == first["split_hash"]
+
+
+def test_annotations_and_metadata_identify_the_data(tmp_path: Path) -> None:
+    base = small_set(tmp_path, 6)
+    mask = tmp_path / "masks" / "s03.png"
+    picture(mask, 1, SIZE)
+    rows = [replace(s, annotation=Box(2, 3, 5, 6), metadata=("north",)) for s in base.samples]
+    rows[3] = replace(rows[3], annotation=mask)
+
+    def cases(rows: list[Sample]) -> dict[str, str]:
+        samples = replace(base, samples=tuple(rows), metadata_names=("site",))
+        data, *_ = open_module(given(tmp_path, samples, batch_size=2))
+        return dict(data.describe()["cases"])
+
+    def changed(rows: list[Sample]) -> set[str]:
+        now = cases(rows)
+        return {name for name in first if first[name] != now[name]}
+
+    first = cases(rows)
+    assert changed(rows) == set()
+    assert changed([*rows[:2], replace(rows[2], annotation=Box(2, 3, 5, 7)), *rows[3:]]) == {"s02"}
+    assert changed([replace(rows[0], metadata=("south",)), *rows[1:]]) == {"s00"}
+    picture(mask, 2, SIZE)
+    assert changed(rows) == {"s03"}
+
+
+def test_data_without_annotations_and_metadata_keep_their_identity(tmp_path: Path) -> None:
+    data, *_ = open_module(given(tmp_path, small_set(tmp_path)))
+    sample = data.found.by_id["s03"]
+    values = [sample.targets, sample.group, sample.numeric, sample.categorical]
+    expected = digest_of({"images": [data.copies.digests[sample.images[0]]], "values": values})
+    assert data.describe()["cases"]["s03"] == expected

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import logging
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 
 from medtrain.data.images.copies import CONSTANT, ImageCopies, copy_path, load_copy, prepare_images, save_copy
 from medtrain.data.images.plan import ImageFormat
-from medtrain.data.images.reading import read_for
-from medtrain.data.sample import ArrayItem, ImageRef, Sample, SampleSet, Target
+from medtrain.data.images.reading import read_annotation, read_for
+from medtrain.data.marks import Box
+from medtrain.data.sample import Annotation, ArrayItem, ImageRef, Sample, SampleSet, Target
 from medtrain.errors import ConfigError, DataError
 from tests.data.images.small_sets import Given, open_module, picture, small_set
 
@@ -258,3 +261,75 @@ def test_annotations_are_of_single_images(tmp_path: Path) -> None:
     samples = replace(base, samples=rows, view_names=("u", "v"))
     with pytest.raises(ConfigError, match="annotations are of single images"):
         open_module(Given(samples=samples, store=str(tmp_path / "store")))
+
+
+def annotated(root: Path) -> tuple[Given, list[Sample]]:
+    """Four samples with masks, two with boxes."""
+    base = small_set(root, 6)
+    rows = []
+    for i, sample in enumerate(base.samples):
+        mask = root / "masks" / f"m{i}.png"
+        rows.append(replace(sample, annotation=picture(mask, i, (12, 10)) if i < 4 else Box(1, 2, 5, 6)))
+    return Given(samples=replace(base, samples=tuple(rows)), store=str(root / "store"), batch_size=2), rows
+
+
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is checked from now on, with the name of the thread."""
+    found: list[tuple[str, str]] = []
+
+    def noted(annotation: Annotation, want: tuple[int, int], ref: ImageRef) -> np.ndarray:
+        found.append((Path(str(ref)).name, threading.current_thread().name))
+        return read_annotation(annotation, want, ref)
+
+    monkeypatch.setattr("medtrain.data.images.annotations.read_annotation", noted)
+    return found
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_annotations_are_checked_in_threads_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
+    settings, rows = annotated(tmp_path)
+    settings = replace(settings, cache=cache)
+    found = checks(monkeypatch)
+    open_module(settings)
+    assert sorted(name for name, _ in found) == [f"s0{i}.png" for i in range(6)]
+    assert all(thread.startswith("images") for _, thread in found)
+    found.clear()
+    monkeypatch.setattr("medtrain.data.images.copies.read_for", pytest.fail)  # nor are images decoded for their size
+    open_module(settings)
+    assert found == []
+    monkeypatch.undo()
+    found = checks(monkeypatch)
+    picture(tmp_path / "masks" / "m1.png", 9, (12, 10))  # another mask
+    picture(tmp_path / "s02.png", 50)  # another image
+    rows[4] = replace(rows[4], annotation=Box(1, 2, 5, 7))
+    open_module(replace(settings, samples=replace(settings.samples, samples=tuple(rows))))
+    assert sorted(name for name, _ in found) == ["s01.png", "s02.png", "s04.png"]
+
+
+def test_the_size_of_an_image_is_read_from_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = annotated(tmp_path)
+    open_module(replace(settings, cache=True))
+    decoded: list[ImageRef] = []
+
+    def counted(form: ImageFormat, ref: ImageRef) -> np.ndarray:
+        decoded.append(ref)
+        return read_for(form, ref)
+
+    (checked,) = (tmp_path / "store").rglob("annotations.json")
+    checked.write_text("damaged")
+    monkeypatch.setattr("medtrain.data.images.copies.read_for", counted)
+    open_module(replace(settings, cache=True))
+    assert decoded == []
+    assert len(json.loads(checked.read_text())) == 6
+
+
+def test_annotations_that_cannot_be_used_are_told_at_every_start(tmp_path: Path) -> None:
+    settings, _ = annotated(tmp_path)
+    picture(tmp_path / "masks" / "m1.png", 1, (50, 10))
+    (tmp_path / "masks" / "m2.png").unlink()
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            open_module(settings)
+        assert sorted(Path(problem.where).name for problem in caught.value.problems) == ["m1.png", "m2.png"]
