@@ -14,7 +14,8 @@ _INERT = "has no effect on what is learned"
 
 _TABLE = (
     *("path", "separator", "encoding", "decimal", "images", "image_folder", "image_pattern", "image_suffix"),
-    *("sample_id", "bag", "view", "views", "annotation", "missing_images", "duplicates", "numeric", "categorical"),
+    *("sample_id", "bag", "view", "views", "missing_images", "duplicates", "numeric", "categorical"),
+    *("annotation", "annotation_box", "annotation_point", "metadata"),
     *("targets", "target_kind", "target_classes", "target_names", "missing_class", "class_names", "paired_targets"),
 )
 """Which columns of a table are what."""
