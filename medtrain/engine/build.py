@@ -90,6 +90,29 @@ def build_task(
     return task
 
 
+def check_sides(config: Mapping[str, Any], plan: DataPlan, task: Task) -> None:
+    """See that training does not mirror images whose targets would have to change places with left and right.
+
+    Runs that were trained so can still be judged: a new one is refused, before it has a folder.
+
+    Args:
+        config: The configuration with derived values filled in.
+        plan: Of the data.
+        task: Of the run.
+
+    Raises:
+        UsageError: It would, and `data.paired_targets=[]` does not say that they stay where they are.
+    """
+    if not getattr(task, "lacks_pairs", False) or config["data"].get("paired_targets") == []:
+        return
+    if build("augment", config["augment"], **plan.runtime()).mirrors:
+        raise UsageError(
+            f"augment={config['augment']['name']} swaps left and right, but the data do not say which zones form pairs",
+            hint="name the pairs in data.paired_targets, say that there are none with data.paired_targets=[], or "
+            "choose an augmentation without mirroring, such as augment.mirror_p=0 or augment=chest_xray",
+        )
+
+
 def memory_format_of(config: Mapping[str, Any], plan: DataPlan) -> torch.memory_format | None:
     """The memory format of images and weights; None is the default one."""
     if not config["trainer"]["channels_last"]:
@@ -142,7 +165,7 @@ def build_engine(
     schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
         model.compile()
-    _check_together(task, settings, dist, schedule, data, loss_name=config["loss"]["name"])
+    _check_together(task, settings, dist, schedule, data, config)
 
     limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
@@ -232,7 +255,12 @@ def _final_cost(settings: TrainerSettings, task: Task, data: TrainData) -> float
 
 
 def _check_together(
-    task: Task, settings: TrainerSettings, dist: Dist, schedule: Schedule, data: TrainData, *, loss_name: str
+    task: Task,
+    settings: TrainerSettings,
+    dist: Dist,
+    schedule: Schedule,
+    data: TrainData,
+    config: Mapping[str, Any],
 ) -> None:
     if not data.evaluation_cases("val", limit=None):
         if schedule.interval == "metric":
@@ -243,10 +271,30 @@ def _check_together(
         log.info("no case is held out: nothing is evaluated, and the last weights are the result")
     if not task.loss.decomposable and (settings.accumulate > 1 or dist.world_size > 1):
         raise UsageError(
-            f"loss={loss_name}, as it is set, cannot be used with trainer.accumulate > 1 or several processes: "
-            "its value for a whole batch is not the mean of its parts",
+            f"loss={config['loss']['name']}, as it is set, cannot be used with trainer.accumulate > 1 or several "
+            "processes: its value for a whole batch is not the mean of its parts",
             hint="trainer.accumulate=1 with a larger data.batch_size, or a loss of single samples "
             "(a Dice loss is one with loss.batch_dice=false)",
+        )
+    _warn_of_two_corrections(config)
+
+
+def _warn_of_two_corrections(config: Mapping[str, Any]) -> None:
+    """Class weights are made for classes as often as they are, and not as they come when draws are balanced."""
+    balance = config["data"].get("balance", "none")
+    given = [
+        key
+        for part in (config["loss"], *(config["loss"].get("parts") or ()))
+        for key in ("class_weights", "pos_weight")
+        if part.get(key) not in (None, "none")
+    ]
+    if balance != "none" and given:
+        log.warning(
+            "data.balance=%s and loss.%s both make up for rare classes, which are now corrected for twice; "
+            "one of them is usually meant: data.balance=none or loss.%s=none",
+            balance,
+            given[0],
+            given[0],
         )
 
 

@@ -20,7 +20,8 @@ from medtrain.export.image_manifest import describe_images
 from medtrain.export.subject import Inputs, Script, Subject
 from medtrain.export.types import TrainedRun
 from medtrain.registry import build
-from medtrain.tasks.images import ImageTask, as_outputs, example_batch, model_inputs
+from medtrain.tasks.images import ImageTask
+from medtrain.tasks.model_io import as_outputs, example_batch, model_inputs
 
 ATTENTION_NAME = "attention"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -14,6 +13,7 @@ from medtrain.errors import UsageError
 from medtrain.models.encoders import Encoder, Pooling
 from medtrain.models.freezing import FreezableModel, Freeze
 from medtrain.models.instances import EncoderSettings, ImageArch, finish
+from medtrain.models.lung_zones import lung_zone
 from medtrain.registry import Range, closest, register
 
 Box = tuple[float, float, float, float]
@@ -21,20 +21,6 @@ Box = tuple[float, float, float, float]
 
 ZonePooling = Literal["box", "attention"]
 
-_LEVELS = {
-    "sup": 0,
-    "superior": 0,
-    "upper": 0,
-    "top": 0,
-    "mid": 1,
-    "middle": 1,
-    "inf": 2,
-    "inferior": 2,
-    "lower": 2,
-    "basal": 2,
-}
-_SIDES = {"right": 0, "r": 0, "left": 1, "l": 1}
-_LETTERS = "abcdef"
 _OUTSIDE = 0.01
 _ATTENTION_DIM = 128
 
@@ -250,21 +236,6 @@ def zone_regions(
             "right as shares of the image) or `model.zone_grid=[rows,columns]`",
         )
     return known
-
-
-def lung_zone(name: str) -> tuple[int, int] | None:
-    """Row and column of a lung zone in a frontal radiograph: the patient's right is at the left of the image.
-
-    Args:
-        name: A letter of the Brixia score (`A`, `zone_a`), or side and level (`right_sup`, `left lower zone`).
-    """
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in ("zone", "lung")]
-    if len(words) == 1 and words[0] in _LETTERS and len(words[0]) == 1:
-        index = _LETTERS.index(words[0])
-        return index % 3, index // 3
-    sides = [_SIDES[word] for word in words if word in _SIDES]
-    levels = [_LEVELS[word] for word in words if word in _LEVELS]
-    return (levels[0], sides[0]) if len(words) == 2 and len(sides) == 1 and len(levels) == 1 else None
 
 
 def box_shares(boxes: Sequence[Box], map_size: Sequence[int]) -> Tensor:

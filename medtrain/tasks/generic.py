@@ -20,7 +20,7 @@ from medtrain.metrics.arrays import defined_mean
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
-from medtrain.tasks.images import example_batch, model_inputs
+from medtrain.tasks.model_io import example_batch, model_inputs
 from medtrain.tasks.outcome import column
 from medtrain.tasks.report import metrics_table, write_report
 

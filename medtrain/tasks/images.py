@@ -22,6 +22,7 @@ from medtrain.metrics.arrays import finite_values
 from medtrain.metrics.spec import MetricSpec
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 from medtrain.tasks.gallery import Gallery
+from medtrain.tasks.model_io import as_outputs, example_batch, model_inputs, unwrapped
 from medtrain.tasks.outcome import Decision, Outcome, Rows, column
 from medtrain.tasks.report import (
     DEFAULT_REPORT,
@@ -148,6 +149,21 @@ class ImageTask:
         if mirrors and not self.plan.has_images:
             raise UsageError("inference.mirror=true: the data have no images", hint="set inference.mirror=false")
         self.inference.copies(self.plan.spatial_dims, mirror=mirrors)
+        if mirrors and self.plan.spatial_dims - 1 in self.inference.mirrored_axes(self.plan.spatial_dims):
+            self._check_sides()
+
+    def _check_sides(self) -> None:
+        """Say that predictions of mirrored images cannot be put back where they belong."""
+        if self.lacks_pairs:
+            raise UsageError(
+                "inference.mirror=true swaps left and right, but the data do not say which zones form pairs",
+                hint="name the pairs in data.paired_targets, or mirror another axis: inference.mirror_axes=[0]",
+            )
+
+    @property
+    def lacks_pairs(self) -> bool:
+        """Whether targets have a place in the image, and nothing says which change places with left and right."""
+        return False
 
     # ------------------------------------------------------------------------------------------------- the model
 
@@ -180,7 +196,7 @@ class ImageTask:
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """The loss of the logits, and beside it that of auxiliary heads and of where the model looks."""
         target, maps = batch["target"], None
-        inner = _unwrapped(model)
+        inner = unwrapped(model)
 
         def forward() -> Outputs:
             return as_outputs(self.forward(model, batch))
@@ -388,54 +404,6 @@ class ImageTask:
     def describe_final(self) -> str:
         """Whether it mirrors."""
         return "with mirroring" if self.inference.mirror and not self.inference.mirror_in_training else ""
-
-
-def example_batch(plan: ImagePlan) -> dict[str, Tensor]:
-    """One sample with every input that the data give: zeros, all of them there.
-
-    Args:
-        plan: Of the data.
-    """
-    batch: dict[str, Tensor] = {}
-    if plan.has_images:
-        several = (len(plan.view_names) or 2,) if plan.several_images else ()
-        batch["image"] = torch.zeros(1, *several, plan.in_channels, *plan.image_size)
-        if several or plan.optional_image:
-            batch["present"] = torch.ones(1, *(several or (1,)), dtype=torch.bool)
-    if plan.tabular is not None:
-        categorical = len(plan.tabular.categorical)
-        batch["numeric"] = torch.zeros(1, plan.tabular.num_numeric)
-        batch["categorical"] = torch.zeros(1, categorical, dtype=torch.int64)
-        batch["observed"] = torch.ones(1, len(plan.tabular.numeric) + categorical, dtype=torch.bool)
-    return batch
-
-
-def model_inputs(model: nn.Module) -> tuple[str, ...]:
-    """The batch entries that a model takes, also when it is wrapped for several processes or compiled."""
-    for _ in range(3):
-        names = getattr(model, "inputs", None)
-        if names is not None:
-            return tuple(names)
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if inner is None:
-            break
-        model = inner
-    return ("image",)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper of several processes."""
-    inner = getattr(model, "module", None)
-    return inner if isinstance(inner, nn.Module) and not hasattr(model, "feature_layer") else model
-
-
-def as_outputs(found: Any) -> Outputs:
-    """What a model returned as a dict of tensors with `logits`."""
-    if isinstance(found, Tensor):
-        return {"logits": found}
-    assert isinstance(found, Mapping), f"a model returns logits or a dict, not {type(found).__name__}"
-    assert "logits" in found, f"a model's dict holds `logits`; found {', '.join(found)}"
-    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def _attention_texts(attention: Tensor) -> list[str]:

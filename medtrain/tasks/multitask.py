@@ -55,6 +55,17 @@ class Multitask(ImageTask):
             outcomes.append((targets[0].target_name, outcome_of(part, targets, self.inference, pairs)))
         return Parts(self.loss, outcomes)
 
+    @property
+    def lacks_pairs(self) -> bool:
+        """Whether there is a part of zones of which none form pairs."""
+        assert isinstance(self.outcome, Parts)
+        paired = {index for pair in self.plan.paired_targets for index in pair}
+        parts = self.outcome.target_columns
+        return any(
+            isinstance(outcome, ZoneOutcome) and not paired & set(parts[name])
+            for name, outcome in self.outcome.outcomes.items()
+        )
+
     def _predictions(self, logits: Tensor, *, mirrored: bool) -> Tensor:
         assert isinstance(self.outcome, Parts)
         assert isinstance(self.cpu_loss, MultitaskLoss)

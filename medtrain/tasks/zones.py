@@ -106,7 +106,7 @@ class Zones(ImageTask):
         if len(set(classes)) != 1:
             shown = "; ".join(f"{t.target_name}: {', '.join(t.classes or ())}" for t in targets)
             raise UsageError(f"task=zones needs zones with the same classes; found {shown or 'no target'}")
-        outcome = ZoneOutcome(
+        return ZoneOutcome(
             tuple(target.target_name for target in targets),
             classes[0],
             unknown_index=find_unknown(classes[0], self.unknown_class),
@@ -115,14 +115,11 @@ class Zones(ImageTask):
             cuts=self.cuts,
             risk_names=self.risk_names,
         )
-        mirrors = self.inference.mirror or self.inference.mirror_in_training
-        sides = mirrors and self.plan.spatial_dims - 1 in self.inference.mirrored_axes(self.plan.spatial_dims)
-        if sides and not self.plan.paired_targets:
-            raise UsageError(
-                "inference.mirror=true swaps left and right, but the data do not say which zones form pairs",
-                hint="name the pairs in data, or mirror another axis: inference.mirror_axes=[0]",
-            )
-        return outcome
+
+    @property
+    def lacks_pairs(self) -> bool:
+        """Whether no zones form pairs."""
+        return not self.plan.paired_targets
 
 
 def find_unknown(class_names: Sequence[str], name: str | None) -> int | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from medtrain import registry
 from medtrain.errors import UsageError
 from medtrain.models.cam import explain
-from medtrain.models.zones import box_shares, lung_zone, zone_regions
+from medtrain.models.lung_zones import lung_zone
+from medtrain.models.zones import box_shares, zone_regions
 
 BRIXIA = ("zone_a", "zone_b", "zone_c", "zone_d", "zone_e", "zone_f")
 CSI = ("right_sup", "left_sup", "right_mid", "left_mid", "right_inf", "left_inf")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import LabelCrossEntropy
 from medtrain.losses.multitask import LossPart, MultitaskLoss
@@ -123,6 +124,22 @@ def test_mirrored_images_swap_the_zones_of_their_part() -> None:
     (plain,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0, 0, 0]]), final=False)
     assert record["left_zone/prob/left_zone/0"] == pytest.approx(plain["left_zone/prob/left_zone/0"])
     assert record["left_zone/prob/left_zone/0"] > 0.9
+
+
+def test_zones_beside_other_targets_need_pairs() -> None:
+    targets = [ILL, target("no", "yes", name="left_rib"), target("no", "yes", name="right_rib"), *ZONES]
+    parts = [LossPart(targets=("ill", "left_rib", "right_rib"), loss="bce")]
+    parts.append(LossPart(targets=("left_zone", "right_zone"), loss="ce"))
+
+    def build(*pairs: tuple[int, int], mirror: bool = False) -> Multitask:
+        loss = MultitaskLoss(targets=targets, parts=parts)
+        its_plan = plan(*targets, paired_targets=pairs)
+        return Multitask(loss=loss, inference=ImageInference(mirror=mirror), plan=its_plan, device=CPU)
+
+    assert build((1, 2)).lacks_pairs  # those of the ribs are not those of the zones
+    assert not build((1, 2), (3, 4)).lacks_pairs
+    with pytest.raises(UsageError, match="which zones form pairs"):
+        build((1, 2), mirror=True)
 
 
 def test_the_tables_and_the_worst_of_all_parts() -> None:

@@ -155,6 +155,8 @@ def test_a_mirrored_image_has_its_zones_swapped_back() -> None:
     assert [mirrored[f"predicted/{name}"] for name in NAMES] == [3, 0] * 3
     with pytest.raises(UsageError, match="which zones form pairs"):
         task(inference=inference)
+    assert task().lacks_pairs
+    assert not paired.lacks_pairs
     task(inference=ImageInference(mirror=True, mirror_axes=(0,)))  # upside down swaps no sides
 
 

@@ -24,6 +24,7 @@ from medtrain.data.source import Machine, Progress
 from medtrain.data.tabular import fit_tabular
 from medtrain.data.workers import usable_cores
 from medtrain.errors import ConfigError, DataError, Problem
+from medtrain.models.lung_zones import opposite_zones
 from medtrain.models.pretrained import PretrainedInput, pretrained_input
 
 if TYPE_CHECKING:
@@ -410,6 +411,11 @@ def _pairs(found: FoundImages, settings: ImageData, reasons: dict[str, str]) -> 
                 pairs.append((name, other))
         if pairs:
             reasons["data.paired_targets"] = "their names differ in left and right"
+        paired = {name for pair in pairs for name in pair}
+        zones = [pair for pair in opposite_zones(names) if not paired & set(pair)]
+        if zones:
+            reasons["data.paired_targets"] = "they are called as the same zone of the right and the left lung"
+            pairs += zones
     else:
         pairs = [(first, second) for first, second in settings.paired_targets]
     problems = [

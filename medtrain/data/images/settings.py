@@ -58,7 +58,7 @@ class ImageData:
         balance: How often classes come in training: none takes every sample once an epoch; classes, every class
             equally often; sqrt, by the square root of its size.
         paired_targets: Pairs of targets that change places when left and right do; None finds those whose names differ
-            in `left` and `right`.
+            in `left` and `right`, and zones of the lungs (A to F, `r_sup` and `l_sup`); [] says that there are none.
         max_instances: Most instances of a bag in training, drawn anew each epoch. In evaluation all are used.
         missing_numbers: A missing number becomes the median of the training part; indicator tells so in a column more.
         duplicates: What to do about identical images in two parts.

@@ -201,6 +201,16 @@ def test_a_plan_survives_json(tmp_path: Path) -> None:
     assert runtime["num_classes"] == 2
 
 
+def test_zones_of_the_lungs_are_pairs_unless_it_is_said_that_there_are_none(tmp_path: Path) -> None:
+    base = small_set(tmp_path, 8)
+    rows = tuple(replace(sample, targets=(0, 1, 0, 1, 0, 1)) for sample in base.samples)
+    samples = replace(base, samples=rows, targets=tuple(Target(name, ("0", "1")) for name in "ABCDEF"))
+    plan, values = plan_of(Given(samples=samples))
+    assert plan.paired_targets == ((0, 3), (1, 4), (2, 5))
+    assert values["data.paired_targets"] == [["A", "D"], ["B", "E"], ["C", "F"]]
+    assert plan_of(Given(samples=samples, paired_targets=[]))[0].paired_targets == ()
+
+
 def test_splits_are_saved_and_found_again(tmp_path: Path) -> None:
     settings = Given(samples=small_set(tmp_path, 30))
     found = settings.find()
