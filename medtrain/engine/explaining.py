@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from medtrain.errors import UsageError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.tasks.base import PictureStyle, ReadCases, Record, Task
 
 log = logging.getLogger(__name__)
@@ -32,4 +32,24 @@ def explain_cases(
         log.info("no pictures of what the model saw: %s", error.message)
     except Exception as error:
         log.warning("pictures of what the model saw failed: %s: %s", type(error).__name__, error)
+    return {}
+
+
+def draw_evaluation(task: Task, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
+    """What `Task.pictures` draws of the last evaluation; where it fails, a sentence in the log, as above.
+
+    Args:
+        task: The task, after the evaluation.
+        records: Of all cases.
+        style: How to draw.
+
+    Raises:
+        MedtrainError: A setting is wrong.
+    """
+    try:
+        return task.pictures(records, style)
+    except MedtrainError:
+        raise
+    except Exception as error:
+        log.warning("pictures of the evaluation failed: %s: %s", type(error).__name__, error)
     return {}

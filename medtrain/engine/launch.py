@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan, DataSource
-from medtrain.engine.build import LIMITS, build_engine, build_task, check_sides, config_digest
+from medtrain.engine.build import LIMITS, build_engine, build_task, config_digest
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, Progress, derive
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.distributed import Dist
-from medtrain.engine.explaining import explain_cases
+from medtrain.engine.explaining import draw_evaluation, explain_cases
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
@@ -146,8 +145,7 @@ def read_plan(folder: RunFolder, config: Mapping[str, Any]) -> DataPlan:
 
 def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
     # what contradicts the data is said before a folder is made
-    task = build_task(derivation.config, derivation.plan, derivation.device, None)
-    check_sides(derivation.config, derivation.plan, task)
+    build_task(derivation.config, derivation.plan, derivation.device, None)
     run = derivation.config["run"]
     experiment = run["experiment"] or f"{derivation.found.dataset_name}_{derivation.config['model']['name']}".lower()
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
@@ -358,16 +356,13 @@ def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, 
         records = engine.evaluate(limit=None, final=True)
         decision = engine.task.fit_decision(records)
         records = engine.task.decide(records)
-        explained = _explained(engine, records, best.step) if engine.dist.is_main else {}
-    summary = engine.task.summarize(records)
+        summary = engine.task.summarize(records)
+        if engine.dist.is_main:
+            save_decision(folder.path, best.step, inference, decision)
+            facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
+            engine.task.write_evaluation(folder.evaluation, records, summary, extra=facts)
+            _draw(engine, folder, records, best.step)
     if engine.dist.is_main:
-        save_decision(folder.path, best.step, inference, decision)
-        facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
-        engine.task.write_evaluation(folder.evaluation, records, summary, extra=facts)
-        pictures = engine.task.pictures(records, PictureStyle(title=f"step {best.step}"))
-        for name, pixels in {**pictures, **explained}.items():
-            save_picture(folder.evaluation / f"{name}.png", pixels)
-            engine.loggers.log_image(engine.step, f"evaluation/{name}", pixels)
         name = engine.monitor.name.removeprefix("val/")
         how = " ".join(
             ["final evaluation of step", str(best.step), f"on {len(records)} cases", engine.task.describe_final()]
@@ -379,12 +374,15 @@ def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, 
     return {f"val/{name}": value for name, value in summary.items()}
 
 
-def _explained(engine: Engine, records: Sequence[Record], step: int) -> dict[str, np.ndarray]:
-    """Why the model judged some cases as it did, with the weights that it has now."""
+def _draw(engine: Engine, folder: RunFolder, records: Sequence[Record], step: int) -> None:
+    """Show the final evaluation, and why the model judged some cases as it did with the weights that it has now."""
+    style = PictureStyle(title=f"step {step}")
+    pictures = draw_evaluation(engine.task, records, style)
     with engine.evaluation_weights():
-        return explain_cases(
-            engine.task, engine.model, engine.data.judged_items, records, PictureStyle(title=f"step {step}")
-        )
+        pictures |= explain_cases(engine.task, engine.model, engine.data.judged_items, records, style)
+    for name, pixels in pictures.items():
+        save_picture(folder.evaluation / f"{name}.png", pixels)
+        engine.loggers.log_image(engine.step, f"evaluation/{name}", pixels)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from medtrain.callbacks.previews import save_picture
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.distributed import Dist
-from medtrain.engine.explaining import explain_cases
+from medtrain.engine.explaining import draw_evaluation, explain_cases
 from medtrain.engine.launch import changed_data, open_data
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.restore import LoadedRun, load_run
@@ -76,23 +77,22 @@ def evaluate_run(
         name = "cases" if cases else part
         out = folder.evaluation if same else folder.evaluation / f"{name}_step_{run.step:08d}"
         out.mkdir(parents=True, exist_ok=True)
+        drawn: dict[str, np.ndarray] = {}
         if part == "val" and not cases:
-            records = _judge_validation(run, data, chosen, config, out)
+            records = _judge_validation(run, data, chosen, config)
         else:
             if run.task.lacks_decision:
                 log.info("judging the validation part first: it decides what inference leaves to it")
-                _judge_validation(run, data, data.evaluation_cases("val", limit=None), config, None)
-            records = _judge(run, data, chosen, out, each=bool(cases))
+                _judge_validation(run, data, data.evaluation_cases("val", limit=None), config)
+            records, drawn = _judge_each(run, data, chosen) if cases else (_judge(run, data, chosen), {})
+        summary = run.task.summarize(records)
+        facts = {"checkpoint": f"step_{run.step:08d}", "weights": run.weights, "part": part}
+        facts = plain({**facts, "inference": config["inference"]})
+        run.task.write_evaluation(out, records, summary, extra=facts)  # before pictures, which may fail
+        for picture, pixels in (drawn if cases else _draw(run, data, records)).items():
+            save_picture(out / f"{picture}.png", pixels)
     finally:
         data.close()
-    summary = run.task.summarize(records)
-    facts = {
-        "checkpoint": f"step_{run.step:08d}",
-        "weights": run.weights,
-        "part": part,
-        "inference": config["inference"],
-    }
-    run.task.write_evaluation(out, records, summary, extra=plain(facts))
     if same:
         write_report(run.run_dir)
     title = f"{run.run_dir.name}: {name}, {len(chosen)} cases"
@@ -120,54 +120,47 @@ def _choose_cases(data: TrainData, part: str, cases: Sequence[str]) -> list[str]
     return list(cases)
 
 
-def _judge_validation(
-    run: LoadedRun, data: TrainData, cases: Sequence[str], config: Mapping[str, Any], out: Path | None
-) -> list[Record]:
+def _judge_validation(run: LoadedRun, data: TrainData, cases: Sequence[str], config: Mapping[str, Any]) -> list[Record]:
     """Judge the whole validation part, and take and keep the decisions that are left to it."""
     if not cases:
         raise UsageError("inference leaves a decision to the validation part, and this run has none")
     run.task.use_decision({})
-    records = _judge(run, data, cases, None, each=False)
+    records = _judge(run, data, cases)
     decision = run.task.fit_decision(records)
     save_decision(run.run_dir, run.step, config["inference"], decision)
-    records = run.task.decide(records)
-    if out is not None:
-        _draw_all(run, data, records, out)
-    return records
+    return run.task.decide(records)
 
 
 def _draw(run: LoadedRun, data: TrainData, records: Sequence[Record]) -> dict[str, np.ndarray]:
     """What the task shows of judged cases, and why the model judged some of them as it did."""
     style = PictureStyle(title=f"step {run.step}")
-    explained = explain_cases(run.task, run.model, data.judged_items, records, style)
-    return {**run.task.pictures(records, style), **explained}
+    drawn = draw_evaluation(run.task, records, style)
+    return {**drawn, **explain_cases(run.task, run.model, data.judged_items, records, style)}
 
 
-def _draw_all(run: LoadedRun, data: TrainData, records: Sequence[Record], out: Path) -> None:
-    for name, pixels in _draw(run, data, records).items():
-        save_picture(out / f"{name}.png", pixels)
-
-
-def _draw_case(run: LoadedRun, data: TrainData, records: Sequence[Record], out: Path) -> None:
-    """Pictures of one case; the first one has just its name."""
-    for number, (name, pixels) in enumerate(_draw(run, data, records).items()):
-        case = str(records[-1]["case_id"])
-        save_picture(out / (f"{case}.png" if number == 0 else f"{case}_{name}.png"), pixels)
-
-
-def _judge(run: LoadedRun, data: TrainData, cases: Sequence[str], out: Path | None, *, each: bool) -> list[Record]:
-    """Judge cases and draw them into `out`: each of them, or what the task shows of all."""
+def _judge_each(run: LoadedRun, data: TrainData, cases: Sequence[str]) -> tuple[list[Record], dict[str, np.ndarray]]:
+    """Judge cases one by one and draw each, for a task shows only what it judged last; the pictures by file name."""
     records: list[Record] = []
-    for part in [[case] for case in cases] if each else [list(cases)]:
-        run.task.begin_evaluation()
-        judged: list[Record] = []
-        with torch.inference_mode(), run.precision.autocast():
-            for item in data.judged_items(part):
-                judged += run.task.evaluation_step(run.model, item, final=True)
-                log.info("case %d of %d: %s", len(records) + len(judged), len(cases), judged[-1]["case_id"])
+    drawn: dict[str, np.ndarray] = {}
+    for case in cases:
+        judged = _judge(run, data, [case], before=len(records), total=len(cases))
+        flat = re.sub(r"[/\\]", "_", case)  # an id may be a path
+        for name, pixels in _draw(run, data, judged).items():
+            drawn[flat if name == "worst" else f"{flat}_{name}"] = pixels
         records += judged
-        if out is not None:
-            (_draw_case if each else _draw_all)(run, data, judged, out)
+    return records, drawn
+
+
+def _judge(
+    run: LoadedRun, data: TrainData, cases: Sequence[str], *, before: int = 0, total: int | None = None
+) -> list[Record]:
+    """Judge cases, which are the next ones after some `before` of a `total`."""
+    run.task.begin_evaluation()
+    records: list[Record] = []
+    with torch.inference_mode(), run.precision.autocast():
+        for item in data.judged_items(cases):
+            records += run.task.evaluation_step(run.model, item, final=True)
+            log.info("case %d of %d: %s", before + len(records), total or len(cases), records[-1]["case_id"])
     return records
 
 

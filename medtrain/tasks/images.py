@@ -380,12 +380,12 @@ class ImageTask:
         return [{**record, **self.outcome.readable(record)} for record in records]
 
     def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
-        """Samples that this process judged worst or is least sure of, and the charts of all records."""
+        """Samples that this process judged worst or is least sure of, and charts of all records if there are two."""
         if not records:
             return {}
         worst = self.gallery.draw(style)
         shown = {} if worst is None else {"worst": worst}
-        return {**shown, **self.outcome.charts(records, self.decision)}
+        return shown if len(records) == 1 else {**shown, **self.outcome.charts(records, self.decision)}
 
     def explanations(
         self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
