@@ -17,7 +17,7 @@ import torch
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan, DataSource
-from medtrain.engine.build import LIMITS, build_engine, build_task, config_digest
+from medtrain.engine.build import LIMITS, build_engine, build_task, check_sides, config_digest
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, Progress, derive
@@ -145,7 +145,8 @@ def read_plan(folder: RunFolder, config: Mapping[str, Any]) -> DataPlan:
 
 def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
     # what contradicts the data is said before a folder is made
-    build_task(derivation.config, derivation.plan, derivation.device, None)
+    task = build_task(derivation.config, derivation.plan, derivation.device, None)
+    check_sides(derivation.config, derivation.plan, task)
     run = derivation.config["run"]
     experiment = run["experiment"] or f"{derivation.found.dataset_name}_{derivation.config['model']['name']}".lower()
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
