@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from medtrain.tasks.outcome import Table as RecordTable
 if TYPE_CHECKING:
     from rich.table import Table
 
+log = logging.getLogger(__name__)
+
 Summarize = Callable[[Sequence[Record]], Mapping[str, float]]
 Rows = list[dict[str, Any]]
 
@@ -40,7 +43,8 @@ class Report:
         subgroups: Columns of the table (numeric or categorical inputs, or `data.metadata`) by whose values the metrics
             are given, too.
         bins: Edges that divide a column of numbers of `subgroups`, e.g. `{age: [40, 60]}`. Numeric inputs are divided
-            at their quartiles where none are given, metadata not at all.
+            at their quartiles where none are given, metadata not at all; null takes back edges that were given before,
+            e.g. `task.report.bins.age=null`.
         explain: How samples of the final evaluation are explained by pictures: `gradcam`, `gradcam++`, `cam` (of models
             that end in one linear layer on the averaged feature map), or `none`.
         explained: How many of the worst, of the most uncertain and of the best samples are explained.
@@ -49,7 +53,7 @@ class Report:
     resamples: Annotated[int, Range(ge=0)] = 1000
     confidence: Annotated[float, Range(gt=0, lt=1)] = 0.95
     subgroups: tuple[str, ...] = ()
-    bins: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    bins: dict[str, tuple[float, ...] | None] = field(default_factory=dict)
     explain: Literal["gradcam", "gradcam++", "cam", "none"] = "gradcam"
     explained: Annotated[int, Range(ge=1, le=24)] = 4
 
@@ -66,7 +70,7 @@ class Subgroups:
         metadata: Columns that batches bring along as texts, `column/<name>`; all of them are kept in records.
 
     Raises:
-        UsageError: A column does not exist; bins for one that is not asked for, is not a number, or do not ascend.
+        UsageError: A column does not exist; bins are for one that holds no numbers, or do not ascend.
     """
 
     def __init__(self, report: Report, tabular: Any | None, metadata: Sequence[str] = ()) -> None:
@@ -74,20 +78,33 @@ class Subgroups:
         self.numeric = {state.column: (i, state) for i, state in enumerate(tabular.numeric if tabular else ())}
         self.categorical = {state.column: (i, state) for i, state in enumerate(tabular.categorical if tabular else ())}
         self.names = report.subgroups
-        self.bins = report.bins
-        known = [*self.numeric, *self.categorical, *self.metadata]
+        self.bins: dict[str, tuple[float, ...]] = {}
         for name in self.names:
-            if name not in known:
-                near = closest(name, known)
-                raise UsageError(
-                    f"task.report.subgroups: {name} is no column of the table; available: {', '.join(known) or 'none'}",
-                    hint=f"did you mean {near}?" if near else "name columns in data, e.g. data.metadata=[site]",
-                )
-        for name, edges in self.bins.items():
-            if name not in self.names or name in self.categorical:
-                raise UsageError(f"task.report.bins: {name} is no column of numbers of task.report.subgroups")
-            if not edges or list(edges) != sorted(set(edges)):
-                raise UsageError(f"task.report.bins.{name} must ascend, got {list(edges)}")
+            self._check_column("subgroups", name)
+        for name, edges in report.bins.items():
+            if edges is not None:
+                self._add_bins(name, edges)
+
+    def _check_column(self, key: str, name: str) -> None:
+        known = [*self.numeric, *self.categorical, *self.metadata]
+        if name not in known:
+            near = closest(name, known)
+            raise UsageError(
+                f"task.report.{key}: {name} is no column of the table; available: {', '.join(known) or 'none'}",
+                hint=f"did you mean {near}?" if near else "name columns in data, e.g. data.metadata=[site]",
+            )
+
+    def _add_bins(self, name: str, edges: tuple[float, ...]) -> None:
+        self._check_column("bins", name)
+        drop = f"take them back by `task.report.bins.{name}=null`"
+        if name in self.categorical:
+            raise UsageError(f"task.report.bins: {name} is no column of numbers", hint=drop)
+        if not edges or list(edges) != sorted(set(edges)):
+            raise UsageError(f"task.report.bins.{name} must ascend, got {list(edges)}", hint=drop)
+        if name in self.names:
+            self.bins[name] = edges
+        else:  # subgroups can be replaced after training, and bins only be added to
+            log.warning("task.report.bins.%s has no effect: %s is not among task.report.subgroups", name, name)
 
     def values(self, batch: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The columns of one sample of a batch; empty text or NaN where the value is missing."""
@@ -240,7 +257,8 @@ def _number(column: str, value: Any) -> float:
     except ValueError:
         raise UsageError(
             f"task.report.bins.{column} divides numbers, but the column {column} holds {value!r}",
-            hint="leave out its bins: each of its values is a subgroup then",
+            hint=f"leave out its bins, or take them back by `task.report.bins.{column}=null`: each of its values is a "
+            "subgroup then",
         ) from None
 
 

@@ -548,12 +548,33 @@ def test_metadata_divide_the_metrics_and_stand_in_every_record() -> None:
     [
         (Report(subgroups=("sx",)), "sx is no column of the table; available: age, sex"),
         (Report(subgroups=("sex",), bins={"sex": (1.0,)}), "sex is no column of numbers"),
+        (Report(subgroups=("age",), bins={"aeg": (1.0,)}), "aeg is no column of the table; available: age, sex"),
+        (Report(subgroups=("age",), bins={"age": ()}), "must ascend"),
         (Report(subgroups=("age",), bins={"age": (2.0, 1.0)}), "must ascend"),
     ],
 )
 def test_subgroups_that_do_not_exist(report: Report, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         two_classes(plan=plan(TWO, width=1, tabular=tabular()), report=report)
+
+
+def test_bins_of_training_can_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """`medtrain evaluate` merges its values into those of the run, and cannot take a key away."""
+    given = plan(TWO, width=1, tabular=tabular(), metadata_names=("dose",))
+    bins = {"age": (50.0,), "dose": (1.0,)}
+    data = with_table(batch([[1.0], [1.0]], [1, 0]), [40, 70], [2, 3]) | {"column/dose": ["much", "2"]}
+    task = two_classes(plan=given, report=Report(resamples=0, subgroups=("sex",), bins=bins))
+    rows = task.final_tables(task.evaluation_step(Echo(), data, final=True))["subgroups"]
+    assert {row["column"] for row in rows} == {"all", "sex"}
+    assert "task.report.bins.age has no effect: age is not among task.report.subgroups" in caplog.text
+    assert "task.report.bins.dose has no effect" in caplog.text
+    caplog.clear()
+    report = Report(resamples=0, subgroups=("age", "dose"), bins={"age": None, "dose": None})
+    task = two_classes(plan=given, report=report)
+    rows = task.final_tables(task.evaluation_step(Echo(), data, final=True))["subgroups"]
+    # the quartiles of 40 and 70 are 47.5, 55 and 62.5
+    assert {row["subgroup"] for row in rows} == {"all", "<47.5", ">=62.5", "much", "2"}
+    assert not caplog.text
 
 
 def test_intervals_draw_patients_with_all_their_samples() -> None:
