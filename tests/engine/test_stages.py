@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from medtrain.engine.distributed import Dist
+from medtrain.engine.loop import Engine
 from medtrain.engine.stages import Stage, Stages, frozen_norms
 from medtrain.errors import ConfigError
-from tests.engine.toy import Recorder, make_engine, network, weights
+from tests.engine.toy import Recorder, ToyData, make_engine, network, weights
 
 TWO = (Stage(duration="4step", freeze=("0", "1")), Stage(lr_scale=0.1))
 
@@ -121,3 +124,40 @@ def test_norms_without_parameters_follow_what_is_around_them() -> None:
     assert frozen_norms(model) == [model["a"][1]]
     model["b"][2].requires_grad_(False)
     assert frozen_norms(model) == [model["a"][1], model["b"][2]]
+
+
+def _staged(folder: Path, dist: Dist) -> Engine:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))  # nothing draws, and no statistics per rank
+    stages = (Stage(duration="4step", freeze=("0",)), Stage(duration="3step", freeze=("2",)), Stage(lr_scale=0.5))
+    return make_engine(
+        folder, steps=10, accumulate=2, model=model, dist=dist, data=ToyData(batch_size=4), stages=stages
+    )
+
+
+def _train_rank(rank: int, folder: str, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist = Dist(rank, rank, 2)
+    dist.start(torch.device("cpu"))
+    engine = _staged(Path(folder), dist)
+    engine.fit()
+    torch.save({"weights": weights(engine), "stage": engine.stages.index}, Path(folder) / f"rank{rank}.pt")
+    dist.close()
+
+
+def test_two_ranks_change_stages_like_one(tmp_path: Path, free_port: int) -> None:
+    """DDP averages the gradients of what trained when it was made: each stage needs one of its own."""
+    import torch.multiprocessing as mp
+
+    (tmp_path / "two").mkdir()
+    mp.spawn(_train_rank, args=(str(tmp_path / "two"), free_port), nprocs=2)
+    first, second = (torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    one = _staged(tmp_path / "one", Dist())
+    one.fit()
+    assert first["stage"] == second["stage"] == one.stages.index == 2
+    expected = weights(one)
+    assert expected.keys() == first["weights"].keys()
+    for name, value in expected.items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-5, atol=1e-6, msg=name)
