@@ -12,7 +12,7 @@ from medtrain.data.images.reading import KEPT_DETAIL, REDUCED_ABOVE
 from medtrain.data.tabular import MISSING_CODE, UNSEEN_CODE
 from medtrain.errors import MedtrainError
 from medtrain.export.formats import Signature
-from medtrain.export.manifest import describe_origin
+from medtrain.export.manifest import describe_origin, describe_precision
 from medtrain.export.types import TrainedRun
 from medtrain.losses.classes import SigmoidLoss, SoftmaxLoss
 from medtrain.losses.multitask import MultitaskLoss
@@ -59,6 +59,7 @@ def describe_images(
     described = {
         **describe_origin(loaded),
         "family": "images",
+        "precision": describe_precision(loaded.config),
         "inputs": [_input(name, free, example) for name, free in zip(signature.inputs, signature.free, strict=True)],
         "outputs": [_output(name, plan, trailing) for name in signature.outputs],
         "preprocessing": _preprocessing(loaded.config["augment"], plan) if plan.has_images else None,

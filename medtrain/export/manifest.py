@@ -25,6 +25,9 @@ SCRIPT_NAME = "predict.py"
 SCRIPT_PACKAGES = ("numpy", "scipy", "nibabel", "onnxruntime")
 """All that the script needs beside Python."""
 
+_DIFFERENCES = {"bf16": 0.01, "fp16": 0.001, "tf32": 0.001}
+"""Of probabilities, from float32: as was seen with bfloat16; the others keep three bits more."""
+
 
 def describe_origin(loaded: TrainedRun) -> dict[str, Any]:
     """What every manifest begins with: where the network comes from."""
@@ -40,6 +43,20 @@ def describe_origin(loaded: TrainedRun) -> dict[str, Any]:
         },
         "training": _training(loaded),
     }
+
+
+def describe_precision(config: Mapping[str, Any]) -> dict[str, str]:
+    """In what the run predicts and in what the files compute, and what that makes of a difference.
+
+    Args:
+        config: The run's configuration.
+    """
+    name = config["trainer"]["precision"]
+    told = "the run predicts in float32, too"
+    if name in _DIFFERENCES:
+        differ = f"probabilities may differ by {_DIFFERENCES[name]}"
+        told = f"the run predicts in {name} and the files in float32: {differ}"
+    return {"run": name, "files": "fp32", "is": told}
 
 
 def describe(loaded: TrainedRun) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from medtrain.engine.restore import load_run
 from medtrain.errors import MedtrainError
 from medtrain.export.exporter import DEFAULT_TOLERANCE, check_request, export_model
 from medtrain.export.images import real_sample
+from medtrain.export.manifest import describe_precision
 from medtrain.export.samples import scan_patch
 from medtrain.export.types import ExportedFile, TrainedRun
 from medtrain.run.log import setup_logging
@@ -52,6 +53,9 @@ def export_run(
     check_request(formats, out, overwrite=overwrite)
     loaded = load_run(run_dir, config, checkpoint=checkpoint, device=device, precision="fp32")
     log.info("exporting %s", summarize(loaded))
+    precision = describe_precision(config)
+    if precision["run"] != precision["files"]:
+        log.info("%s", precision["is"])
     samples: list[tuple[str, Any]] = []
     find = scan_patch if loaded.plan.family == "segmentation" else real_sample
     try:

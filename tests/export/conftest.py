@@ -80,6 +80,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         )
         config = {
             "seed": 5,
+            "trainer": {"precision": "fp32"},
             "task": {"name": "segmentation"},
             "model": {"name": "unet"},
             "data": {"name": "msd", "fold": 1},

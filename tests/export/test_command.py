@@ -69,6 +69,24 @@ def test_it_says_which_weights_these_are_and_how_to_use_them_without_medtrain(
     assert result.output.splitlines()[-1].endswith(f"without medtrain: python {script} SCAN.nii.gz OUT.nii.gz")
 
 
+def test_it_says_that_the_run_predicts_in_another_precision(
+    make_run: Callable[..., Any],
+    opened: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = make_run().config
+    with caplog.at_level("INFO", "medtrain.export.run"):
+        assert CliRunner().invoke(APP, [opened["folder"], "--format", "torch_export"]).exit_code == 0
+    assert "the run predicts in" not in caplog.text
+    config["trainer"]["precision"] = "bf16"
+    monkeypatch.setattr("medtrain.config.saved.load_saved", lambda run_dir, imports: config)
+    with caplog.at_level("INFO", "medtrain.export.run"):
+        result = CliRunner().invoke(APP, [opened["folder"], "--format", "torch_export", "--overwrite"])
+    assert result.exit_code == 0, result.output
+    assert "the run predicts in bf16 and the files in float32: probabilities may differ by 0.01" in caplog.messages
+
+
 def test_weights_that_were_never_evaluated_nor_averaged_are_called_so(make_run: Callable[..., Any]) -> None:
     run = make_run()
     run.weights, run.metrics = "raw", {}

@@ -114,6 +114,20 @@ def test_the_manifest_tells_how_logits_become_a_class(tmp_path: Path) -> None:
     assert (manifest["family"], manifest["tabular"], manifest["scripts"]) == ("images", None, [])
 
 
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("fp32", "the run predicts in float32, too"),
+        ("bf16", "the run predicts in bf16 and the files in float32: probabilities may differ by 0.01"),
+        ("fp16", "the run predicts in fp16 and the files in float32: probabilities may differ by 0.001"),
+    ],
+)
+def test_the_manifest_tells_the_precision_of_the_run(tmp_path: Path, precision: str, said: str) -> None:
+    export_model(run(plan(), tmp_path, precision=precision), ["torch_export"], tmp_path / "x")
+    told = json.loads((tmp_path / "x" / "manifest.json").read_text())["precision"]
+    assert told == {"run": precision, "files": "fp32", "is": said}
+
+
 def test_a_decision_that_was_never_taken_is_an_error(tmp_path: Path) -> None:
     binary = plan(TargetPlan("ill", ("no", "yes"), (4, 4)))
     with pytest.raises(UsageError, match="was chosen for these weights") as caught:

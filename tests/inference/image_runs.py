@@ -94,11 +94,13 @@ def run(
     inference: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     decision: dict[str, float] | None = None,
+    precision: str = "fp32",
 ) -> Any:
     """What `load_run` gives."""
     name = (data or {}).get("name", "image_folder")
     config = {
         "seed": 0,
+        "trainer": {"precision": precision},
         "task": {"name": task, **registry.get("task", task).defaults(), **(settings or {})},
         "loss": {"name": loss, **registry.get("loss", loss).defaults()},
         "model": {"name": "linear"},
