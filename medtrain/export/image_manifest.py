@@ -142,7 +142,8 @@ def _parts(task: ImageTask) -> list[dict[str, Any]]:
     outcome, loss = task.outcome, task.cpu_loss
     if not isinstance(outcome, Parts):
         names = [target.target_name for target in task.plan.targets]
-        return [{"prefix": "", "logits": [0, loss.num_outputs], **_part(loss, outcome, task.decision, names)}]
+        described = _part(loss, outcome, task.decision, names)
+        return _with_sides([{"prefix": "", "logits": [0, loss.num_outputs], **described}], task.plan)
     assert isinstance(loss, MultitaskLoss)
     parts, start = [], 0
     for (name, own), its in zip(outcome.outcomes.items(), loss.losses, strict=True):
@@ -150,7 +151,18 @@ def _parts(task: ImageTask) -> list[dict[str, Any]]:
         described = _part(its, own, within(task.decision, name), targets)
         parts.append({"prefix": f"{name}/", "logits": [start, start + its.num_outputs], **described})
         start += its.num_outputs
-    return parts
+    return _with_sides(parts, task.plan)
+
+
+def _with_sides(parts: Sequence[Mapping[str, Any]], plan: ImagePlan) -> list[dict[str, Any]]:
+    """Say of every part where its predictions come from in a mirrored image: [part, place] of each target."""
+    names = [target.target_name for target in plan.targets]
+    places = {name: [part, row] for part, its in enumerate(parts) for row, name in enumerate(its["targets"])}
+    source = {name: places[names[index]] for name, index in zip(names, plan.swapped_targets, strict=True)}
+    return [
+        {**part, "when_mirrored": [source[name] for name in part["targets"]] if part["kind"] != "survival" else None}
+        for part in parts
+    ]
 
 
 def _part(loss: ImageLoss, outcome: Outcome, decision: Decision, targets: Sequence[str]) -> dict[str, Any]:
@@ -218,7 +230,8 @@ def _outcome(outcome: Outcome, decision: Decision) -> dict[str, Any]:
     if isinstance(outcome, NumberOutcome):
         return {"kind": "numbers", "names": outcome.names}
     assert isinstance(outcome, SurvivalOutcome), outcome
-    return {"kind": "survival", "times": outcome.times, "risk": "with times the sum of 1 - survival, else the logit"}
+    names = {"times": outcome.times, "time_names": outcome.time_names}
+    return {"kind": "survival", **names, "risk": "with times the sum of 1 - survival, else the logit"}
 
 
 def _recipe(described: Mapping[str, Any]) -> list[str]:
@@ -232,6 +245,10 @@ def _recipe(described: Mapping[str, Any]) -> list[str]:
         ]
     if described["tabular"]:
         steps.append("Encode the values of the table by `tabular`.")
-    steps.append("Feed the inputs in their order. With mirroring.axes, average predictions over all mirrored copies.")
+    steps.append(
+        "Feed the inputs in their order. With mirroring.axes, average predictions over all mirrored copies; where the "
+        "last axis was mirrored, those of paired_targets (indices of `targets`) change places first: when_mirrored has "
+        "the [part, place] that each one's come from."
+    )
     steps.append("Turn logits into predictions by `prediction`: activation, temperature, rule.")
     return steps

@@ -313,8 +313,11 @@ def predict(sample: dict[str, Any], manifest: dict[str, Any], run: Runner) -> di
         found = run(flipped)
         attention = found[1][0] if len(found) > 1 and not chosen else attention
         logits = np.asarray(found[0], dtype=np.float64).reshape(-1)
-        for index, part in enumerate(manifest["prediction"]):
-            sums[index] = sums[index] + activate(logits, part, manifest, mirrored=-1 in chosen)
+        said = [activate(logits, part) for part in manifest["prediction"]]
+        if -1 in chosen:  # left and right are swapped back
+            order = [part["when_mirrored"] for part in manifest["prediction"]]
+            said = [np.stack([said[i][row] for i, row in its]) if its else own for own, its in zip(said, order)]
+        sums = [total + each for total, each in zip(sums, said)]
     row: dict[str, Any] = {}
     for part, total in zip(manifest["prediction"], sums):
         row.update({part["prefix"] + key: value for key, value in decide(total / len(flips), part).items()})
@@ -353,7 +356,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return np.exp(values - np.logaddexp.reduce(values, axis=-1, keepdims=True))
 
 
-def activate(logits: np.ndarray, part: dict[str, Any], manifest: dict[str, Any], *, mirrored: bool) -> np.ndarray:
+def activate(logits: np.ndarray, part: dict[str, Any]) -> np.ndarray:
     """Predictions that may be averaged: [targets, classes], or one number per target or time."""
     rule, names = part["activation"], part["targets"]
     logits = logits[part["logits"][0] : part["logits"][1]]
@@ -377,12 +380,6 @@ def activate(logits: np.ndarray, part: dict[str, Any], manifest: dict[str, Any],
         above = sigmoid(logits)
         above = np.cumprod(above, axis=1) if rule["form"] == "conditional" else np.minimum.accumulate(above, axis=1)
         probs = -np.diff(np.pad(above, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0))), axis=1)
-    if mirrored and part["kind"] == "zones":  # left and right are swapped back
-        order = {target["name"]: target["name"] for target in manifest["targets"]}
-        for left, right in manifest["mirroring"]["paired_targets"]:
-            first, second = manifest["targets"][left]["name"], manifest["targets"][right]["name"]
-            order[first], order[second] = second, first
-        probs = probs[[names.index(order[name]) if order[name] in names else i for i, name in enumerate(names)]]
     return np.asarray(probs)
 
 
@@ -421,7 +418,7 @@ def decide(said: np.ndarray, part: dict[str, Any]) -> dict[str, Any]:
     if kind == "numbers":
         return named("predicted", part["names"], said) if part["names"] else {"predicted": float(said[0])}
     risk = float((1 - said).sum()) if part["times"] else float(said[0])
-    return {"risk": risk, **named("survival", [f"{time:g}" for time in part["times"]], said)}
+    return {"risk": risk, **named("survival", part["time_names"], said)}
 
 
 def decide_zones(probs: np.ndarray, part: dict[str, Any]) -> dict[str, Any]:

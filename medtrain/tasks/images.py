@@ -160,6 +160,13 @@ class ImageTask:
                 hint="name the pairs in data.paired_targets, or mirror another axis: inference.mirror_axes=[0]",
             )
 
+        if self.plan.paired_targets and self.loss.kind == "survival":
+            raise UsageError(
+                "inference.mirror=true swaps left and right, and survival is not predicted by target: paired targets "
+                "cannot be swapped back",
+                hint="set inference.mirror=false, or data.paired_targets=[]",
+            )
+
     @property
     def lacks_pairs(self) -> bool:
         """Whether targets have a place in the image, and nothing says which change places with left and right."""
@@ -262,7 +269,9 @@ class ImageTask:
 
     def _predictions(self, logits: Tensor, *, mirrored: bool) -> Tensor:
         """Predictions [B, P] of logits on the CPU; where left and right were swapped, they are swapped back."""
-        return self.outcome.flatten(self.cpu_loss.predict(logits), mirrored=mirrored)
+        predicted = self.cpu_loss.predict(logits)
+        swap = mirrored and bool(self.plan.paired_targets)
+        return self.outcome.flatten(predicted[:, self.plan.swapped_targets] if swap else predicted)
 
     def _losses(self, logits: Tensor, target: Tensor | None) -> list[dict[str, float]]:
         """Loss and weight of every sample; nothing where there is no label, or the loss is that of a whole batch."""

@@ -61,7 +61,7 @@ class LabelOutcome(Outcome):
         self.label_keys = [f"label/{name}" for name in label_names]
         self.predicted_keys = [f"predicted/{name}" for name in label_names]
 
-    def flatten(self, predicted: Tensor, *, mirrored: bool = False) -> Tensor:
+    def flatten(self, predicted: Tensor) -> Tensor:
         """Probabilities [B, L] of being there."""
         return predicted[..., 1]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.losses.multitask import MultitaskLoss
 from medtrain.losses.ordinal import OrdinalLoss, SquaredEMDLoss
@@ -47,12 +48,7 @@ class Multitask(ImageTask):
         outcomes = []
         for part, columns in zip(self.loss.losses, self.loss.columns, strict=True):
             targets = [self.plan.targets[index] for index in columns]
-            pairs = [
-                (columns.index(left), columns.index(right))
-                for left, right in self.plan.paired_targets
-                if left in columns and right in columns
-            ]
-            outcomes.append((targets[0].target_name, outcome_of(part, targets, self.inference, pairs)))
+            outcomes.append((targets[0].target_name, outcome_of(part, targets, self.inference)))
         return Parts(self.loss, outcomes)
 
     @property
@@ -69,22 +65,54 @@ class Multitask(ImageTask):
     def _predictions(self, logits: Tensor, *, mirrored: bool) -> Tensor:
         assert isinstance(self.outcome, Parts)
         assert isinstance(self.cpu_loss, MultitaskLoss)
-        said = zip(self.cpu_loss.losses, self.cpu_loss.split(logits), self.outcome.outcomes.values(), strict=True)
-        return torch.cat(
-            [outcome.flatten(loss.predict(part), mirrored=mirrored).double() for loss, part, outcome in said], dim=1
-        )
+        split = zip(self.cpu_loss.losses, self.cpu_loss.split(logits), strict=True)
+        said = [loss.predict(part).double() for loss, part in split]
+        if mirrored:
+            said = self._swapped_back(said)
+        outcomes = self.outcome.outcomes.values()
+        return torch.cat([outcome.flatten(part) for outcome, part in zip(outcomes, said, strict=True)], dim=1)
+
+    def _swapped_back(self, said: Sequence[Tensor]) -> list[Tensor]:
+        """Predictions [B, T_p, ...] of every part, in which paired targets have changed places, also between parts."""
+        places = self._places()
+        found = [part.clone() for part in said]
+        for left, right in self.plan.paired_targets:
+            (part, place), (other, its_place) = places[left], places[right]
+            found[part][:, place] = said[other][:, its_place]
+            found[other][:, its_place] = said[part][:, place]
+        return found
+
+    def _places(self) -> dict[int, tuple[int, int]]:
+        """Index of the part and place in it, by target column."""
+        assert isinstance(self.loss, MultitaskLoss)
+        return {
+            column: (part, place)
+            for part, columns in enumerate(self.loss.columns)
+            for place, column in enumerate(columns)
+        }
+
+    def _check_sides(self) -> None:
+        super()._check_sides()
+        assert isinstance(self.loss, MultitaskLoss)
+        kinds, places = [part.kind for part in self.loss.losses], self._places()
+        for pair in self.plan.paired_targets:
+            found = sorted({kinds[places[column][0]] for column in pair})
+            if found not in (["classes"], ["numbers"]):
+                names = " and ".join(self.plan.targets[column].target_name for column in pair)
+                raise UsageError(
+                    f"inference.mirror=true swaps left and right, and the predictions of {names} cannot be swapped "
+                    f"back: their parts of the loss are of {' and '.join(found)}",
+                    hint="set inference.mirror=false, or leave the pair out of data.paired_targets",
+                )
 
 
-def outcome_of(
-    loss: ImageLoss, targets: Sequence[Any], inference: ImageInference, pairs: Sequence[tuple[int, int]]
-) -> Outcome:
+def outcome_of(loss: ImageLoss, targets: Sequence[Any], inference: ImageInference) -> Outcome:
     """What the targets of a part are, by its loss.
 
     Args:
         loss: Of the part.
         targets: Its target columns (`TargetPlan`).
         inference: Where thresholds come from.
-        pairs: Those that change places when left and right do.
     """
     names = tuple(target.target_name for target in targets)
     if loss.kind == "survival":
@@ -96,7 +124,7 @@ def outcome_of(
     if len(targets) > 1 and len(classes) == 2:
         return LabelOutcome(names, inference)
     if len(targets) > 1:
-        return ZoneOutcome(names, classes, unknown_index=find_unknown(classes, None), pairs=pairs)
+        return ZoneOutcome(names, classes, unknown_index=find_unknown(classes, None))
     if isinstance(loss, OrdinalLoss | SquaredEMDLoss):
         return GradeOutcome(classes, inference)
     return ClassOutcome(classes, inference)

@@ -50,12 +50,11 @@ class Outcome:
         """What models may ask for besides the size of the output."""
         return {}
 
-    def flatten(self, predicted: Tensor, *, mirrored: bool = False) -> Tensor:
-        """Predictions [B, P]; where left and right were swapped, they are swapped back.
+    def flatten(self, predicted: Tensor) -> Tensor:
+        """Predictions [B, P].
 
         Args:
             predicted: What `loss.predict` gives: probabilities [B, T, K], or numbers [B, T].
-            mirrored: Whether the image was mirrored left to right.
         """
         return predicted.flatten(1)
 

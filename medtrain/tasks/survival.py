@@ -49,8 +49,8 @@ class SurvivalOutcome(Outcome):
         self.event_key = f"label/{event_name}"
         self.times = tuple(times)
         self.num_predictions = max(1, len(self.times))
-        self.curve_keys = [f"survival/{time:g}" for time in self.times]
-        assert len(set(self.curve_keys)) == len(self.times), "times of a survival curve must differ when written"
+        self.time_names = distinct_names(self.times)
+        self.curve_keys = [f"survival/{name}" for name in self.time_names]
 
     def rows(self, predictions: np.ndarray, target: np.ndarray | None, decision: Decision) -> Rows:
         """`label/<time>`, `label/<event>`, `risk` and, with curves, `survival/<time>`."""
@@ -116,3 +116,17 @@ class SurvivalOutcome(Outcome):
 
         keys = (self.time_key, self.event_key, "risk")
         return {"survival": draw_survival(*(column(records, key) for key in keys))}
+
+
+def distinct_names(values: Sequence[float]) -> list[str]:
+    """Numbers in six digits, or as many more as tell them apart.
+
+    Args:
+        values: All different.
+    """
+    assert len(set(values)) == len(values), "the times of a survival curve differ"
+    for digits in range(6, 18):  # 17 tell any two numbers apart
+        names = [f"{value:.{digits}g}" for value in values]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from scipy.special import entr
-from torch import Tensor
 
 from medtrain.data.images.plan import ImagePlan
 from medtrain.errors import UsageError
@@ -110,7 +109,6 @@ class Zones(ImageTask):
             tuple(target.target_name for target in targets),
             classes[0],
             unknown_index=find_unknown(classes[0], self.unknown_class),
-            pairs=self.plan.paired_targets,
             score=self.score,
             cuts=self.cuts,
             risk_names=self.risk_names,
@@ -155,7 +153,6 @@ class ZoneOutcome(Outcome):
         zone_names: Z names.
         class_names: K names: grades in order, then possibly unknown.
         unknown_index: Of the class unknown, K - 1, or None.
-        pairs: Zones that change places when left and right do.
         score: What the score of an image averages.
         cuts: Highest scores of the risk classes but the last.
         risk_names: One name more.
@@ -169,7 +166,6 @@ class ZoneOutcome(Outcome):
         class_names: tuple[str, ...],
         *,
         unknown_index: int | None = None,
-        pairs: Sequence[tuple[int, int]] = (),
         score: ZoneScore = "classes",
         cuts: Sequence[float] = RISK_CUTS,
         risk_names: Sequence[str] = RISK_NAMES,
@@ -182,9 +178,6 @@ class ZoneOutcome(Outcome):
         self.score = score
         self.cuts = tuple(cuts)
         self.risk_names = tuple(risk_names)
-        self.swapped = list(range(len(zone_names)))
-        for left, right in pairs:
-            self.swapped[left], self.swapped[right] = right, left
         self.keys = [f"prob/{zone}/{name}" for zone in zone_names for name in class_names]
         self.label_keys = [f"label/{zone}" for zone in zone_names]
         self.predicted_keys = [f"predicted/{zone}" for zone in zone_names]
@@ -193,10 +186,6 @@ class ZoneOutcome(Outcome):
     def runtime(self) -> dict[str, Any]:
         """The zones, for heads that look at their own region."""
         return {"num_zones": len(self.zone_names), "zone_names": self.zone_names}
-
-    def flatten(self, predicted: Tensor, *, mirrored: bool = False) -> Tensor:
-        """Probabilities [B, Z * K], zone by zone."""
-        return (predicted[:, self.swapped] if mirrored else predicted).flatten(1)
 
     def by_zone(self, probs: np.ndarray) -> np.ndarray:
         """Probabilities [N, Z, K] of [N, Z * K]."""

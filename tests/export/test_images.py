@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import subprocess
 import sys
@@ -281,6 +282,41 @@ def test_the_script_knows_every_kind_of_outcome(tmp_path: Path, task: str, loss:
     result = _alone(tmp_path / "x", images, tmp_path / "alone.csv")
     assert result.returncode == 0, result.stderr
     _same(tmp_path / "alone.csv", tmp_path / "ours.csv")
+
+
+@pytest.mark.parametrize(("task", "loss"), [("multilabel", "bce"), ("regression", "mse"), ("multitask", "multitask")])
+def test_the_script_swaps_paired_targets_back(tmp_path: Path, task: str, loss: str) -> None:
+    images = tmp_path / "in"
+    for index in range(3):
+        picture(images / f"{index}.png", index, (16, 16))
+    targets = [TargetPlan(f"{side}_cyst", ("no", "yes"), (3, 3)) for side in ("left", "right")]
+    if task == "regression":
+        targets = [
+            TargetPlan(f"{side}_size", None, mean=size, std=1.0) for side, size in (("left", 5.0), ("right", 9.0))
+        ]
+    pairs = ((0, 1),)
+    if task == "multitask":
+        targets = [targets[0], TargetPlan("age", None), targets[1]]
+        pairs = ((0, 2),)
+    its_run = run(plan(*targets, paired_targets=pairs), tmp_path, task=task, loss=loss, inference={"mirror": True})
+    ImagePredictor(its_run).predict(images, tmp_path / "ours.csv")
+    export_model(its_run, ["onnx"], tmp_path / "x")
+    result = _alone(tmp_path / "x", images, tmp_path / "alone.csv")
+    assert result.returncode == 0, result.stderr
+    compared = 0
+    with (tmp_path / "alone.csv").open() as alone, (tmp_path / "ours.csv").open() as ours:
+        for found, expected in zip(csv.DictReader(alone), csv.DictReader(ours), strict=True):
+            numbers = [key for key in found if "prob/" in key or "predicted/" in key or key == "age/predicted"]
+            for key in numbers:
+                assert float(found[key]) == pytest.approx(float(expected[key]), abs=TOLERANCE), key
+            compared += len(numbers)
+    assert compared >= 6
+
+
+def test_times_that_are_close_are_told_apart_by_the_script() -> None:
+    part = {"kind": "survival", "times": [1234567.0, 1234568.0], "time_names": ["1234567", "1234568"]}
+    row = standalone_images.decide(np.array([0.75, 0.5]), part)
+    assert row == {"risk": 0.75, "survival/1234567": 0.75, "survival/1234568": 0.5}
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -84,3 +84,22 @@ def test_three_classes_are_no_label() -> None:
     three = target("a", "b", "c")
     with pytest.raises(UsageError, match="finding has 3 classes, not two"):
         Multilabel(loss=ClassCrossEntropy([three]), inference=ImageInference(), plan=plan(three), device=CPU)
+
+
+def test_a_mirrored_image_has_its_findings_swapped_back() -> None:
+    class Sides(Echo):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return (image[:, 0, 0, :1] - image[:, 0, 0, -1:]) * torch.tensor([[8.0, -8.0]])
+
+    sides = [target("no", "yes", name=f"{side}_effusion") for side in ("left", "right")]
+    found = Multilabel(
+        loss=LabelCrossEntropy(sides),
+        inference=ImageInference(mirror=True),
+        plan=plan(*sides, paired_targets=((0, 1),)),
+        device=CPU,
+    )
+    (plain,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[1, 0]]), final=False)
+    (mirrored,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[1, 0]]), final=True)
+    assert plain["prob/left_effusion"] > 0.99
+    for side in ("left", "right"):
+        assert mirrored[f"prob/{side}_effusion"] == pytest.approx(plain[f"prob/{side}_effusion"])

@@ -126,6 +126,47 @@ def test_mirrored_images_swap_the_zones_of_their_part() -> None:
     assert record["left_zone/prob/left_zone/0"] > 0.9
 
 
+def test_pairs_are_swapped_back_also_between_parts() -> None:
+    sides = [target("no", "yes", name=f"{side}_rib") for side in ("left", "right")]
+    sizes = [number(f"{side}_size") for side in ("left", "right")]
+    targets = (sides[0], ILL, sides[1], *sizes)
+
+    class Sides(Echo):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            left = (image[:, 0, 0, 0] > image[:, 0, 0, -1]).float()[:, None]
+            return torch.cat([8 * left, torch.ones_like(left), 8 * (1 - left), 5 * left, 5 * (1 - left)], 1)
+
+    found = Multitask(
+        loss=MultitaskLoss(targets=targets),  # each target is a part
+        inference=ImageInference(mirror=True),
+        plan=plan(*targets, paired_targets=((0, 2), (3, 4))),
+        device=CPU,
+    )
+    (record,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0] * 5]), final=True)
+    (plain,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0] * 5]), final=False)
+    assert plain["left_rib/prob/yes"] > 0.99
+    assert plain["left_size/predicted"] == pytest.approx(5)
+    for key in ("left_rib/prob/yes", "right_rib/prob/yes", "ill/prob/yes", "left_size/predicted"):
+        assert record[key] == pytest.approx(plain[key]), key
+
+
+def test_pairs_of_different_kinds_cannot_be_swapped_back() -> None:
+    targets = [number("left_months"), target("0", "1", name="died"), number("right_months")]
+    parts = [
+        LossPart(targets=("left_months", "died"), loss="cox"),
+        LossPart(targets=("right_months",), loss="huber"),
+    ]
+
+    def build(*, mirror: bool) -> Multitask:
+        its_plan = plan(*targets, paired_targets=((0, 2),))
+        loss = MultitaskLoss(targets=targets, parts=parts)
+        return Multitask(loss=loss, inference=ImageInference(mirror=mirror), plan=its_plan, device=CPU)
+
+    build(mirror=False)
+    with pytest.raises(UsageError, match=r"left_months and right_months cannot be .* numbers and survival"):
+        build(mirror=True)
+
+
 def test_zones_beside_other_targets_need_pairs() -> None:
     targets = [ILL, target("no", "yes", name="left_rib"), target("no", "yes", name="right_rib"), *ZONES]
     parts = [LossPart(targets=("ill", "left_rib", "right_rib"), loss="bce")]

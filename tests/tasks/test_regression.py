@@ -61,3 +61,20 @@ def test_classes_are_refused() -> None:
         Regression(loss=MAELoss(targets=[AGE]), inference=ImageInference(), plan=plan(target("a", "b")), device=CPU)
     with pytest.raises(UsageError, match="predicts no probabilities"):
         Regression(loss=MAELoss(targets=[AGE]), inference=ImageInference(calibrate=True), plan=plan(AGE), device=CPU)
+
+
+def test_a_mirrored_image_has_its_quantities_swapped_back() -> None:
+    class Sides(Echo):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image[:, 0, 0, :]  # each side's quantity is its brightness
+
+    sides = [number("left_kidney"), number("right_kidney")]
+    found = Regression(
+        loss=MSELoss(targets=sides),
+        inference=ImageInference(mirror=True),
+        plan=plan(*sides, paired_targets=((0, 1),)),
+        device=CPU,
+        report=Report(resamples=0),
+    )
+    (record,) = found.evaluation_step(Sides(), batch([[3.0, 1.0]], [[3, 1]]), final=True)
+    assert (record["predicted/left_kidney"], record["predicted/right_kidney"]) == pytest.approx((3, 1))

@@ -10,7 +10,7 @@ from medtrain.inference.images import ImageInference
 from medtrain.losses.survival import CoxLoss, DiscreteSurvivalLoss
 from medtrain.metrics.survival import integrated_brier_score
 from medtrain.tasks.report import Report
-from medtrain.tasks.survival import Survival
+from medtrain.tasks.survival import Survival, SurvivalOutcome, distinct_names
 from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
 
 CPU = torch.device("cpu")
@@ -69,3 +69,11 @@ def test_a_sample_without_a_time_or_an_event_is_left_out() -> None:
     summary = found.summarize(found.evaluation_step(Echo(), data, final=False))
     assert summary["n_pairs"] == 1
     assert summary["c_index"] == 1.0
+
+
+def test_close_times_of_a_curve_have_names_of_their_own() -> None:
+    assert distinct_names((0.5, 365.0, 1e6)) == ["0.5", "365", "1e+06"]
+    assert distinct_names((1234567.0, 1234568.0, 2.0)) == ["1234567", "1234568", "2"]
+    assert len(set(distinct_names((0.1, 0.1 + 2**-56)))) == 2
+    outcome = SurvivalOutcome("days", "died", times=(20240101.0, 20240102.0))
+    assert outcome.curve_keys == ["survival/20240101", "survival/20240102"]

@@ -115,6 +115,14 @@ class ImagePlan:
         return bool(self.view_names) or self.max_instances is not None
 
     @property
+    def swapped_targets(self) -> list[int]:
+        """The index of the target that is in each one's place when left and right have changed places."""
+        order = list(range(len(self.targets)))
+        for left, right in self.paired_targets:
+            order[left], order[right] = right, left
+        return order
+
+    @property
     def image_format(self) -> ImageFormat:
         """How image files are read."""
         return ImageFormat(self.spatial_dims, self.image_size, self.in_channels, self.window, self.scaling)
