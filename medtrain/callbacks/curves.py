@@ -59,7 +59,7 @@ class Curves(Callback):
             series.load_state_dict(state[key])
 
     def _draw(self, view: EngineView) -> None:
-        from medtrain.callbacks.plots import Line, draw_lines, draw_progress
+        from medtrain.callbacks.plots import Line, draw_lines, draw_progress, family_name
 
         lines = {key: Line(key, series.steps, series.values) for key, series in self._series.items()}
         families = [[line] for line in lines.values() if len(line.steps) > 1]
@@ -67,7 +67,7 @@ class Curves(Callback):
         families += group_by_class(evaluated, view.class_names)
         if not families:
             return
-        names = file_names([family[0].name for family in families])
+        names = file_names([family_name(family, view.class_names) for family in families])
         folder = view.run_dir / "curves"
         folder.mkdir(exist_ok=True)
         for family, name in zip(families, names, strict=True):

@@ -39,17 +39,17 @@ class Line:
 def draw_lines(
     path: Path, lines: Sequence[Line], *, class_names: Sequence[str], mode: Literal["min", "max"] | None = None
 ) -> None:
-    """Draw one metric: its mean, and thinner its classes.
+    """Draw one metric: its mean where it has one, and thinner its classes.
 
     Args:
         path: The PNG file.
-        lines: The metric first, then its classes.
+        lines: The metric first, then its classes; or the classes alone.
         class_names: All class names; they choose the colours.
         mode: Mark the best point; None for no mark.
     """
     figure = Figure(figsize=(8, 4.5), dpi=110)
     axes = figure.add_axes((0.09, 0.11, 0.89, 0.81))
-    axes.set_title(lines[0].name, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(family_name(lines, class_names), loc="left", fontsize=11, fontweight="bold")
     if len(lines) == 1 and mode is None:
         _draw_smoothed(axes, lines[0], _MAIN)
         _style(axes, lines[0].values, legend=False)
@@ -90,7 +90,8 @@ def draw_progress(
         _draw_smoothed(top, line, color)
     if losses:
         _style(top, [value for line in losses for value in line.values], legend=True)
-    middle.set_title(metric[0].name if metric else "no evaluation yet", loc="left", fontsize=10)
+    heading = family_name(metric, class_names) if metric else "no evaluation yet"
+    middle.set_title(heading, loc="left", fontsize=10)
     _draw_family(middle, metric, class_names, mode)
     bottom.set_title("learning rate", loc="left", fontsize=10)
     if lr is not None:
@@ -125,26 +126,45 @@ def _draw_smoothed(axes: Any, line: Line, color: str) -> None:
     )
 
 
+def family_name(lines: Sequence[Line], class_names: Sequence[str]) -> str:
+    """What the lines of a metric show together: its name, or that of the classes' metric.
+
+    Args:
+        lines: The metric first, then its classes; or the classes alone.
+        class_names: All class names.
+    """
+    first = lines[0]
+    if len(lines) > 1 and _is_of_class(first, class_names):
+        return first.name.rpartition("/")[0]
+    return first.name
+
+
+def _is_of_class(line: Line, class_names: Sequence[str]) -> bool:
+    return line.name.rpartition("/")[2] in class_names
+
+
 def _draw_family(
     axes: Any, lines: Sequence[Line], class_names: Sequence[str], mode: Literal["min", "max"] | None
 ) -> None:
     if not lines:
         return
-    for line in lines[1:]:
+    classes = lines if _is_of_class(lines[0], class_names) and len(lines) > 1 else lines[1:]
+    for line in classes:
         name = line.name.rpartition("/")[2]
         red, green, blue = class_color(list(class_names).index(name) if name in class_names else 1)
         axes.plot(line.steps, line.values, color=(red / 255, green / 255, blue / 255), linewidth=1.2, label=name)
     main = lines[0]
     few = len(main.steps) <= 40
-    axes.plot(
-        main.steps,
-        main.values,
-        color=_MAIN,
-        linewidth=1.8,
-        marker="o" if few else None,
-        markersize=3.5,
-        label="mean" if len(lines) > 1 else main.name,
-    )
+    if classes is not lines:
+        axes.plot(
+            main.steps,
+            main.values,
+            color=_MAIN,
+            linewidth=1.8,
+            marker="o" if few else None,
+            markersize=3.5,
+            label="mean" if len(lines) > 1 else main.name,
+        )
     if mode is not None:
         best = int(np.argmax(main.values) if mode == "max" else np.argmin(main.values))
         axes.plot(

@@ -80,7 +80,8 @@ def read_cells(path: Path, *, separator: str | None = None, encoding: str = "utf
     if not path.is_file():
         beside = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
         near = closest(path.name, beside)
-        raise UsageError(f"no such table: {path}", hint=f"did you mean {path.parent / near}?" if near else None)
+        where = "set data.root to the folder of the data set, or data.path to the table"
+        raise UsageError(f"no such table: {path}", hint=f"did you mean {path.parent / near}?" if near else where)
     if path.suffix.lower() in (".parquet", ".pq"):
         return _read_parquet(path)
     if separator is not None and len(separator) != 1:

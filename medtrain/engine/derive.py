@@ -22,7 +22,8 @@ DEFAULT_TIME = {"images": "10min"}
 """Family of the data -> how long a run on a CPU trains that names no limit: labelled images differ too much in size and
 number for a count of steps."""
 
-_PATHS = ("root", "store", "splits", "path")  # a run is resumed and evaluated from other folders, too
+PATHS = ("root", "store", "splits", "path")
+"""Settings of data that are files and folders: a run is resumed and evaluated from other folders, too."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def derive(
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a configuration in which paths to data and weights hold in every folder."""
     completed = copy.deepcopy(dict(config))
-    for key in _PATHS:
+    for key in PATHS:
         if completed["data"].get(key) is not None:
             completed["data"][key] = str(Path(completed["data"][key]).expanduser().absolute())
     weights = completed["model"].get("weights")

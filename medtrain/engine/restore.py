@@ -98,7 +98,11 @@ def load_run(
     task = build_task(config, plan, chosen_device, memory_format)
     model = build_model(config, plan, task, read_weights=found.constant is not None)
     found.load_into(model, ema=found.has_ema)
-    task.use_decision(read_decision(folder.path, found.step, config["inference"]))
+    decision = read_decision(folder.path, found.step, config["inference"])
+    task.use_decision(decision)
+    if decision:
+        told = ", ".join(f"{name} = {value:.4g}" for name, value in decision.items())
+        log.info("chosen on the validation part: %s", told)
     model = model.to(chosen_device).eval().requires_grad_(False)
     if memory_format is not None:
         model = model.to(memory_format=memory_format)

@@ -19,6 +19,7 @@ from medtrain.config.render import experiment_yaml
 from medtrain.config.space import Space
 from medtrain.config.sweeps import SweepConfig
 from medtrain.engine.cadence import parse_time
+from medtrain.engine.derive import PATHS
 from medtrain.engine.signals import StopSignals
 from medtrain.errors import ConfigError, MedtrainError, Problem, UsageError
 from medtrain.registry import builtin_modules, get
@@ -415,7 +416,7 @@ def _absolute_paths(tree: Mapping[str, Any], space: Space) -> list[str]:
     """Where the data are, for trials that are continued from another folder than the sweep was started in."""
     if any(dimension.key in ("data", "experiment", "debug") for dimension in space.dimensions):
         return []  # each choice has its own
-    given = {key: tree["data"].get(key) for key in ("root", "store", "splits")}
+    given = {key: tree["data"].get(key) for key in PATHS}
     return [
         f"data.{key}={json.dumps(str(Path(path).expanduser().absolute()), ensure_ascii=False)}"
         for key, path in given.items()

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from medtrain.callbacks.curves import Curves, file_names, group_by_class
-from medtrain.callbacks.plots import Line, smooth
+from medtrain.callbacks.plots import Line, _draw_family, family_name, smooth
 
 
 def _train(callback: Curves, view: Any, steps: int = 40) -> None:
@@ -82,6 +83,20 @@ def test_classes_join_their_mean() -> None:
         ["val/dice", "val/dice/liver", "val/dice/tumour"],
         ["val/loss"],
     ]
+
+
+def test_classes_without_a_mean_are_not_called_one() -> None:
+    """A metric that exists per class only: the first class is no mean of the others."""
+    classes = [Line(f"val/f1/{name}", [1, 2], [0.5, 0.6]) for name in ("0", "1")]
+    assert family_name(classes, ["0", "1"]) == "val/f1"
+    assert family_name(classes[:1], ["0", "1"]) == "val/f1/0"
+    assert family_name([Line("val/f1", [1], [1]), *classes], ["0", "1"]) == "val/f1"
+    axes = Figure().add_subplot()
+    _draw_family(axes, classes, ["0", "1"], None)
+    assert axes.get_legend_handles_labels()[1] == ["0", "1"]
+    axes = Figure().add_subplot()
+    _draw_family(axes, [Line("val/f1", [1, 2], [0.4, 0.5]), *classes], ["0", "1"], None)
+    assert axes.get_legend_handles_labels()[1] == ["0", "1", "mean"]
 
 
 def test_file_names_never_collide() -> None:

@@ -67,7 +67,7 @@ def check_source(
         warnings += leaks
     known = {problem.where for problem in leaks}
     warnings += [problem for problem in find_duplicates(sample_set, report.digests) if problem.where not in known]
-    warnings += _absent(found)
+    warnings += [*_absent(found), *_without_patients(sample_set)]
     return SourceReport(tuple(problems), tuple(warnings), tuple(_summary(found)))
 
 
@@ -81,6 +81,15 @@ def _absent(found: FoundImages) -> list[Problem]:
             message = f"has no sample of class {target.classes[value]} of {target.target_name}"
             warnings.append(Problem(where=part, message=message))
     return warnings
+
+
+def _without_patients(sample_set: SampleSet) -> list[Problem]:
+    """That nothing tells which samples are of one patient: each then counts as a patient."""
+    if len({sample.group for sample in sample_set.samples}) < len(sample_set.samples):
+        return []
+    message = "every sample counts as a patient of its own; images of one patient may come to lie in two parts"
+    hint = "name the column of patients with data.group, or the patient in file names with data.group_pattern"
+    return [Problem(where=sample_set.set_name, message=message, hint=hint)]
 
 
 def _summary(found: FoundImages) -> list[str]:
