@@ -228,6 +228,6 @@ def test_the_real_package_offline(tmp_path: Path) -> None:
     runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
     run_id = (tmp_path / "wandb_id.txt").read_text()
     assert runs
-    assert all(run.name.endswith(run_id) for run in runs)
+    assert all(run_id in run.name for run in runs)  # a second run within the same second gets a number behind it
     assert sum(f.stat().st_size for run in runs for f in run.glob("*.wandb")) > 500
     assert json.dumps(done.stderr).count("Traceback") == 0
