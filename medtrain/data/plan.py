@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -80,6 +80,9 @@ class Plan:
         ignore_index: Class index of voxels without annotation (= num_classes), or None.
         channel_names: Name of each input channel.
         median_shape: Median shape of the cropped and resampled cases (D, H, W).
+        regions: The class indices of every region, the class that the region is painted with first, regions in the
+            order in which they are painted over each other; None where every class has an output of its own.
+        region_names: Name of every region.
         reasons: One sentence per derived value, keyed by dotted config key (`data.patch_size`, `model.channels`).
     """
 
@@ -98,8 +101,20 @@ class Plan:
     ignore_index: int | None
     channel_names: tuple[str, ...]
     median_shape: tuple[int, ...]
+    regions: tuple[tuple[int, ...], ...] | None = None
+    region_names: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     family: ClassVar[Literal["segmentation"]] = "segmentation"
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's logits: the classes, or the regions."""
+        return self.num_classes if self.regions is None else len(self.regions)
+
+    @property
+    def judged_names(self) -> tuple[str, ...]:
+        """What evaluations judge: the regions, or the classes without the background."""
+        return self.class_names[1:] if self.regions is None else self.region_names
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`; from_json gives back an equal plan."""
@@ -122,8 +137,9 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Inverse of to_json."""
-        values = {f.name: _tuples(data[f.name]) for f in fields(cls)}
+        """Inverse of to_json; what older runs did not know has its default."""
+        old = {f.name for f in fields(cls) if f.default is not MISSING and f.name not in data}
+        values = {f.name: _tuples(data[f.name]) for f in fields(cls) if f.name not in old}
         values["normalization"] = tuple(ChannelNormalization(**entry) for entry in data["normalization"])
         values["reasons"] = dict(data["reasons"])
         return cls(**values)

@@ -1,14 +1,40 @@
-"""Post-processing of predicted label maps."""
+"""From logits to label maps, and what is done to these afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from medtrain.errors import UsageError
 from medtrain.metrics.surface import bounding_box
 from medtrain.registry import closest
+
+
+def decide(logits: Tensor, regions: Sequence[Sequence[int]] | None) -> Tensor:
+    """The class of every voxel.
+
+    Classes exclude each other: the largest logit wins, of equal ones the first. Regions do not: each holds the voxels
+    whose logit is above 0 (a probability above one half), and they are painted in order, later over earlier.
+
+    Args:
+        logits: [K, *S], or [R, *S] with regions.
+        regions: Class indices of every region, the one that it is painted with first; None for classes.
+
+    Returns:
+        Class indices [*S] on the device of the logits, uint8, or int16 where there are 255 classes or more.
+    """
+    highest = len(logits) - 1 if regions is None else max(max(region) for region in regions)
+    dtype = torch.uint8 if highest < 254 else torch.int16
+    if regions is None:
+        return logits.argmax(0).to(dtype)
+    assert len(regions) == len(logits), (len(regions), logits.shape)
+    label = torch.zeros(logits.shape[1:], dtype=dtype, device=logits.device)
+    for channel, region in zip(logits, regions):
+        label.masked_fill_(channel > 0, region[0])
+    return label
 
 
 def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import class_indices
+from medtrain.inference.postprocess import class_indices, decide
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.cases import (
@@ -98,8 +98,8 @@ class Segmentation:
         return {key: spec for key, spec in specs.items() if key.split("/")[0] not in SURFACE_METRICS}
 
     def runtime(self) -> dict[str, Any]:
-        """Models have one output per class."""
-        return {"num_outputs": self.plan.num_classes}
+        """Models have one output per class, or per region."""
+        return {"num_outputs": self.plan.num_outputs}
 
     def example_batch(self) -> dict[str, Tensor]:
         """A patch [1, C, *S]."""
@@ -230,6 +230,6 @@ class Segmentation:
             score=score,
             image=item["image"].float().cpu().numpy(),
             label=np.asarray(item["label"]),
-            prediction=logits.argmax(0).to(torch.uint8).cpu().numpy(),
+            prediction=decide(logits, self.plan.regions).cpu().numpy(),
             spacing=item["spacing"],
         )

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,19 @@ def test_plans_survive_json() -> None:
 def test_merged_labels_change_the_classes() -> None:
     plan = plan_of(LIVER, settings=VolumeData(merge_labels={"class_1": ["class_1", "class_2"]}))
     assert (plan.num_classes, plan.class_names, plan.label_values) == (2, ("background", "class_1"), (0, 1))
+
+
+def test_outputs_are_classes_or_regions() -> None:
+    plan = plan_of(HIPPOCAMPUS)
+    assert (plan.num_outputs, plan.judged_names) == (3, ("class_1", "class_2"))
+
+    split = replace(plan, regions=((1, 2), (2,)), region_names=("all", "class_2"))
+    assert (split.num_outputs, split.judged_names) == (2, ("all", "class_2"))
+    assert Plan.from_json(json.loads(json.dumps(split.to_json()))) == split
+
+
+def test_plans_of_runs_before_there_were_regions_can_be_read() -> None:
+    plan = plan_of(HIPPOCAMPUS)
+    old = {key: value for key, value in plan.to_json().items() if not key.startswith("region")}
+
+    assert Plan.from_json(old) == plan

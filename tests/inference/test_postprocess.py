@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import class_indices, keep_largest_components
+from medtrain.inference.postprocess import class_indices, decide, keep_largest_components
 from medtrain.inference.sliding_window import SlidingWindow
 
 
@@ -63,3 +64,28 @@ def test_unknown_class_names_the_nearest() -> None:
     assert caught.value.hint == "did you mean `liver`?"
     with pytest.raises(UsageError, match="named `background`"):
         class_indices(["background"], ("background", "liver"))
+
+
+def test_the_largest_logit_wins_and_of_equal_ones_the_first() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, -1.0], [0.0, 3.0, 2.5]])  # [K=3, W=3]
+
+    label = decide(logits, None)
+
+    assert label.dtype == torch.uint8
+    assert label.tolist() == [0, 1, 2]
+
+
+def test_regions_are_painted_in_order_with_the_first_of_their_classes() -> None:
+    # whole = {1, 2, 3}, core = {2, 3} painted over it; a logit of 0 is a probability of one half, which is not in
+    logits = torch.tensor([[-1.0, 2.0, 2.0, -1.0, 0.0], [-1.0, -3.0, 0.5, 4.0, 0.0]])  # [R=2, W=5]
+
+    assert decide(logits, ((1, 2, 3), (2, 3))).tolist() == [0, 1, 2, 2, 0]
+    assert decide(logits.flip(0), ((2, 3), (1, 2, 3))).tolist() == [0, 1, 1, 2, 0]
+
+
+def test_many_classes_do_not_overflow() -> None:
+    logits = torch.zeros(300, 2)  # [K=300, W=2]
+    logits[299, 1] = 1.0
+
+    assert decide(logits, None).tolist() == [0, 299]
+    assert decide(logits[:1] + 1, ((299,),)).tolist() == [299, 299]
