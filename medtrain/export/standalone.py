@@ -94,7 +94,7 @@ def segment(scan: Scan, manifest: dict[str, Any], run: Runner) -> np.ndarray:
     label[box] = argmax_resampled(logits, cropped.shape[1:], coarse, geometry["resampling"]["logits_order"])
     names = [entry["name"] for entry in manifest["labels"]]
     for name in manifest["postprocessing"]["keep_largest_component_of"]:
-        keep_largest(label, names.index(name))
+        keep_largest(label, names.index(name) if name in names else 0)  # "foreground" is everything together
     return label
 
 
@@ -291,8 +291,8 @@ def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], class
 
 
 def keep_largest(label: np.ndarray, index: int) -> None:
-    """Turn all but the largest component (26 neighbours, the first of equals) of a class into background, in place."""
-    components, count = ndimage.label(label == index, structure=np.ones((3, 3, 3), dtype=bool))
+    """Turn all but the largest component (26 neighbours, the first of equals) of a class, or of all, into background."""
+    components, count = ndimage.label(label == index if index else label != 0, structure=np.ones((3, 3, 3), dtype=bool))
     if count > 1:
         sizes = np.bincount(components.ravel())
         sizes[0] = 0

@@ -12,6 +12,9 @@ from medtrain.errors import UsageError
 from medtrain.metrics.surface import bounding_box
 from medtrain.registry import closest
 
+FOREGROUND = "foreground"
+"""In the place of a class name: everything that is not background, as one."""
+
 
 def decide(logits: Tensor, regions: Sequence[Sequence[int]] | None) -> Tensor:
     """The class of every voxel.
@@ -45,7 +48,7 @@ def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.nda
 
     Args:
         label: Class indices [*S]; not changed.
-        classes: Class indices to treat, each on its own.
+        classes: Class indices to treat, each on its own; 0 treats everything that is not background as one.
 
     Returns:
         A new label map, or `label` itself when there is nothing to remove.
@@ -54,7 +57,7 @@ def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.nda
 
     result = label
     for index in classes:
-        mask = label == index
+        mask = label == index if index else label != 0
         box = bounding_box(mask)
         if box is None:
             continue
@@ -73,7 +76,7 @@ def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]
     """Look up foreground classes by name.
 
     Args:
-        names: Names from the settings.
+        names: Names from the settings; `foreground`, where no class is called so, is all of them together: index 0.
         class_names: The name of every class index, background first.
 
     Raises:
@@ -81,10 +84,10 @@ def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]
     """
     known = list(class_names[1:])
     for name in names:
-        if name not in known:
+        if name not in known and name != FOREGROUND:
             close = closest(name, known)
             raise UsageError(
                 f"inference.keep_largest: no foreground class is named `{name}`; the classes are {', '.join(known)}",
                 hint=f"did you mean `{close}`?" if close else None,
             )
-    return [known.index(name) + 1 for name in names]
+    return [known.index(name) + 1 if name in known else 0 for name in names]

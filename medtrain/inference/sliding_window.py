@@ -50,7 +50,8 @@ class SlidingWindow:
         mirror_in_training: The same for the evaluations during training.
         mirror_axes: Axes of the patch that are mirrored, 0 is the first; null means all. Leave out an axis that
             training did not mirror (left and right organs told apart).
-        keep_largest: Class names of which only the largest connected component is kept.
+        keep_largest: Class names of which only the largest connected component is kept; `foreground` is all classes
+            together.
     """
 
     overlap: Annotated[float, Range(ge=0, lt=1)] = 0.5

@@ -58,6 +58,14 @@ def test_settings_name_the_classes() -> None:
     assert SlidingWindow().postprocess(label, names) is label
 
 
+def test_foreground_is_all_classes_together() -> None:
+    label = _two_blobs()
+    label[1, 4, 1:4] = 2  # touches the larger blob of class 1: 21 voxels together
+    kept = SlidingWindow(keep_largest=("foreground",)).postprocess(label, ("background", "liver", "cancer"))
+    assert ((kept == 1).sum(), (kept == 2).sum()) == (18, 3)
+    assert class_indices(["foreground"], ("background", "foreground")) == [1]  # a class of that name is meant
+
+
 def test_unknown_class_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="no foreground class is named `livre`") as caught:
         class_indices(["livre"], ("background", "liver", "cancer"))
