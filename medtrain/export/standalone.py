@@ -291,7 +291,7 @@ def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], class
 
 
 def keep_largest(label: np.ndarray, index: int) -> None:
-    """Turn all but the largest component (26 neighbours, the first of equals) of a class, or of all, into background."""
+    """Turn all but the largest component (26 neighbours, first of equals) of a class, 0 for all, into background."""
     components, count = ndimage.label(label == index if index else label != 0, structure=np.ones((3, 3, 3), dtype=bool))
     if count > 1:
         sizes = np.bincount(components.ravel())

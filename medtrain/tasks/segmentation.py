@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +78,8 @@ class Segmentation:
         self.class_names: Sequence[str] = plan.class_names
         self.in_channels = plan.in_channels
         self.worst: WorstCase | None = None
+        self.on_prediction: Callable[[Batch, np.ndarray], None] | None = None
+        """Called in a final evaluation with each case and its predicted class indices on the source grid."""
         self.monitor = self._find_monitor(monitor)
 
     def _find_monitor(self, name: str) -> MetricSpec:
@@ -126,6 +128,8 @@ class Segmentation:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
         logits = self.predict_logits(model, item["image"], final=final)
         prediction = self.inference.postprocess(item["geometry"].invert_logits(logits), self.class_names)
+        if final and self.on_prediction is not None:
+            self.on_prediction(item, prediction)
         surface = self.surface_metrics == "always" or (self.surface_metrics == "final" and final)
         row = evaluate_case(
             prediction,
