@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from medtrain.data.case import Case, Dataset
+from medtrain.data.decathlon import default_folder, how_to_get
 from medtrain.data.io.description import (
     Description,
     parse_group_pattern,
@@ -23,7 +24,6 @@ from medtrain.errors import DataError, Problem
 from medtrain.registry import Format, register
 
 _TASK_FOLDER = re.compile(r"Task\d\d_\w+")
-_SOURCE = "the Decathlon's data are at http://medicaldecathlon.com"
 
 
 @register("data", "msd", tags=("segmentation", "nifti"))
@@ -48,7 +48,9 @@ class MsdData(VolumeData):
         """Find the cases; see `VolumeData.discover`."""
         name = Path(self.root or "").name
         expected = self.task or (name if _TASK_FOLDER.fullmatch(name) else None)
-        root = find_root(self.root, expected=expected, source=_SOURCE)
+        given = default_folder() if self.root is None else Path(self.root)
+        above = given.parent if name == expected else given
+        root = find_root(self.root, expected=expected, source=how_to_get(expected or "", above))
         return discover_msd(root, group_pattern=self.group_pattern)
 
 
