@@ -29,21 +29,28 @@ class DeepSupervisionLoss(nn.Module):
         """Whether the loss of a batch is the mean of its samples' losses."""
         return self.loss.decomposable
 
-    def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor, *, ignore_index: int | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        label: Tensor,
+        *,
+        ignore_index: int | None = None,
+        annotated: Tensor | None = None,
+    ) -> Tensor:
         """The loss as a float32 scalar.
 
         Args:
             logits: One tensor [B, K, *S] or several, finest first.
             label: Class indices [B, *S] at the finest resolution.
             ignore_index: Label that counts nowhere.
+            annotated: Which outputs count in each sample, bool [B, K]; None = all.
         """
         if isinstance(logits, Tensor):
-            return self.loss(logits, label, ignore_index=ignore_index)
-        weights = supervision_weights(len(logits))
-        terms = [
-            weight * self.loss(output, downsample_label(label, tuple(output.shape[2:])), ignore_index=ignore_index)
-            for weight, output in zip(weights, logits)
-        ]
+            return self.loss(logits, label, ignore_index=ignore_index, annotated=annotated)
+        terms = []
+        for weight, output in zip(supervision_weights(len(logits)), logits):
+            smaller = downsample_label(label, tuple(output.shape[2:]))
+            terms.append(weight * self.loss(output, smaller, ignore_index=ignore_index, annotated=annotated))
         return sum(terms[1:], start=terms[0])
 
 

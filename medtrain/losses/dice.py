@@ -9,37 +9,38 @@ from torch import Tensor
 
 from medtrain.errors import UsageError
 from medtrain.losses.base import (
+    Regions,
     SegmentationLoss,
+    Targets,
     binary_cross_entropy,
     check_class_weights,
     cross_entropy,
-    one_hot,
-    probabilities,
-    split_ignored,
+    mean_per_output,
+    refuse_regions,
+    require_regions,
     weights_buffer,
 )
 from medtrain.registry import Range, register
 
 
 def soft_counts(
-    probs: Tensor, label: Tensor, *, ignore_index: int | None, include_background: bool, batch_dice: bool
+    probs: Tensor, targets: Targets, *, include_background: bool, batch_dice: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the voxels that count, per sample and class [B, K'] (per class [K'] over the batch with batch_dice).
+    """Sums over the voxels that count, per sample and output [B, K'] (per output [K'] over the batch with batch_dice).
 
     Args:
-        probs: Class probabilities [B, K, *S].
-        label: Class indices [B, *S].
-        ignore_index: Voxels with this label are left out of every sum.
-        include_background: Keep class 0; it is always kept when K = 1.
-        batch_dice: Add up the samples.
+        probs: Probabilities [B, K, *S].
+        targets: What they should be.
+        include_background: Keep output 0.
+        batch_dice: Add up the samples; outputs without annotation in a sample add nothing.
 
     Returns:
         The sum of probability x target, of the probabilities and of the targets.
     """
-    label, valid = split_ignored(label, ignore_index)
-    target = one_hot(label, probs.shape[1])
-    if probs.shape[1] > 1 and not include_background:
+    target, valid, annotated = targets.hot, targets.valid, targets.annotated
+    if not include_background:
         probs, target = probs[:, 1:], target[:, 1:]
+        annotated = None if annotated is None else annotated[:, 1:]
     if valid is not None:
         target = target & valid.unsqueeze(1)
         probs = probs * valid.unsqueeze(1)
@@ -47,9 +48,11 @@ def soft_counts(
     overlap = (probs * target).sum(axes)
     predicted = probs.sum(axes)
     present = target.sum(axes).to(probs.dtype)
-    if batch_dice:
-        return overlap.sum(0), predicted.sum(0), present.sum(0)
-    return overlap, predicted, present
+    if not batch_dice:
+        return overlap, predicted, present
+    if annotated is not None:
+        overlap, predicted, present = overlap * annotated, predicted * annotated, present * annotated
+    return overlap.sum(0), predicted.sum(0), present.sum(0)
 
 
 def soft_dice(overlap: Tensor, predicted: Tensor, present: Tensor, smooth: float) -> Tensor:
@@ -60,22 +63,25 @@ def soft_dice(overlap: Tensor, predicted: Tensor, present: Tensor, smooth: float
 
 
 class _DiceTerm:
-    """The Dice part of a loss, from logits."""
+    """The Dice part of a loss, from probabilities.
+
+    Args:
+        include_background: Keep output 0, which is no background unless there is a softmax.
+        batch_dice: Add up the batch.
+        smooth: Added to numerator and denominator.
+    """
 
     def __init__(self, *, include_background: bool, batch_dice: bool, smooth: float) -> None:
         self.include_background = include_background
         self.batch_dice = batch_dice
         self.smooth = smooth
 
-    def __call__(self, probs: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
-        counts = soft_counts(
-            probs,
-            label,
-            ignore_index=ignore_index,
-            include_background=self.include_background,
-            batch_dice=self.batch_dice,
-        )
-        return 1 - soft_dice(*counts, self.smooth).mean()
+    def __call__(self, probs: Tensor, targets: Targets) -> Tensor:
+        counts = soft_counts(probs, targets, include_background=self.include_background, batch_dice=self.batch_dice)
+        annotated = targets.annotated
+        if annotated is not None and not self.include_background:
+            annotated = annotated[:, 1:]
+        return mean_per_output(1 - soft_dice(*counts, self.smooth), annotated)
 
 
 def _check_factors(**factors: float) -> None:
@@ -83,7 +89,7 @@ def _check_factors(**factors: float) -> None:
         raise UsageError(f"{' and '.join(f'loss.{key}' for key in factors)} are both 0, so there is no loss")
 
 
-@register("loss", "dice", runtime=("num_classes",), tags=("segmentation",))
+@register("loss", "dice", runtime=("num_classes", "regions"), tags=("segmentation",))
 class DiceLoss(SegmentationLoss):
     """Soft Dice loss: 1 minus the mean over classes and samples of the Dice score of the probabilities.
 
@@ -92,7 +98,8 @@ class DiceLoss(SegmentationLoss):
 
     Args:
         num_classes: Classes K; 1 uses a sigmoid, more a softmax.
-        include_background: Count class 0 as a class (always, when K = 1).
+        regions: Class indices of every region; each is a sigmoid.
+        include_background: Count class 0 as a class (always, when K = 1); regions have no background.
         batch_dice: Add up the whole batch before forming the score, for rare and small structures.
         smooth: Added to numerator and denominator.
     """
@@ -101,65 +108,73 @@ class DiceLoss(SegmentationLoss):
         self,
         *,
         num_classes: int,
+        regions: Regions | None = None,
         include_background: bool = False,
         batch_dice: bool = False,
         smooth: Annotated[float, Range(ge=0)] = 1e-5,
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.dice = _DiceTerm(include_background=include_background, batch_dice=batch_dice, smooth=smooth)
+        super().__init__(num_classes=num_classes, regions=regions)
+        self.dice = _DiceTerm(
+            include_background=include_background or not self.exclusive,
+            batch_dice=batch_dice,
+            smooth=smooth,
+        )
         self.decomposable = not batch_dice
 
-    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+    def judge(self, logits: Tensor, targets: Targets) -> Tensor:
         """See the base class."""
-        return self.dice(probabilities(logits), label, ignore_index)
+        return self.dice(self.probabilities(logits), targets)
 
 
-@register("loss", "dice_bce", runtime=("num_classes",), tags=("segmentation",))
+@register("loss", "dice_bce", runtime=("num_classes", "regions"), tags=("segmentation",))
 class DiceBCELoss(SegmentationLoss):
     """Weighted sum of soft Dice and binary cross-entropy, both of sigmoid probabilities.
 
-    Dice treats absent classes as `dice` does. With K > 1 every channel is judged on its own against its one-hot
-    target; for classes that exclude each other `dice_ce` is the better choice.
+    For regions (data.regions), each of them judged on its own: nnU-Net's loss for them. Dice treats absent ones as
+    `dice` does.
 
     Args:
-        num_classes: Channels K.
+        num_classes: Classes; with a single one there is one sigmoid.
+        regions: Class indices of every region.
         dice_weight: Factor of the Dice term.
         bce_weight: Factor of the binary cross-entropy.
-        include_background: Count class 0 in the Dice term (always, when K = 1).
         batch_dice: Add up the whole batch before forming the Dice score.
         smooth: Added to numerator and denominator of Dice.
 
     Raises:
-        UsageError: Both factors are zero.
+        UsageError: Both factors are zero, or the classes exclude each other.
     """
 
     def __init__(
         self,
         *,
         num_classes: int,
+        regions: Regions | None = None,
         dice_weight: Annotated[float, Range(ge=0)] = 1.0,
         bce_weight: Annotated[float, Range(ge=0)] = 0.5,
-        include_background: bool = False,
         batch_dice: bool = False,
         smooth: Annotated[float, Range(ge=0)] = 1e-5,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes, regions=regions)
+        require_regions("dice_bce", num_classes, regions, instead="dice_ce")
         _check_factors(dice_weight=dice_weight, bce_weight=bce_weight)
-        self.num_classes = num_classes
         self.dice_weight = dice_weight
         self.bce_weight = bce_weight
-        self.dice = _DiceTerm(include_background=include_background, batch_dice=batch_dice, smooth=smooth)
+        self.dice = _DiceTerm(
+            include_background=True,
+            batch_dice=batch_dice,
+            smooth=smooth,
+        )
         self.decomposable = not batch_dice
 
-    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+    def judge(self, logits: Tensor, targets: Targets) -> Tensor:
         """See the base class."""
-        dice = self.dice(logits.sigmoid(), label, ignore_index)
-        bce = binary_cross_entropy(logits, label, ignore_index=ignore_index)
+        dice = self.dice(self.probabilities(logits), targets)
+        bce = binary_cross_entropy(logits, targets)
         return self.dice_weight * dice + self.bce_weight * bce
 
 
-@register("loss", "dice_ce", runtime=("num_classes",), tags=("segmentation",))
+@register("loss", "dice_ce", runtime=("num_classes", "regions"), tags=("segmentation",))
 class DiceCELoss(SegmentationLoss):
     """Weighted sum of soft Dice and softmax cross-entropy, nnU-Net's loss.
 
@@ -167,6 +182,7 @@ class DiceCELoss(SegmentationLoss):
 
     Args:
         num_classes: Classes K, 2 or more.
+        regions: Refused: they may lie within each other, and a softmax excludes that.
         dice_weight: Factor of the Dice term.
         ce_weight: Factor of the cross-entropy.
         include_background: Count class 0 in the Dice term.
@@ -176,13 +192,14 @@ class DiceCELoss(SegmentationLoss):
         label_smoothing: Share of the target spread over all classes in the cross-entropy.
 
     Raises:
-        UsageError: One class only, both factors zero, or weights that do not match the classes.
+        UsageError: One class only, regions, both factors zero, or weights that do not match the classes.
     """
 
     def __init__(
         self,
         *,
         num_classes: int,
+        regions: Regions | None = None,
         dice_weight: Annotated[float, Range(ge=0)] = 1.0,
         ce_weight: Annotated[float, Range(ge=0)] = 1.0,
         include_background: bool = False,
@@ -191,30 +208,28 @@ class DiceCELoss(SegmentationLoss):
         class_weights: tuple[float, ...] | None = None,
         label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes, regions=regions)
+        refuse_regions("dice_ce", regions)
         if num_classes < 2:
             raise UsageError(
                 "loss=dice_ce needs two classes or more", hint="use loss=dice_bce for a single sigmoid channel"
             )
         _check_factors(dice_weight=dice_weight, ce_weight=ce_weight)
         check_class_weights(class_weights, num_classes)
-        self.num_classes = num_classes
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
         self.label_smoothing = label_smoothing
-        self.dice = _DiceTerm(include_background=include_background, batch_dice=batch_dice, smooth=smooth)
+        self.dice = _DiceTerm(
+            include_background=include_background or not self.exclusive,
+            batch_dice=batch_dice,
+            smooth=smooth,
+        )
         self.decomposable = not batch_dice
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights_buffer(class_weights), persistent=False)
 
-    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+    def judge(self, logits: Tensor, targets: Targets) -> Tensor:
         """See the base class."""
-        dice = self.dice(probabilities(logits), label, ignore_index)
-        ce = cross_entropy(
-            logits,
-            label,
-            ignore_index=ignore_index,
-            class_weights=self.class_weights,
-            label_smoothing=self.label_smoothing,
-        )
+        dice = self.dice(self.probabilities(logits), targets)
+        ce = cross_entropy(logits, targets, class_weights=self.class_weights, label_smoothing=self.label_smoothing)
         return self.dice_weight * dice + self.ce_weight * ce

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from medtrain.errors import UsageError
-from medtrain.losses.base import SegmentationLoss, probabilities
+from medtrain.losses.base import Regions, SegmentationLoss, Targets, mean_per_output
 from medtrain.losses.dice import soft_counts
 from medtrain.registry import Range, register
 
 
-@register("loss", "tversky", runtime=("num_classes",), tags=("segmentation",))
+@register("loss", "tversky", runtime=("num_classes", "regions"), tags=("segmentation",))
 class TverskyLoss(SegmentationLoss):
     """1 - TP / (TP + alpha FP + beta FN), averaged over classes and samples; alpha = beta = 0.5 is soft Dice.
 
@@ -22,9 +22,10 @@ class TverskyLoss(SegmentationLoss):
 
     Args:
         num_classes: Classes K; 1 uses a sigmoid, more a softmax.
+        regions: Class indices of every region; each is a sigmoid.
         alpha: Weight of false positives.
         beta: Weight of false negatives; above alpha it favours sensitivity.
-        include_background: Count class 0 as a class (always, when K = 1).
+        include_background: Count class 0 as a class (always, when K = 1); regions have no background.
         batch_dice: Add up the whole batch before forming the score, for rare and small structures.
         smooth: Added to numerator and denominator.
 
@@ -36,32 +37,34 @@ class TverskyLoss(SegmentationLoss):
         self,
         *,
         num_classes: int,
+        regions: Regions | None = None,
         alpha: Annotated[float, Range(ge=0)] = 0.3,
         beta: Annotated[float, Range(ge=0)] = 0.7,
         include_background: bool = False,
         batch_dice: bool = False,
         smooth: Annotated[float, Range(ge=0)] = 1e-5,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes, regions=regions)
         if alpha == 0 and beta == 0:
             raise UsageError("loss.alpha and loss.beta are both 0, which makes the Tversky score 1 everywhere")
-        self.num_classes = num_classes
         self.alpha = alpha
         self.beta = beta
-        self.include_background = include_background
+        self.include_background = include_background or not self.exclusive
         self.smooth = smooth
         self.batch_dice = batch_dice
         self.decomposable = not batch_dice
 
-    def compute(self, logits: Tensor, label: Tensor, ignore_index: int | None) -> Tensor:
+    def judge(self, logits: Tensor, targets: Targets) -> Tensor:
         """See the base class."""
         hit, predicted, present = soft_counts(
-            probabilities(logits),
-            label,
-            ignore_index=ignore_index,
+            self.probabilities(logits),
+            targets,
             include_background=self.include_background,
             batch_dice=self.batch_dice,
         )
         errors = self.alpha * (predicted - hit) + self.beta * (present - hit)
         score = (hit + self.smooth) / (hit + errors + self.smooth).clamp_min(torch.finfo(hit.dtype).tiny)
-        return 1 - score.mean()
+        annotated = targets.annotated
+        if annotated is not None and not self.include_background:
+            annotated = annotated[:, 1:]
+        return mean_per_output(1 - score, annotated)

@@ -16,6 +16,7 @@ from medtrain.losses.entropy import BinaryCrossEntropyLoss, CrossEntropyLoss, Fo
 from medtrain.losses.tversky import TverskyLoss
 
 IGNORE = 3
+NESTED = ((1, 2), (2,), (1,))  # as many outputs as classes, so that one random case serves all losses
 
 
 def softmax_numpy(logits: np.ndarray) -> np.ndarray:
@@ -47,16 +48,18 @@ def random_case(seed: int = 0, classes: int = 3) -> tuple[Tensor, Tensor]:
 ALL_LOSSES: list[SegmentationLoss] = [
     DiceLoss(num_classes=3),
     DiceCELoss(num_classes=3, class_weights=(0.2, 1.0, 2.0), label_smoothing=0.1),
-    DiceBCELoss(num_classes=3, include_background=True),
+    DiceBCELoss(num_classes=3, regions=NESTED),
     CrossEntropyLoss(num_classes=3, class_weights=(0.2, 1.0, 2.0)),
-    BinaryCrossEntropyLoss(num_classes=3),
+    BinaryCrossEntropyLoss(num_classes=3, regions=NESTED),
     FocalLoss(num_classes=3, class_weights=(1.0, 2.0, 3.0)),
+    FocalLoss(num_classes=3, class_weights=(1.0, 2.0), regions=NESTED),
     TverskyLoss(num_classes=3),
+    TverskyLoss(num_classes=3, regions=NESTED),
 ]
 
 
 def loss_id(loss: SegmentationLoss) -> str:
-    return type(loss).__name__
+    return type(loss).__name__ + ("" if loss.regions is None else "-regions")
 
 
 def test_dice_bce_golden_numbers() -> None:
@@ -196,7 +199,7 @@ def test_batch_dice_adds_up_the_batch() -> None:
         (lambda: DiceCELoss(num_classes=3, class_weights=(1.0, 2.0)), "2 values, but there are 3 classes"),
         (lambda: DiceCELoss(num_classes=2, class_weights=(0.0, 0.0)), "not be negative nor all zero"),
         (lambda: DiceCELoss(num_classes=2, dice_weight=0.0, ce_weight=0.0), "both 0"),
-        (lambda: DiceBCELoss(num_classes=2, dice_weight=0.0, bce_weight=0.0), "both 0"),
+        (lambda: DiceBCELoss(num_classes=1, dice_weight=0.0, bce_weight=0.0), "both 0"),
     ],
 )
 def test_contradictions_are_refused(make: object, message: str) -> None:
