@@ -177,12 +177,20 @@ _CONV: dict[int, type[Conv2d] | type[Conv3d]] = {2: Conv2d, 3: Conv3d}
 
 
 def conv(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel: tuple[int, ...], stride: tuple[int, ...]
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    *,
+    groups: int = 1,
+    bias: bool = True,
 ) -> Conv2d | Conv3d:
-    """A convolution with bias and the padding that keeps the size at stride 1; kernel sizes must be odd."""
+    """A convolution with the padding that keeps the size at stride 1; kernel sizes must be odd."""
     padding = tuple((k - 1) // 2 for k in kernel)
     # torch annotates fixed lengths: the caller guarantees spatial_dims entries
     arguments: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    arguments |= {"groups": groups, "bias": bias}
     return _CONV[spatial_dims](in_channels, out_channels, **arguments)
 
 

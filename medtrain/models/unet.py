@@ -1,98 +1,60 @@
-"""The plain convolutional U-Net of nnU-Net, in 2-D and 3-D."""
+"""The U-Nets of nnU-Net, with a plain and with a residual encoder, in 2-D and 3-D."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtrain.errors import MedtrainError, UsageError
-from medtrain.models.layers import ConvBlock, NormName, UpConv, conv, init_he
+from medtrain.errors import UsageError
+from medtrain.models.layers import LEAKY_SLOPE, ConvBlock, NormName, UpConv, conv, init_he, norm_layer
+from medtrain.models.padding import SegmentationNet
+from medtrain.models.stages import Stages, check_stages
 from medtrain.registry import Range, register
 
+RESENC_BLOCKS = (1, 3, 4, 6)
+"""Residual blocks of nnU-Net's first stages; every later one has as many as the last."""
 
-@register("model", "unet", runtime=("spatial_dims", "in_channels", "num_classes"), tags=("2d", "3d", "segmentation"))
-class UNet(nn.Module):
-    """Encoder-decoder with skip connections for 2-D and 3-D segmentation (nnU-Net's PlainConvUNet).
+EncoderStage = Callable[[int, int, int], nn.Module]
+"""Makes the encoder's stage of an index, from input channels, to output channels."""
 
-    Each stage is a row of convolution, normalisation, leaky ReLU; the first convolution of a stage carries its
-    stride, transposed convolutions go back up, skips are concatenated. Images are [B, C, H, W] or [B, C, D, H, W].
-    With deep supervision the training forward returns a list of logits, finest first, at every decoder
-    resolution but the coarsest (whose weight is zero in nnU-Net, so it is not computed); in eval mode it
-    returns the finest [B, K, *S] alone.
 
-    F. Isensee et al., nnU-Net, Nature Methods 2021.
-
-    Args:
-        spatial_dims: 2 for images, 3 for volumes.
-        in_channels: Image channels C.
-        num_classes: Logit channels K.
-        channels: Feature channels per stage, finest first; null = planned from the data.
-        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
-        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
-        convs_per_stage: Convolutions in each encoder stage.
-        decoder_convs_per_stage: Convolutions in each decoder stage; null = as in the encoder.
-        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
-        dropout: Probability of zeroing a feature channel after each convolution.
-        deep_supervision: Also predict at coarser resolutions while training.
-
-    Raises:
-        UsageError: The stages contradict each other, or an input's size is not a multiple of `divisor`.
-    """
+class _UNet(SegmentationNet):
+    """What the U-Nets share: the decoder, the heads and the way through them."""
 
     def __init__(
         self,
+        stages: Stages,
+        encoder_stage: EncoderStage,
         *,
-        spatial_dims: Literal[2, 3],
+        spatial_dims: int,
         in_channels: int,
-        num_classes: int,
-        channels: tuple[int, ...] | None = None,
-        strides: tuple[int | tuple[int, ...], ...] | None = None,
-        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
-        convs_per_stage: Annotated[int, Range(ge=1)] = 2,
-        decoder_convs_per_stage: Annotated[int, Range(ge=1)] | None = None,
-        norm: NormName = "instance",
-        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        deep_supervision: bool = True,
+        num_outputs: int,
+        decoder_convs: int,
+        norm: NormName,
+        dropout: float,
+        deep_supervision: bool,
     ) -> None:
-        super().__init__()
-        widths, steps, kernels = _check_stages(channels, strides, kernel_sizes, spatial_dims)
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.num_classes = num_classes
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor)
         self.deep_supervision = deep_supervision
-        self.divisor: tuple[int, ...] = tuple(math.prod(s[axis] for s in steps) for axis in range(spatial_dims))
-
-        one = (1,) * spatial_dims
-
-        def stage(
-            convs: int, before: int, width: int, kernel: tuple[int, ...], stride: tuple[int, ...] = one
-        ) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    ConvBlock(spatial_dims, width if i else before, width, kernel, one if i else stride, norm, dropout)
-                    for i in range(convs)
-                )
-            )
-
-        self.encoder = nn.ModuleList(
-            stage(convs_per_stage, before, width, kernel, stride)
-            for before, width, kernel, stride in zip((in_channels, *widths), widths, kernels, steps)
-        )
+        widths, one = stages.channels, (1,) * spatial_dims
+        before = (in_channels, *widths)
+        self.encoder = nn.ModuleList(encoder_stage(i, before[i], width) for i, width in enumerate(widths))
         # the decoder is listed coarsest first, in the order of computation
         down = range(len(widths) - 2, -1, -1)
-        decoder_convs = convs_per_stage if decoder_convs_per_stage is None else decoder_convs_per_stage
-        self.up = nn.ModuleList(UpConv(widths[i + 1], widths[i], steps[i + 1]) for i in down)
-        self.decoder = nn.ModuleList(stage(decoder_convs, 2 * widths[i], widths[i], kernels[i]) for i in down)
-        num_outputs = max(1, len(widths) - 2) if deep_supervision else 1
-        self.heads = nn.ModuleList(conv(spatial_dims, widths[i], num_classes, one, one) for i in range(num_outputs))
+        self.up = nn.ModuleList(UpConv(widths[i + 1], widths[i], stages.strides[i + 1]) for i in down)
+        self.decoder = nn.ModuleList(
+            conv_row(decoder_convs, 2 * widths[i], widths[i], stages.kernels[i], one, norm, dropout) for i in down
+        )
+        heads = stages.supervised if deep_supervision else 1
+        self.heads = nn.ModuleList(conv(spatial_dims, widths[i], num_outputs, one, one) for i in range(heads))
         init_he(self)
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Logits [B, K, *S] of an image [B, C, *S], or a list of them, finest first (training, deep supervision)."""
-        self._check_input(image)
+    def logits(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits of an image that fits, or a list of them, finest first (training, deep supervision)."""
         skips: list[Tensor] = []
         features = image
         for block in self.encoder:
@@ -107,63 +69,218 @@ class UNet(nn.Module):
                 outputs.insert(0, self.heads[level](features))
         return outputs if self.deep_supervision and self.training else outputs[0]
 
-    def _check_input(self, image: Tensor) -> None:
-        # a traced or exported graph must not depend on these checks
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return
-        size = tuple(image.shape[2:])
-        if len(size) != self.spatial_dims or image.shape[1] != self.in_channels:
-            axes = ", ".join("DHW"[-self.spatial_dims :])
-            raise MedtrainError(
-                f"unet expects images [B, {self.in_channels}, {axes}], got {list(image.shape)}",
-                hint=f"this network was built for {self.spatial_dims}-D images of {self.in_channels} channel(s)",
-            )
-        if any(s % d for s, d in zip(size, self.divisor)):
-            fits = tuple(math.ceil(s / d) * d for s, d in zip(size, self.divisor))
-            raise UsageError(
-                f"unet down-samples by {_show(self.divisor)}, so an image of {_show(size)} does not fit",
-                hint=f"set data.patch_size to multiples of {_show(self.divisor)}, e.g. {list(fits)}",
-            )
 
+@register("model", "unet", runtime=("spatial_dims", "in_channels", "num_outputs"), tags=("2d", "3d", "segmentation"))
+class UNet(_UNet):
+    """Encoder-decoder with skip connections for 2-D and 3-D segmentation (nnU-Net's PlainConvUNet).
 
-def _check_stages(
-    channels: tuple[int, ...] | None,
-    strides: tuple[int | tuple[int, ...], ...] | None,
-    kernel_sizes: tuple[int | tuple[int, ...], ...] | None,
-    spatial_dims: int,
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    given = {"channels": channels, "strides": strides, "kernel_sizes": kernel_sizes}
-    if channels is None or strides is None or kernel_sizes is None:
-        missing = ", ".join(f"model.{key}" for key, value in given.items() if value is None)
-        raise UsageError(
-            f"unet needs {missing}, and no plan has filled this in",
-            hint="e.g. model.channels=[32,64,128,256] model.strides=[1,2,2,2] model.kernel_sizes=[3,3,3,3]",
+    Each stage is a row of convolution, normalisation, leaky ReLU; the first convolution of a stage carries its
+    stride, transposed convolutions go back up, skips are concatenated. Images are [B, C, H, W] or [B, C, D, H, W].
+    With deep supervision the training forward returns a list of logits, finest first, at every decoder
+    resolution but the coarsest (whose weight is zero in nnU-Net, so it is not computed); in eval mode it
+    returns the finest [B, K, *S] alone.
+
+    F. Isensee et al., nnU-Net, Nature Methods 2021.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        in_channels: Image channels C.
+        num_outputs: Logit channels K.
+        channels: Feature channels per stage, finest first; null = planned from the data.
+        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
+        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
+        convs_per_stage: Convolutions in each encoder stage.
+        decoder_convs_per_stage: Convolutions in each decoder stage; null = as in the encoder.
+        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
+        dropout: Probability of zeroing a feature channel after each convolution.
+        deep_supervision: Also predict at coarser resolutions while training.
+
+    Raises:
+        UsageError: The stages contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: Literal[2, 3],
+        in_channels: int,
+        num_outputs: int,
+        channels: tuple[int, ...] | None = None,
+        strides: tuple[int | tuple[int, ...], ...] | None = None,
+        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
+        convs_per_stage: Annotated[int, Range(ge=1)] = 2,
+        decoder_convs_per_stage: Annotated[int, Range(ge=1)] | None = None,
+        norm: NormName = "instance",
+        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+        deep_supervision: bool = True,
+    ) -> None:
+        stages = check_stages("unet", channels, strides, kernel_sizes, spatial_dims)
+
+        def stage(index: int, before: int, width: int) -> nn.Module:
+            kernel, stride = stages.kernels[index], stages.strides[index]
+            return conv_row(convs_per_stage, before, width, kernel, stride, norm, dropout)
+
+        super().__init__(
+            stages,
+            stage,
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            num_outputs=num_outputs,
+            decoder_convs=convs_per_stage if decoder_convs_per_stage is None else decoder_convs_per_stage,
+            norm=norm,
+            dropout=dropout,
+            deep_supervision=deep_supervision,
         )
-    lengths = {f"model.{key}": len(value) for key, value in given.items() if value is not None}
-    if len(set(lengths.values())) > 1 or len(channels) < 2:
-        counts = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise UsageError(f"unet needs one entry per stage, and two stages or more: {counts}")
-    if any(width < 1 for width in channels):
-        raise UsageError(f"model.channels must be positive, got {list(channels)}")
-    steps = tuple(_per_axis("strides", stride, spatial_dims) for stride in strides)
-    kernels = tuple(_per_axis("kernel_sizes", kernel, spatial_dims) for kernel in kernel_sizes)
-    if any(k % 2 == 0 for kernel in kernels for k in kernel):
-        raise UsageError(f"model.kernel_sizes must be odd, got {[list(kernel) for kernel in kernels]}")
-    if any(s != 1 for s in steps[0]):
-        raise UsageError(
-            f"model.strides must start with 1 so that the output has the image's size, got {list(steps[0])}"
+
+
+@register(
+    "model", "resenc_unet", runtime=("spatial_dims", "in_channels", "num_outputs"), tags=("2d", "3d", "segmentation")
+)
+class ResEncUNet(_UNet):
+    """The U-Net with a deep residual encoder and a light decoder (nnU-Net's ResEnc).
+
+    A stem of one convolution, then residual blocks of two convolutions in every stage, the first of which carries the
+    stride; its short-cut is average-pooled and projected. The last norm of a block starts at zero, so that every block
+    starts as the identity. Decoder, heads and deep supervision are those of `unet`. nnU-Net's presets M, L and XL are
+    this network with larger patches and batches.
+
+    F. Isensee et al., nnU-Net Revisited, MICCAI 2024; K. He et al., Deep Residual Learning, 2015.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        in_channels: Image channels C.
+        num_outputs: Logit channels K.
+        channels: Feature channels per stage, finest first; null = planned from the data.
+        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
+        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
+        blocks_per_stage: Residual blocks in each encoder stage; stages beyond the last entry have as many as it says.
+        decoder_convs_per_stage: Convolutions in each decoder stage.
+        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
+        dropout: Probability of zeroing a feature channel after the first convolution of a block and those of the
+            decoder.
+        deep_supervision: Also predict at coarser resolutions while training.
+
+    Raises:
+        UsageError: The stages contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: Literal[2, 3],
+        in_channels: int,
+        num_outputs: int,
+        channels: tuple[int, ...] | None = None,
+        strides: tuple[int | tuple[int, ...], ...] | None = None,
+        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
+        blocks_per_stage: tuple[Annotated[int, Range(ge=1)], ...] = RESENC_BLOCKS,
+        decoder_convs_per_stage: Annotated[int, Range(ge=1)] = 1,
+        norm: NormName = "instance",
+        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+        deep_supervision: bool = True,
+    ) -> None:
+        stages = check_stages("resenc_unet", channels, strides, kernel_sizes, spatial_dims)
+        if not blocks_per_stage:
+            raise UsageError("model.blocks_per_stage is empty", hint="e.g. model.blocks_per_stage=[1,3,4,6]")
+        one = (1,) * spatial_dims
+
+        def stage(index: int, before: int, width: int) -> nn.Module:
+            kernel, stride = stages.kernels[index], stages.strides[index]
+            layers: list[nn.Module] = []
+            if index == 0:
+                layers.append(ConvBlock(spatial_dims, before, width, kernel, one, norm, dropout))
+                before = width
+            for block in range(blocks_per_stage[min(index, len(blocks_per_stage) - 1)]):
+                start, step = (width, one) if block else (before, stride)
+                layers.append(ResidualBlock(spatial_dims, start, width, kernel, step, norm, dropout))
+            return nn.Sequential(*layers)
+
+        super().__init__(
+            stages,
+            stage,
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            num_outputs=num_outputs,
+            decoder_convs=decoder_convs_per_stage,
+            norm=norm,
+            dropout=dropout,
+            deep_supervision=deep_supervision,
         )
-    return tuple(channels), steps, kernels
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.last_norm.weight)  # type: ignore[arg-type]
 
 
-def _per_axis(key: str, value: int | tuple[int, ...], spatial_dims: int) -> tuple[int, ...]:
-    axes = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
-    if len(axes) != spatial_dims or any(v < 1 for v in axes):
-        raise UsageError(
-            f"model.{key}: each stage needs one number or {spatial_dims} (one per axis), all positive, got {value}"
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a short-cut, then leaky ReLU (nnU-Net's BasicBlockD).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the input [B, C, *S].
+        out_channels: Channels of the output.
+        kernel: Odd kernel size per axis.
+        stride: Stride of the first convolution per axis; the short-cut is average-pooled.
+        norm: See `norm_layer`.
+        dropout: Probability of zeroing a channel after the first convolution.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        norm: NormName,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        one = (1,) * spatial_dims
+        self.first = ConvBlock(spatial_dims, in_channels, out_channels, kernel, stride, norm, dropout)
+        self.last_conv = conv(spatial_dims, out_channels, out_channels, kernel, one)
+        self.last_norm = norm_layer(norm, spatial_dims, out_channels)
+        self.stride = stride
+        self.project: nn.Module | None = None
+        if in_channels != out_channels:
+            mixed = conv(spatial_dims, in_channels, out_channels, one, one, bias=False)
+            self.project = nn.Sequential(mixed, norm_layer(norm, spatial_dims, out_channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the block."""
+        shortcut = features
+        if any(step > 1 for step in self.stride):
+            pool: Any = F.avg_pool2d if len(self.stride) == 2 else F.avg_pool3d
+            shortcut = pool(shortcut, self.stride, self.stride)
+        if self.project is not None:
+            shortcut = self.project(shortcut)
+        return F.leaky_relu(self.last_norm(self.last_conv(self.first(features))) + shortcut, LEAKY_SLOPE)
+
+
+def conv_row(
+    convs: int,
+    before: int,
+    width: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    norm: NormName,
+    dropout: float,
+) -> nn.Sequential:
+    """Convolution blocks one after the other; the first carries the stride.
+
+    Args:
+        convs: How many.
+        before: Channels of the input.
+        width: Channels of every output.
+        kernel: Per axis.
+        stride: Per axis.
+        norm: See `norm_layer`.
+        dropout: See `ConvBlock`.
+    """
+    dims = len(kernel)
+    one = (1,) * dims
+    return nn.Sequential(
+        *(
+            ConvBlock(dims, width if i else before, width, kernel, one if i else stride, norm, dropout)
+            for i in range(convs)
         )
-    return axes
-
-
-def _show(size: tuple[int, ...]) -> str:
-    return " x ".join(str(s) for s in size)
+    )

@@ -68,7 +68,7 @@ def test_deep_supervision_is_off_and_the_memory_layout_does_not_matter(
     model = UNet(
         spatial_dims=3,
         in_channels=2,
-        num_classes=3,
+        num_outputs=3,
         channels=(4, 6, 8),
         strides=(1, (1, 2, 1), 2),
         kernel_sizes=(3, 3, 3),

@@ -1,0 +1,109 @@
+"""Images of any size for networks that need a multiple of something: padded with zeros, the logits cropped back."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medtrain.errors import MedtrainError
+
+Pads = tuple[tuple[int, int], ...]
+"""Voxels added before and after, per axis."""
+
+
+class SegmentationNet(nn.Module):
+    """Base of the networks that give every voxel of an image its logits, whatever the image's size.
+
+    A network says by `divisor` of what the size must be a multiple along each axis, and implements `logits` for images
+    of such a size. Other images are padded with zeros, half on each side (where normalised images have their mean),
+    and the logits are cropped. An image that fits is handed through as it is. Of coarser logits (deep supervision) the
+    voxels nearest to the image's are kept.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        in_channels: Image channels C.
+        divisor: What the size must be a multiple of, per axis.
+    """
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, divisor: Sequence[int]) -> None:
+        super().__init__()
+        assert len(divisor) == spatial_dims, (divisor, spatial_dims)
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.divisor = tuple(divisor)
+
+    @classmethod
+    def fixed_strides(cls, settings: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """Down-sampling on entering each stage, the same along every axis, of a network where that is no setting.
+
+        The plan makes patches a multiple of their product. None: the strides are a setting, or there are none.
+
+        Args:
+            settings: The model's settings.
+        """
+        return None
+
+    def logits(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits [B, K, *S] of an image [B, C, *S] whose size is a multiple of `divisor`, or a list, finest first."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it computes logits")
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits [B, K, *S] of an image [B, C, *S], or a list of them, finest first (training, deep supervision).
+
+        Raises:
+            MedtrainError: The image has other channels or dimensions than the network was built for.
+        """
+        size = _plain_size(image)
+        self._check_input(image)
+        pads = symmetric_pads(size, self.divisor)
+        if not any(high for _, high in pads):
+            return self.logits(image)
+        found = self.logits(F.pad(image, [n for pair in reversed(pads) for n in pair]))
+        padded = tuple(low + n + high for n, (low, high) in zip(size, pads))
+        if isinstance(found, Tensor):
+            return _crop(found, size, padded, pads)
+        return [_crop(output, size, padded, pads) for output in found]
+
+    def _check_input(self, image: Tensor) -> None:
+        # a traced or exported graph must not depend on this check
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        if image.dim() != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
+            axes = ", ".join("DHW"[-self.spatial_dims :])
+            raise MedtrainError(
+                f"the network expects images [B, {self.in_channels}, {axes}], got {list(image.shape)}",
+                hint=f"it was built for {self.spatial_dims}-D images of {self.in_channels} channel(s)",
+            )
+
+
+def symmetric_pads(size: Sequence[int], divisor: Sequence[int]) -> Pads:
+    """What makes a size a multiple of `divisor`, half on each side; the odd voxel comes after the image."""
+    missing = [-n % d for n, d in zip(size, divisor)]
+    return tuple((n // 2, n - n // 2) for n in missing)
+
+
+def _plain_size(image: Tensor) -> tuple[int, ...]:
+    """The size as numbers: in a trace they are tensors, and padding is recorded for the size that is traced."""
+    if not torch.jit.is_tracing():
+        return tuple(image.shape[2:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(int(n) for n in image.shape[2:])
+
+
+def _crop(logits: Tensor, size: Sequence[int], padded: Sequence[int], pads: Pads) -> Tensor:
+    """The part of logits of a padded image that lies in the image, at the resolution of the logits."""
+    coarse = _plain_size(logits)
+    region: list[slice] = [slice(None), slice(None)]
+    for n, whole, part, (low, _) in zip(size, padded, coarse, pads):
+        step = whole // part
+        length = math.ceil(n / step)
+        start = min(round(low / step), part - length)
+        region.append(slice(start, start + length))
+    return logits[tuple(region)]
