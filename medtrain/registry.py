@@ -99,6 +99,15 @@ class Format:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A parameter that stands for several: `encoder: Annotated[EncoderSettings, Spread()] = EncoderSettings()`.
+
+    The fields of the settings dataclass stand among the component's own parameters in a configuration, so that
+    components share them without repeating them. The component's docstring may describe a field anew.
+    """
+
+
+@dataclass(frozen=True)
 class Param:
     """One configurable parameter of a component: its name, type with metadata, default and documentation."""
 
@@ -122,6 +131,7 @@ class Component:
         name: The name used in configs; snake case, the paper's name.
         target: The class or function.
         params: What a config may set.
+        spreads: Parameters that stand for several, with the settings that these make.
         runtime: Parameters that the builder supplies and a config cannot set.
         tags: Capabilities and families, for listing.
         summary: First line of the docstring.
@@ -132,6 +142,7 @@ class Component:
     name: str
     target: Callable[..., Any]
     params: Mapping[str, Param]
+    spreads: Mapping[str, Any] = field(default_factory=dict)
     runtime: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     summary: str = ""
@@ -175,11 +186,13 @@ def register(group: str, name: str, *, runtime: Iterable[str] = (), tags: Iterab
                 f"two components are named {group}={name}: {_identity(known.target)} and {_identity(target)}"
             )
         runtime_names = tuple(runtime)
+        params, spreads = _read_params(target, runtime_names)
         _STATE.components[(group, name)] = Component(
             group=group,
             name=name,
             target=target,
-            params=_read_params(target, runtime_names),
+            params=params,
+            spreads=spreads,
             runtime=runtime_names,
             tags=tuple(tags),
             summary=(inspect.getdoc(target) or "").split("\n", 1)[0],
@@ -235,6 +248,9 @@ def build(group: str, config: Mapping[str, Any], **runtime: Any) -> Any:
     """
     component = get(group, config["name"])
     values = {key: construct(component.params[key].type, value) for key, value in config.items() if key != "name"}
+    for name, settings in component.spreads.items():
+        own = {f.name: values.pop(f.name) for f in dataclasses.fields(settings) if f.name in values}
+        values[name] = dataclasses.replace(settings, **own)
     needed = {key: runtime[key] for key in component.runtime if key in runtime}
     missing = [key for key in component.runtime if key not in runtime and _is_required(component, key)]
     assert not missing, f"the builder does not offer {missing} to {group}={component.name}"
@@ -320,10 +336,11 @@ def plain(value: Any) -> Any:
 
 def read_params(target: Callable[..., Any]) -> dict[str, Param]:
     """The parameters of a keyword-only class or function, in order, with types, defaults and documentation."""
-    return dict(_read_params(target, ()))
+    return dict(_read_params(target, ())[0])
 
 
-def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> Mapping[str, Param]:
+def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> tuple[Mapping[str, Param], Mapping[str, Any]]:
+    """The parameters, and the settings of those that are spread, by the name of the parameter they make up."""
     signature = inspect.signature(target)
     unknown = set(runtime) - set(signature.parameters)
     if unknown:
@@ -331,6 +348,7 @@ def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> Mappin
     hints = _type_hints(target, runtime)
     docs = _read_arg_docs(target)
     params: dict[str, Param] = {}
+    spreads: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise TypeError(f"{_identity(target)}: *{name} cannot be described by a schema")
@@ -343,9 +361,17 @@ def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> Mappin
         if name not in hints:
             raise TypeError(f"{_identity(target)}: parameter `{name}` has no annotation")
         default = parameter.default
+        if any(isinstance(mark, Spread) for mark in getattr(hints[name], "__metadata__", ())):
+            assert dataclasses.is_dataclass(default), f"{_identity(target)}: `{name}` needs its settings as default"
+            inner = read_params(type(default))
+            for key, param in inner.items():
+                doc = docs.get(key, param.doc)
+                params[key] = dataclasses.replace(param, default=getattr(default, key), doc=doc)
+            spreads[name] = default
+            continue
         params[name] = Param(name=name, type=hints[name], default=default, doc=docs.get(name, ""))
     _fill_dataclass_factories(target, params)
-    return types.MappingProxyType(params)
+    return types.MappingProxyType(params), types.MappingProxyType(spreads)
 
 
 def _fill_dataclass_factories(target: Callable[..., Any], params: dict[str, Param]) -> None:

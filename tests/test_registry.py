@@ -12,7 +12,7 @@ import pytest
 
 from medtrain import registry
 from medtrain.errors import MedtrainError, UsageError
-from medtrain.registry import Param, Range, build, closest, construct, get, names, plain, read_params, register
+from medtrain.registry import Param, Range, Spread, build, closest, construct, get, names, plain, read_params, register
 
 if TYPE_CHECKING:
     from somewhere import Unknown  # type: ignore[import-not-found]
@@ -94,6 +94,33 @@ def test_settings_inherit_parameters_and_their_documentation() -> None:
         "rules": "A factory.",
     }
     assert plain(params["rules"].default) == [{"pattern": "a", "factor": 1.0}]
+
+
+def test_settings_that_components_share_are_spread_among_their_own_parameters() -> None:
+    @register("model", "sharing")
+    class Sharing:
+        """Shares.
+
+        Args:
+            rule: Of it.
+            factor: By how much here.
+        """
+
+        def __init__(
+            self,
+            *,
+            size: int = 1,
+            rule: Annotated[Rule, Spread()] = Rule(pattern="a"),
+            last: bool = False,
+        ) -> None:
+            self.size, self.rule = size, rule
+
+    params = get("model", "sharing").params
+    assert list(params) == ["size", "pattern", "factor", "last"]
+    assert (params["pattern"].default, params["factor"].default) == ("a", 1.0)  # those of the default, not required
+    assert (params["pattern"].doc, params["factor"].doc) == ("What it applies to.", "By how much here.")
+    assert build("model", {"name": "sharing"}).rule == Rule(pattern="a")
+    assert build("model", {"name": "sharing", "size": 2, "factor": 3.0}).rule == Rule(pattern="a", factor=3.0)
 
 
 def test_build_makes_dataclasses_and_tuples_of_plain_data() -> None:

@@ -155,7 +155,11 @@ def _signature(module: str, node: _Definition) -> Iterator[tuple[str, str, ast.e
     function = node if isinstance(node, ast.FunctionDef) else _method(node, "__init__")
     if function is not None:
         for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-            yield module, argument.arg, argument.annotation, default
+            settings = _spread(module, argument.annotation)
+            if settings is None:
+                yield module, argument.arg, argument.annotation, default
+            else:
+                yield from _with_defaults(settings, default)
         return
     assert isinstance(node, ast.ClassDef)
     for base in node.bases:
@@ -165,6 +169,26 @@ def _signature(module: str, node: _Definition) -> Iterator[tuple[str, str, ast.e
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and _is_parameter(item):
             yield module, item.target.id, item.annotation, item.value
+
+
+def _spread(module: str, annotation: ast.expr | None) -> tuple[str, ast.ClassDef] | None:
+    """The settings dataclass of a parameter that stands for several (see `medtrain.registry.Spread`)."""
+    if not (isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple)):
+        return None
+    wrapped, *marks = annotation.slice.elts
+    if not any(isinstance(m, ast.Call) and isinstance(m.func, ast.Name) and m.func.id == "Spread" for m in marks):
+        return None
+    resolved = _resolve(module, wrapped)
+    return (resolved[0], resolved[1]) if resolved is not None and isinstance(resolved[1], ast.ClassDef) else None
+
+
+def _with_defaults(
+    settings: tuple[str, ast.ClassDef], default: ast.expr | None
+) -> Iterator[tuple[str, str, ast.expr | None, ast.expr | None]]:
+    """Fields of a settings dataclass, with the defaults that a call of it changes."""
+    changed = {k.arg: k.value for k in default.keywords} if isinstance(default, ast.Call) else {}
+    for module, name, annotation, value in _signature(*settings):
+        yield module, name, annotation, changed.get(name, value)
 
 
 def _is_parameter(item: ast.AnnAssign) -> bool:

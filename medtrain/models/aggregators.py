@@ -8,7 +8,8 @@ order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.models.masked import Attention, Transformer, masked_softmax, zero_absent
 from medtrain.models.parts import build_part
+from medtrain.registry import Range
 
 AggregatorName = Literal[
     "mean",
@@ -246,6 +248,32 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "learned_weight": LearnedWeightAggregator,
     "cross_view_attention": CrossViewAttentionAggregator,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregatorSettings:
+    """Settings that some of the aggregators have; null takes the aggregator's own.
+
+    Args:
+        aggregator_dim: Hidden size of the aggregator; null = 128 for attention, 256 for the others that have one.
+        aggregator_heads: Attention heads of `transformer` and `cross_view_attention`; null = 8.
+        aggregator_layers: Layers of `transformer`; null = 2.
+        aggregator_drop: Dropout of the aggregator; null = 0.1 where it has one.
+    """
+
+    aggregator_dim: Annotated[int, Range(ge=1)] | None = None
+    aggregator_heads: Annotated[int, Range(ge=1)] | None = None
+    aggregator_layers: Annotated[int, Range(ge=1)] | None = None
+    aggregator_drop: Annotated[float, Range(ge=0, lt=1)] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As `build_aggregator` takes them."""
+        return {
+            "dim": self.aggregator_dim,
+            "heads": self.aggregator_heads,
+            "layers": self.aggregator_layers,
+            "drop": self.aggregator_drop,
+        }
 
 
 def build_aggregator(

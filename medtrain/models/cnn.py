@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from medtrain.models.classifier import ImageClassifier
-from medtrain.models.encoders import Encoder, check_image_size
+from medtrain.models.encoders import Encoder, check_image_size, finish
 from medtrain.models.freezing import Freeze
 from medtrain.models.layers import ConvBlock, NormName, init_he
 from medtrain.models.ordinal_head import HeadName, build_head
@@ -125,4 +125,4 @@ class Cnn(ImageClassifier):
             load_weights(encoder, "timm" if weights == "timm" else Path(weights), min_matched=min_matched)
         layer = build_head(head, encoder.num_features, num_outputs, cumulative_targets=cumulative_targets)
         super().__init__(encoder, layer)
-        self.finish(freeze=freeze, checkpoint_layers=checkpoint_layers)
+        finish(self, [encoder], freeze=freeze, checkpoint_layers=checkpoint_layers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError, UsageError
+from medtrain.models.freezing import FreezableModel, Freeze
+from medtrain.models.recompute import recompute
 from medtrain.registry import Format
 
 if TYPE_CHECKING:
     from medtrain.models.weights import LoadReport
+
+log = logging.getLogger(__name__)
 
 Pooling = Literal["token", "avg"]
 
@@ -188,3 +194,28 @@ def check_image_size(image_size: tuple[int, ...], dims: tuple[int, ...], arch: s
             f"{arch} takes {allowed} images, got an image size of {list(image_size)}",
             hint="model=cnn takes volumes" if len(image_size) == 3 else None,
         )
+
+
+def finish(
+    model: FreezableModel, encoders: Sequence[Encoder], *, freeze: Freeze, checkpoint_layers: tuple[str, ...]
+) -> None:
+    """Freeze parts of a model for good and let others compute their activations twice.
+
+    Args:
+        model: With the image encoders below `encoder`, which are what `backbone` means.
+        encoders: Of the model.
+        freeze: `none`, `backbone` or patterns (see `select_parameters`).
+        checkpoint_layers: See `recompute`.
+
+    Raises:
+        UsageError: A pattern fits nothing.
+    """
+    if freeze != "none":
+        model.lock(("encoder",) if freeze == "backbone" else freeze)
+        for encoder in encoders:
+            frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+            if frozen and encoder.weights_report is None:
+                log.warning("model.freeze=%s without model.weights: the image encoder stays random", freeze)
+                break
+    if checkpoint_layers:
+        recompute(model, checkpoint_layers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtrain.errors import MedtrainError, UsageError
-from medtrain.models.encoders import Encoder, Pooling, build_encoder, parse_arch
+from medtrain.models.encoders import Encoder, Pooling, build_encoder, finish, parse_arch
 from medtrain.models.freezing import FreezableModel, Freeze
-from medtrain.models.recompute import recompute, recomputed
-from medtrain.registry import Format
-
-log = logging.getLogger(__name__)
+from medtrain.models.recompute import recomputed
+from medtrain.registry import Format, Range
 
 
 def parse_image_arch(text: str) -> str:
@@ -51,22 +48,30 @@ class EncoderSettings:
     """The settings of the image encoder that every model with one has.
 
     Args:
-        arch: `cnn` (2-D and 3-D) or any architecture of timm (2-D).
-        weights: A file, a folder, `timm` for those in timm's local cache; null starts from random weights.
+        arch: `cnn` (2-D and 3-D) or any architecture of timm (2-D), e.g. `resnet18`.
+        weights: Weights of the encoder: a file (safetensors, pth), a folder in HuggingFace's style, `timm` for what
+            timm's local cache has; null = random. Nothing is downloaded.
         min_matched: Share of the encoder's weights that the file must hold.
-        drop_rate: Dropout of the encoder's vector.
-        drop_path_rate: Stochastic depth of the last block; null = the architecture's own.
-        pooling: How a transformer's tokens become a vector; null = the architecture's own.
-        small_input: A stem for small images; null = where they are smaller than 64 pixels and it is a ResNet.
+        drop_rate: Dropout of each image's features.
+        drop_path_rate: Stochastic depth of the encoder's last block; null = the architecture's own.
+        pooling: How a transformer's tokens become a vector: its class `token`, or their mean (`avg`); null = the
+            architecture's own.
+        small_input: A ResNet's stem as a 3x3 convolution without pooling, as MedMNIST trains at 28 pixels; null = for
+            images under 64 pixels.
+        freeze: What does not learn: `none`, `backbone` (the image encoder; only the rest learns: a linear probe), or
+            names of parts as the parameter summary shows them, `*` for any text, e.g. [encoder.*.model.layer1].
+        checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.*.model.layer1].
     """
 
-    arch: str
+    arch: ImageArch = "resnet18"
     weights: str | None = None
-    min_matched: float = 0.9
-    drop_rate: float = 0.0
-    drop_path_rate: float | None = None
+    min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9
+    drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None
     pooling: Pooling | None = None
     small_input: bool | None = None
+    freeze: Freeze = "none"
+    checkpoint_layers: tuple[str, ...] = ()
 
     def build(self, in_channels: int, image_size: tuple[int, ...]) -> Encoder:
         """An encoder with its weights."""
@@ -83,6 +88,10 @@ class EncoderSettings:
             pooling=self.pooling,
             small_input=self.small_input,
         )
+
+    def finish(self, model: FreezableModel, encoders: Sequence[Encoder]) -> None:
+        """Freeze parts of a model with such encoders for good, and let others compute their activations twice."""
+        finish(model, encoders, freeze=self.freeze, checkpoint_layers=self.checkpoint_layers)
 
 
 class ImageEncoder(nn.Module):
@@ -295,31 +304,6 @@ def _normalizes_single_values(encoder: Encoder) -> bool:
 def _is_traced() -> bool:
     """Whether a graph is being recorded, whose shapes must not depend on values."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
-
-
-def finish(
-    model: FreezableModel, encoders: Sequence[Encoder], *, freeze: Freeze, checkpoint_layers: tuple[str, ...]
-) -> None:
-    """Freeze parts of a model for good and let others compute their activations twice.
-
-    Args:
-        model: With the image encoders below `encoder`.
-        encoders: They are what `backbone` means.
-        freeze: `none`, `backbone` or patterns (see `select_parameters`).
-        checkpoint_layers: See `recompute`.
-
-    Raises:
-        UsageError: A pattern fits nothing.
-    """
-    if freeze != "none":
-        model.lock(("encoder",) if freeze == "backbone" else freeze)
-        for encoder in encoders:
-            frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
-            if frozen and encoder.weights_report is None:
-                log.warning("model.freeze=%s without model.weights: the image encoder stays random", freeze)
-                break
-    if checkpoint_layers:
-        recompute(model, checkpoint_layers)
 
 
 def _module_names(view_names: Sequence[str]) -> list[str]:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.models.aggregators import Aggregator, AggregatorName, build_aggregator
-from medtrain.models.encoders import Pooling
-from medtrain.models.freezing import FreezableModel, Freeze
+from medtrain.models.aggregators import Aggregator, AggregatorName, AggregatorSettings, build_aggregator
+from medtrain.models.freezing import FreezableModel
 from medtrain.models.fusion import FUSIONS, Fused, FusionName, Tokens, build_fusion, drop_modalities
-from medtrain.models.instances import Encoded, EncoderSettings, ImageArch, ImageEncoder, finish
+from medtrain.models.instances import Encoded, EncoderSettings, ImageEncoder
 from medtrain.models.ordinal_head import HeadName, build_head
 from medtrain.models.tabular import TableArch, TableEncoder, TableTokens
-from medtrain.registry import Range, register
+from medtrain.registry import Range, Spread, register
 
 TABLE = "table"
 IMAGE = "image"
@@ -54,17 +53,7 @@ class Multimodal(FreezableModel):
         category_sizes: Codes of each categorical column.
         num_outputs: Logits.
         cumulative_targets: Targets that take cumulative logits.
-        arch: `cnn` (2-D and 3-D) or any architecture of timm (2-D), e.g. `resnet18`.
-        weights: Weights of the image encoder: a file, a folder, `timm` for those in timm's local cache; null = random.
-        min_matched: Share of the encoder's weights that the file must hold.
-        freeze: What does not learn: `none`, `backbone` (the image encoder), or names of parts as the parameter summary
-            shows them, `*` for any text, e.g. [encoder.shared.model.layer1].
-        checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.*.model.layer1].
-        drop_rate: Dropout of each image's features.
-        drop_path_rate: Stochastic depth of the encoder's last block; null = the architecture's own.
-        pooling: How a transformer's tokens become a vector: its class `token`, or their mean (`avg`); null = the
-            architecture's own.
-        small_input: A stem for small images; null = for images under 64 pixels, where the architecture is a ResNet.
+        image_encoder: Of the images.
         shared: One image encoder for all views, or one for each.
         chunk_size: Images encoded at a time, which bounds the memory of large bags; null = all.
         table_arch: `mlp` (a layer for each of the sizes) or `resnet` (3 residual blocks of the one size).
@@ -80,10 +69,7 @@ class Multimodal(FreezableModel):
         fusion_weights: How much each modality counts in `gated` before training, images first, then the table; null =
             0.5 each.
         aggregator: How the images of a sample become one modality; null makes views modalities of their own.
-        aggregator_dim: Hidden size of the aggregator; null = 128 for attention, 256 for the others that have one.
-        aggregator_heads: Attention heads of `transformer` and `cross_view_attention`; null = 8.
-        aggregator_layers: Layers of `transformer`; null = 2.
-        aggregator_drop: Dropout of the aggregator; null = 0.1 where it has one.
+        aggregation: Of the aggregator.
         modality_dropout: Probability of hiding a modality from the fusion in training, never all that a sample has.
         head: The last layer: `linear`, or `ordinal`, one score against thresholds that rise, for loss=ordinal with
             loss.form=cumulative.
@@ -106,15 +92,7 @@ class Multimodal(FreezableModel):
         category_sizes: Sequence[int],
         num_outputs: int,
         cumulative_targets: int = 0,
-        arch: ImageArch = "resnet18",
-        weights: str | None = None,
-        min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
-        drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None,
-        pooling: Pooling | None = None,
-        small_input: bool | None = None,
-        freeze: Freeze = "none",
-        checkpoint_layers: tuple[str, ...] = (),
+        image_encoder: Annotated[EncoderSettings, Spread()] = EncoderSettings(),  # noqa: B008 - frozen
         shared: bool = True,
         chunk_size: Annotated[int, Range(ge=1)] | None = None,
         table_arch: TableArch | None = None,
@@ -129,31 +107,19 @@ class Multimodal(FreezableModel):
         fusion_sketch: Annotated[int, Range(ge=2)] | None = None,
         fusion_weights: tuple[Annotated[float, Range(gt=0, lt=1)], ...] | None = None,
         aggregator: AggregatorName | None = None,
-        aggregator_dim: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_heads: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_layers: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_drop: Annotated[float, Range(ge=0, lt=1)] | None = None,
+        aggregation: Annotated[AggregatorSettings, Spread()] = AggregatorSettings(),  # noqa: B008 - frozen
         modality_dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         head: HeadName = "linear",
         auxiliary_heads: bool = False,
     ) -> None:
         super().__init__()
-        settings = EncoderSettings(
-            arch=arch,
-            weights=weights,
-            min_matched=min_matched,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            pooling=pooling,
-            small_input=small_input,
-        )
         self.modality_dropout = modality_dropout
         self.has_table = bool(num_numeric or category_sizes)
         image_names = view_names if view_names and aggregator is None else (IMAGE,)
         self.modalities: tuple[str, ...] = (*image_names, TABLE) if self.has_table else tuple(image_names)
         _check_modalities(self.modalities, view_names, max_instances, aggregator)
         self.encoder = ImageEncoder(
-            settings,
+            image_encoder,
             in_channels=in_channels,
             image_size=image_size,
             view_names=view_names,
@@ -162,11 +128,7 @@ class Multimodal(FreezableModel):
         )
         self.num_numeric, self.num_categorical = num_numeric, len(category_sizes)
         self.table = self._make_table(category_sizes, {"arch": table_arch, "dims": table_dims, "drop": table_drop})
-        self.aggregator = self._make_aggregator(
-            aggregator,
-            len(view_names),
-            {"dim": aggregator_dim, "heads": aggregator_heads, "layers": aggregator_layers, "drop": aggregator_drop},
-        )
+        self.aggregator = self._make_aggregator(aggregator, len(view_names), aggregation.options())
         image_dim = self.encoder.num_features if self.aggregator is None else self.aggregator.out_dim
         in_dims = [image_dim] * len(image_names) + ([] if self.table is None else [self.table.num_features])
         self.tokens = self._make_tokens(fusion, category_sizes, fusion_dim)
@@ -190,7 +152,7 @@ class Multimodal(FreezableModel):
             for size in in_dims
             if auxiliary_heads
         )
-        finish(self, self.encoder.each(), freeze=freeze, checkpoint_layers=checkpoint_layers)
+        image_encoder.finish(self, self.encoder.each())
 
     def _make_aggregator(self, aggregator: str | None, num_views: int, options: Mapping[str, Any]) -> Aggregator | None:
         if aggregator is not None:

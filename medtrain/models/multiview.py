@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.models.aggregators import Aggregated, AggregatorName, build_aggregator
-from medtrain.models.encoders import Pooling
-from medtrain.models.freezing import FreezableModel, Freeze
-from medtrain.models.instances import EncoderSettings, ImageArch, ImageEncoder, finish
+from medtrain.models.aggregators import Aggregated, AggregatorName, AggregatorSettings, build_aggregator
+from medtrain.models.freezing import FreezableModel
+from medtrain.models.instances import EncoderSettings, ImageEncoder
 from medtrain.models.ordinal_head import HeadName, build_head
-from medtrain.registry import Range, register
+from medtrain.registry import Range, Spread, register
 
 
 class SeveralImages(FreezableModel):
     """An image encoder, an aggregator over what it says of each image, and a head.
 
     Args:
-        arch: `cnn` (2-D and 3-D) or any architecture of timm (2-D), e.g. `resnet18`.
-        weights: Weights of the encoder: a file, a folder, `timm` for those in timm's local cache; null = random.
-        min_matched: Share of the encoder's weights that the file must hold.
-        freeze: What does not learn: `none`, `backbone` (the image encoder), or names of parts as the parameter summary
-            shows them, `*` for any text, e.g. [encoder.shared.model.layer1].
-        checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.*.model.layer1].
+        image_encoder: Of the images.
         head: The last layer: `linear`, or `ordinal`, one score against thresholds that rise, for loss=ordinal with
             loss.form=cumulative.
-        drop_rate: Dropout of each image's features.
-        drop_path_rate: Stochastic depth of the encoder's last block; null = the architecture's own.
-        pooling: How a transformer's tokens become a vector: its class `token`, or their mean (`avg`); null = the
-            architecture's own.
-        small_input: A stem for small images; null = for images under 64 pixels, where the architecture is a ResNet.
-        aggregator_dim: Hidden size of the aggregator; null = 128 for attention, 256 for the others that have one.
-        aggregator_heads: Attention heads of `transformer` and `cross_view_attention`; null = 8.
-        aggregator_layers: Layers of `transformer`; null = 2.
-        aggregator_drop: Dropout of the aggregator; null = 0.1 where it has one.
+        aggregation: Of the aggregator.
         chunk_size: Images encoded at a time, which bounds the memory of large bags; null = all.
     """
 
@@ -50,12 +36,12 @@ class SeveralImages(FreezableModel):
         num_outputs: int,
         cumulative_targets: int,
         head: HeadName,
-        options: dict[str, Any],
+        aggregation: AggregatorSettings,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.aggregator = build_aggregator(
-            aggregator, in_dim=encoder.num_features, num_views=num_views, options=options
+            aggregator, in_dim=encoder.num_features, num_views=num_views, options=aggregation.options()
         )
         self.head = build_head(head, self.aggregator.out_dim, num_outputs, cumulative_targets=cumulative_targets)
 
@@ -111,21 +97,10 @@ class MultipleInstance(SeveralImages):
         max_instances: int | None,
         num_outputs: int,
         cumulative_targets: int = 0,
-        arch: ImageArch = "resnet18",
-        weights: str | None = None,
-        min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
-        drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None,
-        pooling: Pooling | None = None,
-        small_input: bool | None = None,
+        image_encoder: Annotated[EncoderSettings, Spread()] = EncoderSettings(),  # noqa: B008 - frozen
         head: HeadName = "linear",
-        freeze: Freeze = "none",
-        checkpoint_layers: tuple[str, ...] = (),
         aggregator: AggregatorName = "gated_attention",
-        aggregator_dim: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_heads: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_layers: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_drop: Annotated[float, Range(ge=0, lt=1)] | None = None,
+        aggregation: Annotated[AggregatorSettings, Spread()] = AggregatorSettings(),  # noqa: B008 - frozen
         chunk_size: Annotated[int, Range(ge=1)] | None = 64,
     ) -> None:
         if max_instances is None and not view_names:
@@ -133,30 +108,16 @@ class MultipleInstance(SeveralImages):
                 "model=mil takes bags, and the data have one image for each sample",
                 hint="use model=timm, or data with several rows for each sample",
             )
-        settings = EncoderSettings(
-            arch=arch,
-            weights=weights,
-            min_matched=min_matched,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            pooling=pooling,
-            small_input=small_input,
-        )
         super().__init__(
-            encoder=ImageEncoder(settings, in_channels=in_channels, image_size=image_size, chunk_size=chunk_size),
+            encoder=ImageEncoder(image_encoder, in_channels=in_channels, image_size=image_size, chunk_size=chunk_size),
             aggregator=aggregator,
             num_views=len(view_names),
             num_outputs=num_outputs,
             cumulative_targets=cumulative_targets,
             head=head,
-            options={
-                "dim": aggregator_dim,
-                "heads": aggregator_heads,
-                "layers": aggregator_layers,
-                "drop": aggregator_drop,
-            },
+            aggregation=aggregation,
         )
-        finish(self, self.encoder.each(), freeze=freeze, checkpoint_layers=checkpoint_layers)
+        image_encoder.finish(self, self.encoder.each())
 
 
 @register(
@@ -189,22 +150,11 @@ class MultiView(SeveralImages):
         view_names: tuple[str, ...],
         num_outputs: int,
         cumulative_targets: int = 0,
-        arch: ImageArch = "resnet18",
-        weights: str | None = None,
-        min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
-        drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None,
-        pooling: Pooling | None = None,
-        small_input: bool | None = None,
+        image_encoder: Annotated[EncoderSettings, Spread()] = EncoderSettings(),  # noqa: B008 - frozen
         head: HeadName = "linear",
-        freeze: Freeze = "none",
-        checkpoint_layers: tuple[str, ...] = (),
         shared: bool = True,
         aggregator: AggregatorName = "attention",
-        aggregator_dim: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_heads: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_layers: Annotated[int, Range(ge=1)] | None = None,
-        aggregator_drop: Annotated[float, Range(ge=0, lt=1)] | None = None,
+        aggregation: Annotated[AggregatorSettings, Spread()] = AggregatorSettings(),  # noqa: B008 - frozen
         chunk_size: Annotated[int, Range(ge=1)] | None = None,
     ) -> None:
         if not view_names:
@@ -212,18 +162,9 @@ class MultiView(SeveralImages):
                 "model=multiview takes named views, and the data have none",
                 hint="use model=mil for bags, or name the views in the data's settings",
             )
-        settings = EncoderSettings(
-            arch=arch,
-            weights=weights,
-            min_matched=min_matched,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            pooling=pooling,
-            small_input=small_input,
-        )
         super().__init__(
             encoder=ImageEncoder(
-                settings,
+                image_encoder,
                 in_channels=in_channels,
                 image_size=image_size,
                 view_names=view_names,
@@ -235,11 +176,6 @@ class MultiView(SeveralImages):
             num_outputs=num_outputs,
             cumulative_targets=cumulative_targets,
             head=head,
-            options={
-                "dim": aggregator_dim,
-                "heads": aggregator_heads,
-                "layers": aggregator_layers,
-                "drop": aggregator_drop,
-            },
+            aggregation=aggregation,
         )
-        finish(self, self.encoder.each(), freeze=freeze, checkpoint_layers=checkpoint_layers)
+        image_encoder.finish(self, self.encoder.each())

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from torch import nn
 
 from medtrain.models.classifier import ImageClassifier
-from medtrain.models.encoders import Arch, Pooling, build_encoder
+from medtrain.models.encoders import Arch, Pooling, build_encoder, finish
 from medtrain.models.lora import add_adapters, is_adapter, load_adapter, merge_adapters, save_adapter
 from medtrain.models.ordinal_head import HeadName, build_head
 from medtrain.registry import Range, register
@@ -93,7 +93,7 @@ class VitLora(ImageClassifier):
         self.locked = tuple(
             name for name, _ in self.named_parameters() if name.startswith("encoder.") and not is_adapter(name)
         )
-        self.finish(checkpoint_layers=checkpoint_layers)
+        finish(self, [encoder], freeze="none", checkpoint_layers=checkpoint_layers)
 
     def save_adapter(self, folder: Path) -> None:
         """Write adapters and head (see `medtrain.models.lora.save_adapter`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.models.encoders import Encoder, Pooling
-from medtrain.models.freezing import FreezableModel, Freeze
-from medtrain.models.instances import EncoderSettings, ImageArch, finish
+from medtrain.models.encoders import Encoder
+from medtrain.models.freezing import FreezableModel
+from medtrain.models.instances import EncoderSettings
 from medtrain.models.lung_zones import lung_zone
-from medtrain.registry import Range, closest, register
+from medtrain.registry import Range, Spread, closest, register
 
 Box = tuple[float, float, float, float]
 """Top, left, bottom, right, as shares of the image's height and width."""
@@ -45,17 +46,10 @@ class ZoneModel(FreezableModel):
         max_instances: Most instances of a bag; None without bags.
         num_outputs: Z x K.
         zone_names: Z names.
-        arch: `cnn` or any architecture of timm, e.g. `resnet18`.
-        weights: Weights of the encoder: a file, a folder, `timm` for those in timm's local cache; null = random.
-        min_matched: Share of the encoder's weights that the file must hold.
-        freeze: What does not learn: `none`, `backbone` (the image encoder), or names of parts as the parameter summary
-            shows them, `*` for any text, e.g. [encoder.model.layer1].
-        checkpoint_layers: Parts that save memory by computing their activations twice, e.g. [encoder.model.layer1].
+        image_encoder: Of the images.
         drop_rate: Dropout of each zone's features.
-        drop_path_rate: Stochastic depth of the encoder's last block; null = the architecture's own.
         pooling: How a transformer's tokens become the vector of the whole image, for `context`; null = the
             architecture's own.
-        small_input: A stem for small images; null = for images under 64 pixels, where the architecture is a ResNet.
         zone_boxes: Region of each zone by its name, [top, left, bottom, right] as shares of the image.
         zone_grid: Rows and columns of equal regions, zones in reading order.
         zone_pooling: `box` is the mean over the region; `attention` a learned weighting of places that begins near
@@ -78,15 +72,7 @@ class ZoneModel(FreezableModel):
         max_instances: int | None,
         num_outputs: int,
         zone_names: tuple[str, ...],
-        arch: ImageArch = "resnet18",
-        weights: str | None = None,
-        min_matched: Annotated[float, Range(ge=0, le=1)] = 0.9,
-        drop_rate: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        drop_path_rate: Annotated[float, Range(ge=0, lt=1)] | None = None,
-        pooling: Pooling | None = None,
-        small_input: bool | None = None,
-        freeze: Freeze = "none",
-        checkpoint_layers: tuple[str, ...] = (),
+        image_encoder: Annotated[EncoderSettings, Spread()] = EncoderSettings(),  # noqa: B008 - frozen
         zone_boxes: dict[str, tuple[float, float, float, float]] | None = None,
         zone_grid: tuple[Annotated[int, Range(ge=1)], Annotated[int, Range(ge=1)]] | None = None,
         zone_pooling: ZonePooling = "box",
@@ -98,19 +84,11 @@ class ZoneModel(FreezableModel):
             raise UsageError("model=zones takes one image for each sample", hint="use model=multiview or model=mil")
         if len(image_size) == 3:
             raise UsageError("model=zones takes 2-D images, and the data have volumes", hint="use model=cnn")
-        settings = EncoderSettings(
-            arch=arch,
-            weights=weights,
-            min_matched=min_matched,
-            drop_path_rate=drop_path_rate,
-            pooling=pooling,
-            small_input=small_input,
-        )
         boxes = zone_regions(zone_names, zone_boxes, zone_grid)
-        self.encoder = settings.build(in_channels, image_size)
+        self.encoder = dataclasses.replace(image_encoder, drop_rate=0.0).build(in_channels, image_size)
         self.has_context = context
         self.pool = RegionPooling(boxes, self.encoder, zone_pooling)
-        self.dropout = nn.Dropout(drop_rate)
+        self.dropout = nn.Dropout(image_encoder.drop_rate)
         assert num_outputs % len(zone_names) == 0, f"{num_outputs} outputs for {len(zone_names)} zones"
         self.head = ZoneLinear(
             len(zone_names),
@@ -118,7 +96,7 @@ class ZoneModel(FreezableModel):
             num_outputs // len(zone_names),
             shared=shared_head,
         )
-        finish(self, [self.encoder], freeze=freeze, checkpoint_layers=checkpoint_layers)
+        image_encoder.finish(self, [self.encoder])
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, Z, K] of images [B, C, H, W]."""

@@ -19,8 +19,9 @@ from medtrain.models.cam import (
     record_features,
     resize_maps,
 )
+from medtrain.models.instances import EncoderSettings
 from medtrain.models.multiview import MultipleInstance, MultiView
-from medtrain.models.timm_model import TimmModel
+from medtrain.models.timm_model import TimmModel, TimmSettings
 
 
 class Tiny(nn.Module):
@@ -376,7 +377,9 @@ def test_evaluation_mode_comes_back_from_mixed_modes() -> None:
 
 def test_maps_of_a_class_token_can_be_trained_on() -> None:
     """Fused attention has no second derivative; the class token makes the map depend on attention."""
-    model = TimmModel(in_channels=1, image_size=(32, 48), num_outputs=2, arch="vit_tiny_patch16_224").train()
+    model = TimmModel(
+        in_channels=1, image_size=(32, 48), num_outputs=2, encoder=TimmSettings(arch="vit_tiny_patch16_224")
+    ).train()
     image = torch.randn(2, 1, 32, 48)
     maps = cam_maps(model, {"image": image}, torch.tensor([0, 1]), create_graph=True)
     assert maps.shape == (2, 2, 3)
@@ -390,7 +393,12 @@ def test_maps_of_a_class_token_can_be_trained_on() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_views_of_a_real_model_have_maps_of_their_own(shared: bool) -> None:
     model = MultiView(
-        in_channels=1, image_size=(32, 32), view_names=("a", "b"), num_outputs=2, arch="cnn", shared=shared
+        in_channels=1,
+        image_size=(32, 32),
+        view_names=("a", "b"),
+        num_outputs=2,
+        image_encoder=EncoderSettings(arch="cnn"),
+        shared=shared,
     ).train()
     image = torch.rand(3, 2, 1, 32, 32)
     present = torch.tensor([[True, True], [False, True], [True, False]])
@@ -405,7 +413,13 @@ def test_views_of_a_real_model_have_maps_of_their_own(shared: bool) -> None:
 
 def test_chunks_of_a_real_bag_are_put_together() -> None:
     model = MultipleInstance(
-        in_channels=1, image_size=(32, 32), view_names=(), max_instances=5, num_outputs=2, arch="cnn", chunk_size=2
+        in_channels=1,
+        image_size=(32, 32),
+        view_names=(),
+        max_instances=5,
+        num_outputs=2,
+        image_encoder=EncoderSettings(arch="cnn"),
+        chunk_size=2,
     )
     inputs = {
         "image": torch.rand(2, 5, 1, 32, 32),

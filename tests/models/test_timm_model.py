@@ -56,7 +56,7 @@ def test_exact_counts_of_the_classifiers() -> None:
 
 def test_a_linear_probe_learns_its_head_alone(caplog: pytest.LogCaptureFixture) -> None:
     network = model(freeze="backbone").train()
-    assert "the frozen part stays random" in caplog.text
+    assert "the image encoder stays random" in caplog.text
     summary = parameter_summary(network)
     assert summary.trainable == 512 * 4 + 4
     assert set(network.locked) == {name for name, _ in network.named_parameters() if name.startswith("encoder.")}

@@ -245,6 +245,7 @@ def test_what_cannot_be_explained_is_one_sentence(caplog: pytest.LogCaptureFixtu
 
 
 def test_views_have_maps_and_attention_is_drawn_even_where_maps_tell_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    from medtrain.models.instances import EncoderSettings
     from medtrain.models.multiview import MultipleInstance
 
     torch.manual_seed(0)
@@ -254,7 +255,7 @@ def test_views_have_maps_and_attention_is_drawn_even_where_maps_tell_nothing(cap
         view_names=(),
         max_instances=5,
         num_outputs=2,
-        arch="cnn",
+        image_encoder=EncoderSettings(arch="cnn"),
         aggregator="attention",
     )
     task = classes(max_instances=5)
