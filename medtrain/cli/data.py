@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -16,16 +17,21 @@ from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
 from medtrain.cli._run import EXIT_FAILED, handle_errors
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
     from rich.table import Table
 
     from medtrain.data.case import Dataset
     from medtrain.data.check import CaseSummary, CheckReport
     from medtrain.data.clean import Entry
+    from medtrain.data.fetch import Report
     from medtrain.data.images.settings import ImageData
     from medtrain.data.workers import Progress
     from medtrain.errors import Problem
 
-app = typer.Typer(name="data", help="Look at a data set, prepare it for training, clean up.", no_args_is_help=True)
+app = typer.Typer(
+    name="data", help="Get a data set, look at it, prepare it for training, clean up.", no_args_is_help=True
+)
+_LINE_EVERY_S = 15.0
 
 
 @app.command()
@@ -66,6 +72,56 @@ def check(
         _print_report(dataset, report)
         if report.problems:
             raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def download(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TASK", help="msd_liver, Task03_Liver ...; without one, all are listed.", show_default=False
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="The folder that gets the task's folder: $MEDTRAIN_DATA, or ./data, where data=msd_* look.",
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Another address of the archive.", show_default=False)
+    ] = None,
+    md5: Annotated[
+        str | None,
+        typer.Option("--md5", metavar="SUM", help="The checksum of another archive of the task.", show_default=False),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the archive beside the data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Download a task of the Medical Segmentation Decathlon, check it and unpack it.
+
+    Interrupted, the same command goes on where it was. Nothing has the task's name until all of it is there. Example:
+
+        medtrain data download msd_liver --to /data
+    """
+    with handle_errors(debug):
+        from medtrain.data.decathlon import default_folder, find_task
+        from medtrain.data.download import download as bring
+
+        if name is None:
+            _print(_task_table())
+            return
+        task = find_task(name)
+        folder = (to or default_folder()).expanduser()
+        with _transfer_progress() as (report, say):
+            target = bring(task, folder, url=url, md5=md5, keep=keep, report=report, say=say)
+        typer.echo(f"{task.folder} ({task.about}; CC-BY-SA 4.0, cite Antonelli et al. 2022) is in {target}")
+        root = "" if folder == default_folder() else f" data.root={shlex.quote(str(target))}"
+        typer.echo(f"look at it:  medtrain data inspect data={task.preset}{root}")
+        typer.echo(f"train on it: medtrain train model=unet data={task.preset}{root}")
 
 
 @app.command()
@@ -225,6 +281,21 @@ def _store_table(root: Path, entries: Sequence[Entry], gone: Collection[Path], f
     return table
 
 
+def _task_table() -> Table:
+    from rich.table import Table
+
+    from medtrain.data.decathlon import TASKS
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Medical Segmentation Decathlon (CC-BY-SA 4.0)")
+    table.title_justify = "left"
+    for title in ("Task", "Folder", "What"):
+        table.add_column(title)
+    table.add_column("Archive, about", justify="right")
+    for task in TASKS:
+        table.add_row(task.preset, task.folder, task.about, f"{task.size / 1e9:.2g} GB")
+    return table
+
+
 def _print_problems(kind: str, problems: Sequence[Problem]) -> None:
     if not problems:
         return
@@ -269,6 +340,41 @@ def _progress(verb: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, description=f"{verb} {case_id}")
 
         yield update
+
+
+@contextmanager
+def _transfer_progress() -> Iterator[tuple[Report, Callable[[str], None]]]:
+    """What bytes and remarks of a download are reported to: a bar on a terminal's stderr, a line now and then else."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    from medtrain.data.fetch import format_bytes
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+        said = time.monotonic()
+
+        def report(what: str, done: int, total: int | None) -> None:
+            nonlocal said
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - said > _LINE_EVERY_S:
+                said = time.monotonic()
+                of = f" of {format_bytes(total)}" if total else ""
+                typer.echo(f"{what}: {format_bytes(done)}{of}", err=True)
+
+        yield report, lambda text: console.print(Text(text), soft_wrap=True)
 
 
 def _span(rows: Sequence[Sequence[float]]) -> str:
