@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from medtrain.losses.base import SegmentationLoss
@@ -61,10 +62,14 @@ def supervision_weights(outputs: int) -> list[float]:
 
 
 def downsample_label(label: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Nearest-neighbour labels [B, *size] of labels [B, *S] whose size is a multiple of `size`.
+    """Nearest-neighbour labels [B, *size] of labels [B, *S].
 
     The voxel taken is floor(i S / size), as `torch.nn.functional.interpolate(mode="nearest")` does.
     """
     steps = [full // part for full, part in zip(label.shape[1:], size)]
-    assert all(step * part == full for step, part, full in zip(steps, size, label.shape[1:])), (label.shape, size)
-    return label[(slice(None), *(slice(None, None, step) for step in steps))]
+    if all(step * part == full for step, part, full in zip(steps, size, label.shape[1:])):
+        return label[(slice(None), *(slice(None, None, step) for step in steps))]
+    # a network that padded its input predicts coarse voxels that reach beyond the image
+    for axis, (full, part) in enumerate(zip(label.shape[1:], size), start=1):
+        label = label.index_select(axis, torch.arange(part, device=label.device) * full // part)
+    return label
