@@ -15,6 +15,7 @@ import typer
 
 import medtrain
 from medtrain.cli._run import EXIT_INTERRUPTED, EXIT_USAGE, report, set_debug
+from medtrain.cli.crossval import crossval
 from medtrain.cli.data import app as data_app
 from medtrain.cli.describe import describe
 from medtrain.cli.doctor import doctor
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(crossval)
 app.command()(sweep)
 app.command()(resume)
 app.command()(evaluate)

@@ -43,8 +43,23 @@ def evaluate(
     To see what is wrong with a case:
 
         medtrain evaluate RUN --case liver_017
+
+    RUN may be the folder of a cross-validation: the evaluations of its folds are put together again.
     """
     with handle_errors(debug):
+        from medtrain.crossval.folder import is_crossval
+
+        if is_crossval(run):
+            from medtrain.crossval.launch import evaluate_crossval
+            from medtrain.errors import UsageError
+
+            if overrides or cases or checkpoint != "best" or part != "val":
+                raise UsageError(
+                    f"{run} is a cross-validation: what its folds found is put together as it is",
+                    hint=f"judge one of its runs: medtrain evaluate {run / 'fold_0'} ...",
+                )
+            evaluate_crossval(run, imports=imports or ())
+            return
         from medtrain.config.saved import load_saved
         from medtrain.engine.build import check_evaluation
         from medtrain.inference.evaluate import evaluate_run

@@ -42,8 +42,10 @@ def export(
     """
     with handle_errors(debug):
         from medtrain.config.saved import load_saved
+        from medtrain.crossval.folder import refuse_crossval
         from medtrain.export.run import export_run
 
+        refuse_crossval(run, "medtrain export")
         config = load_saved(run, imports=imports or ())
         files = export_run(
             run, config, formats, out, checkpoint=checkpoint, device=device, tolerance=tolerance, overwrite=overwrite

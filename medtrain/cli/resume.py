@@ -14,13 +14,16 @@ from medtrain.errors import UsageError
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run or sweep.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The run's, cross-validation's or sweep's folder.", show_default=False),
+    ],
     overrides: Overrides = None,
     imports: Imports = None,
     nproc: Processes = 1,
     debug: Debug = False,
 ) -> None:
-    """Continue a run or a sweep after Ctrl-C, a kill, a crash, or with a longer limit.
+    """Continue a run, a cross-validation or a sweep after Ctrl-C, a kill, a crash, or with a longer limit.
 
     On a CPU a run bounded by steps continues bit for bit as if it had never stopped. What decides what is learned
     (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers and paths can, and stay changed. A
@@ -28,7 +31,8 @@ def resume(
 
         medtrain resume outputs/liver/20261120-09-3fa2 trainer.max_steps=20000
 
-    A sweep continues its unfinished trials from their checkpoints, and can be given more:
+    A cross-validation keeps its finished folds and continues the others. A sweep continues its unfinished trials from
+    their checkpoints, and can be given more:
 
         medtrain resume outputs/liver_unet_sweep/20261120-09-41c7 sweep.n_trials=100
     """
@@ -45,6 +49,14 @@ def resume(
             if nproc > 1:
                 raise UsageError("--nproc is for runs: a sweep has sweep.workers", hint="resume it without --nproc")
             raise typer.Exit(resume_sweep(run, load_saved_sweep(run, overrides or ())))
+        from medtrain.crossval.folder import is_crossval
+
+        if is_crossval(run):
+            from medtrain.crossval.launch import resume_crossval
+
+            if nproc > 1:
+                raise UsageError("--nproc is for runs: a cross-validation trains one fold per GPU")
+            raise typer.Exit(resume_crossval(run, overrides=overrides or (), imports=imports or ()))
         from medtrain.config.saved import load_saved
         from medtrain.engine.build import continuation
         from medtrain.engine.launch import resume_run

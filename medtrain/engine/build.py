@@ -23,6 +23,7 @@ from medtrain.engine.derive import absolute_paths
 from medtrain.engine.device import keep_freed_memory
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
+from medtrain.engine.initial import REPORT, load_initial
 from medtrain.engine.loop import Engine
 from medtrain.engine.precision import Precision
 from medtrain.engine.protocol import TrainData
@@ -33,6 +34,7 @@ from medtrain.loggers.base import Logger, LoggerSet, RunInfo
 from medtrain.models.constant import find_constant
 from medtrain.optim.schedulers import Schedule
 from medtrain.registry import build, plain
+from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder
 from medtrain.run.provenance import mask_secrets
 from medtrain.tasks.base import Task
@@ -44,6 +46,7 @@ _FREE_KEYS = {
     "trainer": {
         "max_steps", "max_epochs", "max_time", "device", "checkpoint_every", "keep_last", "keep_every", "log_every",
         "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite", "precision",
+        "save_predictions",
     },
     "data": {"num_workers", "root", "path", "store"},
     "model": {"weights"},
@@ -131,6 +134,7 @@ def build_engine(
     started: float | None = None,
     callbacks: Mapping[str, Callback] | None = None,
     read_weights: bool = True,
+    initialise: bool = True,
 ) -> Engine:
     """Construct everything a run needs from a completed configuration.
 
@@ -144,6 +148,7 @@ def build_engine(
         started: `time.monotonic()` at the start of the command.
         callbacks: Told of the run besides those of the configuration, by name.
         read_weights: See `build_model`.
+        initialise: Read the weights of `trainer.init_from`; False where a checkpoint replaces them.
 
     Raises:
         UsageError: Components contradict each other; said before the first step.
@@ -153,6 +158,10 @@ def build_engine(
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, device, memory_format)
     model = build_model(config, plan, task, read_weights=read_weights)
+    if settings.init_from is not None and initialise:
+        _, facts = load_initial(model, Path(settings.init_from), min_match=settings.init_min_match)
+        if dist.is_main:
+            atomic_write_json(run_dir / REPORT, facts)
     constant = find_constant(model)
     model = model.to(device)
     if memory_format is not None:
@@ -269,6 +278,11 @@ def _check_together(
                 hint="choose a fold, or another scheduler",
             )
         log.info("no case is held out: nothing is evaluated, and the last weights are the result")
+    if settings.save_predictions and not hasattr(task, "on_prediction"):
+        raise UsageError(
+            "trainer.save_predictions keeps label maps, and this task predicts none",
+            hint="drop it: evaluation/cases.csv has the predictions",
+        )
     if not task.loss.decomposable and (settings.accumulate > 1 or dist.world_size > 1):
         raise UsageError(
             f"loss={config['loss']['name']}, as it is set, cannot be used with trainer.accumulate > 1 or several "

@@ -22,7 +22,7 @@ DEFAULT_TIME = {"images": "10min"}
 """Family of the data -> how long a run on a CPU trains that names no limit: labelled images differ too much in size and
 number for a count of steps."""
 
-PATHS = ("root", "store", "splits", "path")
+PATHS = ("root", "store", "splits", "path", "annotated")
 """Settings of data that are files and folders: a run is resumed and evaluated from other folders, too."""
 
 
@@ -91,6 +91,8 @@ def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     weights = completed["model"].get("weights")
     if isinstance(weights, str) and weights != "timm":
         completed["model"]["weights"] = str(Path(weights).expanduser().absolute())
+    if completed["trainer"].get("init_from") is not None:
+        completed["trainer"]["init_from"] = str(Path(completed["trainer"]["init_from"]).expanduser().absolute())
     return completed
 
 

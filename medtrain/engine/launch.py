@@ -24,7 +24,9 @@ from medtrain.engine.derive import Derivation, Progress, derive
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.distributed import Dist
 from medtrain.engine.explaining import draw_evaluation, explain_cases
+from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
+from medtrain.engine.predictions import FOLDER, PredictionWriter
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
 from medtrain.errors import MedtrainError
@@ -80,6 +82,7 @@ def start_run(
     derivation: Derivation | None = None
     run_dir: Path | None = None
     if dist.is_main:
+        check_initial(config)
         derivation = derive(config, local_world_size=dist.local_world_size, progress=log_progress("reading"))
         run_dir = _make_folder(derivation, overrides)
     # one plan for all: machines may differ
@@ -192,6 +195,7 @@ def _run(
             started=started,
             callbacks=callbacks,
             read_weights=last is None or last.constant is not None,
+            initialise=last is None,
         )
         if before is not None:
             if not _continue(engine, folder, before, config, data, status):
@@ -329,7 +333,9 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     final: Mapping[str, float] = {}
     if config["trainer"]["final_evaluation"] and engine.history:
         try:
-            final = final_evaluation(engine, folder, config["inference"])
+            final = final_evaluation(
+                engine, folder, config["inference"], save_predictions=config["trainer"]["save_predictions"]
+            )
         except EvaluationInterruptedError:
             if dist.is_main:
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
@@ -344,14 +350,20 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     return Outcome(folder.path, EXIT_DONE, final)
 
 
-def final_evaluation(engine: Engine, folder: RunFolder, inference: Mapping[str, Any]) -> dict[str, float]:
+def final_evaluation(
+    engine: Engine, folder: RunFolder, inference: Mapping[str, Any], *, save_predictions: bool = False
+) -> dict[str, float]:
     """Judge the best weights on every validation case with the full protocol, write the tables, return the metrics.
 
     Args:
         engine: The engine, after its fit.
         folder: The run's folder.
         inference: Settings of the inference, with which decisions are kept.
+        save_predictions: Keep the label maps; the task is a segmentation.
     """
+    task: Any = engine.task
+    if save_predictions:
+        task.on_prediction = PredictionWriter(folder.evaluation / FOLDER, engine.data, task.plan.label_values)
     with best_weights(engine) as best:
         engine.task.use_decision({})
         records = engine.evaluate(limit=None, final=True)

@@ -48,6 +48,11 @@ class TrainerSettings:
         compile: Compile the model with torch.compile.
         sanity_check: Run one training and one evaluation batch through the real path before the first step.
         num_threads: CPU threads of the training process; null uses the cores available.
+        save_predictions: Keep the label maps of the final evaluation in evaluation/predictions, each on its scan's own
+            grid.
+        init_from: Fine-tune: begin with the weights of a run (its best, averaged where it kept an average), of a
+            checkpoint, or of a file, as far as names and shapes agree; a head for other classes begins anew.
+        init_min_match: Share of the model's tensors that init_from must give.
         stages: Progressive training, e.g. [{duration: 10ep, freeze: [encoder]}, {lr_scale: 0.1}]: parts of the model
             that are frozen for a while.
     """
@@ -76,4 +81,7 @@ class TrainerSettings:
     compile: bool = False
     sanity_check: bool = True
     num_threads: Annotated[int, Range(ge=1)] | None = None
+    save_predictions: bool = False
+    init_from: str | None = None
+    init_min_match: Annotated[float, Range(ge=0, le=1)] = 0.5
     stages: list[Stage] = field(default_factory=list)

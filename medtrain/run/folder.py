@@ -105,6 +105,7 @@ class RunFolder:
     """
 
     FOLDERS: ClassVar[tuple[str, ...]] = ("checkpoints", "evaluation")  # callbacks and loggers make their own
+    SUFFIX: ClassVar[str] = ""  # of the names that are made up
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,7 +134,7 @@ class RunFolder:
             parent = Path(root) / experiment
             with disk_errors(parent):
                 parent.mkdir(parents=True, exist_ok=True)
-                folder = cls(_make_unique(parent))
+                folder = cls(_make_unique(parent, cls.SUFFIX))
         try:
             with disk_errors(folder.path):
                 for name in cls.FOLDERS:
@@ -381,11 +382,11 @@ def _claim(path: Path) -> Path:
     return path
 
 
-def _make_unique(parent: Path) -> Path:
-    """Make `<YYYYMMDD-HH-xxxx>`, drawing again while the name is taken by a run that started in the same hour."""
+def _make_unique(parent: Path, suffix: str = "") -> Path:
+    """Make `<YYYYMMDD-HH-xxxx><suffix>`, drawing again while a run that started in the same hour has the name."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H")
     while True:
-        path = parent / f"{stamp}-{secrets.token_hex(2)}"
+        path = parent / f"{stamp}-{secrets.token_hex(2)}{suffix}"
         with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path

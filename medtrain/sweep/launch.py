@@ -392,14 +392,14 @@ def _count_gpus(tree: Mapping[str, Any]) -> int:
 
 
 def _pool(section: Mapping[str, Any], gpus: int, tree: Mapping[str, Any]) -> TrialPool:
-    return TrialPool(divide(_workers(section, gpus), [*_visible(gpus)]), preload=component_modules(tree))
+    return TrialPool(divide(_workers(section, gpus), visible_gpus(gpus)), preload=component_modules(tree))
 
 
 def _workers(section: Mapping[str, Any], gpus: int) -> int:
     return section["workers"] or max(1, gpus)
 
 
-def _visible(gpus: int) -> list[str]:
+def visible_gpus(gpus: int) -> list[str]:
     """The GPUs by the names that CUDA_VISIBLE_DEVICES gives them."""
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[:gpus] if named else [str(index) for index in range(gpus)]

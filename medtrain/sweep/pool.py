@@ -42,6 +42,7 @@ class TrialTask:
         overrides: Of its configuration.
         imports: Modules that register the user's components.
         config_dirs: Folders of the user's configurations.
+        config: Folder whose saved configuration the overrides are put on; None composes them anew.
         folds: Folds to train in turn; empty is the one of the configuration.
         watch: Metric reported after each evaluation; None to report none.
         latency: Whether to measure the time of a forward pass at the end.
@@ -54,6 +55,7 @@ class TrialTask:
     overrides: tuple[str, ...]
     imports: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
+    config: str | None = None
     folds: tuple[int, ...] = ()
     watch: str | None = None
     latency: bool = False
@@ -175,13 +177,13 @@ class TrialPool:
         """Whether a place is free."""
         return bool(self._free)
 
-    def start(self, key: int, task: TrialTask, *, log: Path) -> None:
+    def start(self, key: int, task: TrialTask, *, log: Path | None) -> None:
         """Start a trial in a free place.
 
         Args:
             key: Name of the trial in events.
             task: What to do.
-            log: File that its output is appended to.
+            log: File that its output is appended to; None leaves it on this console.
         """
         self._launch(key, _train, (task,), log)
 

@@ -72,8 +72,8 @@ class TrialReport(Callback):
         """Training is about to begin, on the cases that every trial must have."""
         now = json.loads((view.run_dir / "data.json").read_text(encoding="utf-8"))["split_hash"]
         if self._task.split_hashes and now != self._task.split_hashes[self._fold]:
-            why = "the cases or their split changed since the sweep began: trials could not be compared"
-            raise DataError([Problem(str(view.run_dir), why, "restore the data, or start a new sweep")])
+            why = "the cases or their split changed since the first run of these: they could not be compared"
+            raise DataError([Problem(str(view.run_dir), why, "restore the data, or start all of them anew")])
         if self._fold == 0:
             self.mark("data and network")
             self.overhead_s = sum(self.overhead.values())
@@ -183,9 +183,12 @@ def _train(task: TrialTask, place: Path, fold: int | None, report: TrialReport) 
     shutil.rmtree(place, ignore_errors=True)
     overrides = [*task.overrides, f"run.dir={json.dumps(str(place), ensure_ascii=False)}"]
     overrides += [f"data.fold={fold}"] if fold is not None else []
-    composed = load_config(overrides, config_dirs=task.config_dirs, imports=task.imports)
+    if task.config is not None:
+        tree = load_saved(Path(task.config), overrides, imports=task.imports)
+    else:
+        tree = load_config(overrides, config_dirs=task.config_dirs, imports=task.imports).tree
     report.mark("configuration")
-    return start_run(composed.tree, overrides=overrides, started=task.started, callbacks=callbacks)
+    return start_run(tree, overrides=overrides, started=task.started, callbacks=callbacks)
 
 
 def _wait_until_free(folder: RunFolder) -> None:

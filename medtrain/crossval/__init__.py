@@ -1,0 +1,1 @@
+"""Cross-validation: every fold trained, judged together, and used together."""

@@ -1,0 +1,151 @@
+"""What a cross-validation must know before its first fold: runs in a process of its own, which imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medtrain import registry
+from medtrain.config.imports import import_modules
+from medtrain.data.source import Fold
+from medtrain.data.splits import save_splits
+from medtrain.engine.build import build_task, check_sides
+from medtrain.engine.derive import Derivation, derive
+from medtrain.engine.distributed import Dist
+from medtrain.engine.initial import check_initial
+from medtrain.engine.launch import log_progress, open_data
+from medtrain.errors import UsageError
+from medtrain.registry import build, plain
+from medtrain.run.log import setup_logging
+from medtrain.sweep.trial import count_gpus
+
+_SHARED = ("data", "model")
+_OWN = ("data.num_workers",)  # of the machine and of what else runs on it
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found.
+
+    Args:
+        config: The configuration that all folds share, with the shared plan filled in.
+        plan: The shared plan, as plain data.
+        values: What was derived: key, value, reason.
+        folds: The division, of a segmentation; None where it follows from the configuration alone.
+        split_hashes: Of the division of each fold.
+        dataset: Name of the data.
+        gpus: How many GPUs there are; 0 where the folds train on something else.
+    """
+
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    values: tuple[tuple[str, Any, str], ...]
+    folds: list[Fold] | None
+    split_hashes: tuple[str, ...]
+    dataset: str
+    gpus: int
+
+
+def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
+    """Divide the cases, plan once for all folds, and prepare every case.
+
+    The plan of a segmentation (voxel size, patch, batch, network) comes from the sizes of all cases, as nnU-Net's does:
+    its networks must be alike to be averaged. What is fitted to intensities and labels is not shared: every fold
+    takes it from its own training part. Images take the plan of the first fold.
+
+    Args:
+        config: A checked configuration.
+        imports: Modules that register the user's components.
+
+    Raises:
+        MedtrainError: The data is missing or contradicts the settings.
+    """
+    setup_logging()
+    import_modules(imports)
+    registry.load_plugins()
+    check_initial(config)
+    segments = "segmentation" in registry.get("data", config["data"]["name"]).tags
+    if not segments and config["data"].get("splits") is not None:
+        raise UsageError(
+            "data.splits holds one division of the images, and a cross-validation needs one for each fold",
+            hint="drop it: the folds are made of data.num_folds",
+        )
+    folds: list[Fold] | None = None
+    if segments:
+        folds = build("data", _with_fold(config, 0)["data"]).find().folds
+        derivation = _derive_whole(config, folds)
+    else:
+        derivation = derive(_with_fold(config, 0), progress=log_progress("reading"))
+    _check(derivation, segments=segments)
+    shared = _share(config, derivation)
+    count = config["data"]["num_folds"] if folds is None else len(folds)
+    hashes = tuple(_split_hash(shared, fold) for fold in range(count))
+    _prepare(derivation)
+    return Facts(
+        config=plain(shared),
+        plan=derivation.plan.to_json(),
+        values=tuple((value.key, plain(value.value), value.reason) for value in derivation.values),
+        folds=folds,
+        split_hashes=hashes,
+        dataset=derivation.found.dataset_name,
+        gpus=count_gpus(config["trainer"]["device"]),
+    )
+
+
+def _with_fold(config: Mapping[str, Any], fold: int) -> dict[str, Any]:
+    return {**config, "data": {**config["data"], "fold": fold}}
+
+
+def _derive_whole(config: Mapping[str, Any], folds: Sequence[Fold]) -> Derivation:
+    """Plan with the cases of all folds, and with none besides."""
+    cases = sorted({case_id for fold in folds for part in ("train", "val") for case_id in fold[part]})
+    whole = _with_fold(config, 0)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "splits.json"
+        save_splits(path, [{"train": cases, "val": []}])
+        whole["data"]["splits"] = str(path)
+        return derive(whole, progress=log_progress("reading"))
+
+
+def _share(config: Mapping[str, Any], derivation: Derivation) -> dict[str, Any]:
+    """The configuration with what follows from the data filled in, and what follows from the machine left open."""
+    shared = copy.deepcopy(dict(config))
+    completed = derivation.config
+    for value in derivation.values:
+        group, _, name = value.key.partition(".")
+        if value.fills and name and group in _SHARED and value.key not in _OWN:
+            shared[group][name] = completed[group][name]
+    for key in ("root", "store", "path"):
+        if key in shared["data"]:
+            shared["data"][key] = completed["data"][key]
+    for group, key in (("model", "weights"), ("trainer", "init_from")):
+        if key in shared[group]:
+            shared[group][key] = completed[group][key]
+    return shared
+
+
+def _split_hash(config: Mapping[str, Any], fold: int) -> str:
+    found = build("data", {**config["data"], "fold": fold}).find()
+    return str(found.split_hash)
+
+
+def _check(derivation: Derivation, *, segments: bool) -> None:
+    """Say what contradicts the data before a fold is trained."""
+    task = build_task(derivation.config, derivation.plan, derivation.device, None)
+    check_sides(derivation.config, derivation.plan, task)
+    if segments != hasattr(task, "on_prediction"):
+        raise UsageError(
+            f"task={derivation.config['task']['name']} does not fit data={derivation.config['data']['name']}"
+        )
+
+
+def _prepare(derivation: Derivation) -> None:
+    """Prepare every case once, before several folds want them."""
+    dist = Dist.from_environment()
+    with contextlib.closing(open_data(derivation.config, derivation.plan, dist, derivation=derivation)):
+        pass

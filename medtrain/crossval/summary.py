@@ -1,0 +1,234 @@
+"""What a cross-validation comes to: means and spreads over folds, every case by a model that has not seen it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from medtrain.config.saved import load_saved
+from medtrain.crossval.components import Choice, Judged, Pair, choose_components
+from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord
+from medtrain.crossval.report import write_crossval_report
+from medtrain.data.io.nifti import read_label
+from medtrain.engine.build import build_task
+from medtrain.engine.distributed import Dist
+from medtrain.engine.launch import open_data, read_plan
+from medtrain.engine.predictions import FOLDER, prediction_file
+from medtrain.run.atomic import atomic_write
+from medtrain.run.folder import Best, RunFolder
+from medtrain.run.log import console
+from medtrain.tasks.base import Record, Task
+
+log = logging.getLogger(__name__)
+
+_MAIN = ("dice", "nsd", "hd95_mm")  # of the table on the console; the report has all
+_CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A fold that is done.
+
+    Args:
+        name: Of its folder.
+        folder: Its run.
+        config: The run's configuration.
+        plan: The run's plan.
+        metrics: Of its final evaluation, by name without `val/`.
+        rows: Its `cases.csv`.
+    """
+
+    name: str
+    folder: RunFolder
+    config: Mapping[str, Any]
+    plan: Any
+    metrics: Mapping[str, float]
+    rows: list[dict[str, str]]
+
+
+def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: Sequence[str] = ()) -> CrossvalRecord:
+    """Put the final evaluations of the members together, choose the post-processing, write and print what came out.
+
+    Args:
+        folder: Of the cross-validation.
+        record: With its members.
+        imports: Modules that register the user's components.
+
+    Returns:
+        The record with metrics and choice, which is also written.
+    """
+    members = [_read_member(folder, name, imports) for name in record.members]
+    task = build_task(members[0].config, members[0].plan, _CPU, None)
+    monitor = task.monitor.name.removeprefix("val/")
+    folds = _over_folds(members, monitor)
+    rows = [{"fold": member.name.removeprefix("fold_"), **row} for member in members for row in member.rows]
+    rows.sort(key=lambda row: row["case_id"])
+    segments = hasattr(task, "on_prediction")
+    whole = task.summarize([_record(row) for row in rows]) if segments else {}
+    choice = _choose(members) if segments else None
+    record = dataclasses.replace(
+        record,
+        metrics={"folds": folds, "cases": whole},
+        num_cases=len(rows),
+        postprocess={"keep_largest": list(choice.keep_largest) if choice else []},
+        chosen=choice.to_json() if choice else {},
+    )
+    _write_cases(folder.cases, rows)
+    folder.write_record(record)
+    steps = sum(member.folder.read_status().step for member in members)
+    if monitor in folds and folds[monitor]["mean"] is not None:
+        _note_best(folder, Best(metric=f"val/{monitor}", value=folds[monitor]["mean"], step=steps))
+    write_crossval_report(folder, record)
+    console().print(_table(record, task, members))
+    for line in _lines(choice):
+        log.info(line)
+    return record
+
+
+def _note_best(folder: CrossvalFolder, best: Best) -> None:
+    """Keep the mean over the folds in the status, which stays what it is otherwise."""
+    status = folder.read_status()
+    if status.state == "running" and status.is_mine:
+        folder.heartbeat(best["step"], best=best)
+    else:
+        folder.restore(dataclasses.replace(status, best=best), status.message)
+
+
+def _read_member(folder: CrossvalFolder, name: str, imports: Sequence[str]) -> Member:
+    run = RunFolder.open(folder.path / name)
+    config = load_saved(run.path, imports=imports)
+    summary = json.loads((run.evaluation / "summary.json").read_text(encoding="utf-8"))
+    with (run.evaluation / "cases.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Member(name, run, config, read_plan(run, config), _flatten(summary), rows)
+
+
+def _flatten(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a final evaluation by name: those of labels over the part, or means over the cases."""
+    found: dict[str, float] = {name: _float(value) for name, value in summary.get("metrics", {}).items()}
+    found |= {name: _float(value) for name, value in summary.get("mean", {}).items()}
+    for label, metrics in summary.get("classes", {}).items():
+        found |= {f"{name}/{label}": _float(values.get("mean")) for name, values in metrics.items()}
+    return found
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _over_folds(members: Sequence[Member], monitor: str) -> dict[str, Any]:
+    """Mean and standard deviation (of the sample) over the folds in which a metric is defined; the monitor first."""
+    names = list(dict.fromkeys(name for member in members for name in member.metrics))
+    names.sort(key=lambda name: name != monitor)
+    found: dict[str, Any] = {}
+    for name in names:
+        values = [member.metrics.get(name, math.nan) for member in members]
+        defined = [value for value in values if math.isfinite(value)]
+        found[name] = {
+            "mean": statistics.fmean(defined) if defined else None,
+            "std": statistics.stdev(defined) if len(defined) > 1 else None,
+            "values": [value if math.isfinite(value) else None for value in values],
+        }
+    return found
+
+
+def _record(row: Mapping[str, str]) -> Record:
+    """A row of `cases.csv` as it was before it was written."""
+    return {key: value if key in ("case_id", "fold") else _number(value) for key, value in row.items()}
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _write_cases(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    columns = list(dict.fromkeys(["case_id", "fold", *(key for row in rows for key in row)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------- post-processing
+
+
+def _choose(members: Sequence[Member]) -> Choice | None:
+    """Choose from the label maps that the final evaluations kept; None where some are missing."""
+    lost = [
+        row["case_id"]
+        for member in members
+        for row in member.rows
+        if not prediction_file(member.folder.evaluation / FOLDER, row["case_id"]).is_file()
+    ]
+    if lost:
+        log.warning(
+            "post-processing is not chosen: %d predicted label maps are gone, such as that of %s", len(lost), lost[0]
+        )
+        return None
+    log.info("choosing the post-processing on %d held-out cases", sum(len(member.rows) for member in members))
+    return choose_components(lambda: _pairs(members), Judged.of_plan(members[0].plan))
+
+
+def _pairs(members: Sequence[Member]) -> Iterator[Pair]:
+    for member in members:
+        data: Any = open_data(member.config, member.plan, Dist.from_environment(), splits=member.folder.splits)
+        values = np.array(member.plan.label_values)
+        order = np.argsort(values)
+        try:
+            for row in member.rows:
+                case_id = row["case_id"]
+                written = read_label(prediction_file(member.folder.evaluation / FOLDER, case_id)).array
+                prediction = order[np.searchsorted(values, written, sorter=order)]
+                yield prediction, data.store.case(case_id).source_label()
+        finally:
+            data.close()
+
+
+# --------------------------------------------------------------------------------------------------- on the console
+
+
+def _table(record: CrossvalRecord, task: Task, members: Sequence[Member]) -> Table:
+    folds, cases = record.metrics["folds"], record.metrics["cases"]
+    title = f"{len(members)} folds, {record.num_cases} held-out cases"
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", overflow="fold")
+    for name in ("folds: mean", "std", *(("all cases",) if cases else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = [name for name in folds if not cases or name.partition("/")[0] in _MAIN]
+    for name in shown:
+        values = [folds[name]["mean"], folds[name]["std"], *([cases.get(name)] if cases else [])]
+        table.add_row(Text(name), *map(show_number, values))
+    return table
+
+
+def show_number(value: float | None) -> str:
+    """A metric for people."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _lines(choice: Choice | None) -> Iterator[str]:
+    if choice is None or not choice.num_cases:
+        return
+    if not choice.keep_largest:
+        yield "post-processing: keeping only largest components helps no class without hurting another"
+        return
+    before, after = choice.before["mean"], choice.after["mean"]
+    names = ", ".join(choice.keep_largest)
+    yield f"post-processing: keep the largest component of {names}: mean Dice {before:.4f} becomes {after:.4f}"
