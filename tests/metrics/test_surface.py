@@ -72,13 +72,26 @@ def test_equal_masks_are_perfect() -> None:
     assert surface_metrics(mask, mask, (1.0, 2.0, 3.0)) == {"hd95_mm": 0.0, "nsd": 1.0, "asd_mm": 0.0}
 
 
-@pytest.mark.parametrize("method", ["tree", "transform"])
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.9)])
+def _force(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the search look at one neighbour only and go on with a method, or find everything by itself."""
+    costs = {
+        "look": {"_LOOK": 0.0, "_LOOK_EACH": 0.0},
+        "tree": {"_LOOK": 1e12, "_ASK_EACH": 0.0, "_BUILD_EACH": 0.0},
+        "transform": {"_LOOK": 1e12, "_ASK_EACH": 1e9},
+    }
+    for name, value in {"_BLOCK": 1, **costs[method]}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.parametrize("method", ["look", "tree", "transform"])
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.9), (2.5, 0.8, 0.8), (0.8, 2.5, 0.8), (0.8, 0.8, 3.0)]
+)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.8])
-def test_both_methods_equal_brute_force(
+def test_every_method_equals_brute_force(
     method: str, spacing: tuple[float, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_TREE_LIMIT", 0 if method == "tree" else 10**9)
+    _force(method, monkeypatch)
     a, b = _noise(1, share=share), _noise(2, share=share)
     distances = surface_distances(a, b, spacing)
     assert distances is not None
@@ -99,12 +112,40 @@ def test_surface_equals_erosion(shape: tuple[int, ...]) -> None:
         assert (surface(mask) == (mask & ~ndimage.binary_erosion(mask))).all()
 
 
-def test_two_dimensional_masks() -> None:
-    a, b = _box((10, 10), (2, 5), (2, 5)), _box((10, 10), (2, 5), (4, 7))
-    expected = _brute_force(a, b, (1.0, 0.5))
-    distances = surface_distances(a, b, (1.0, 0.5))
+@pytest.mark.parametrize("method", ["look", "tree", "transform"])
+@pytest.mark.parametrize("spacing", [(1.0, 0.5), (0.7, 0.7)])
+def test_two_dimensional_masks(method: str, spacing: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    _force(method, monkeypatch)
+    a, b = _box((40, 10), (2, 5), (2, 5)), _box((40, 10), (30, 33), (4, 7))
+    expected = _brute_force(a, b, spacing)
+    distances = surface_distances(a, b, spacing)
     assert distances is not None
     np.testing.assert_allclose(distances.to_label, expected[0])
+    np.testing.assert_allclose(distances.to_prediction, expected[1])
+
+
+def test_a_line_of_voxels() -> None:
+    """One-dimensional masks, and a plane of voxels much larger than another: a neighbour list of any shape."""
+    a, b = np.zeros(50, dtype=bool), np.zeros(50, dtype=bool)
+    a[3:6], b[40] = True, True
+    assert surface_metrics(a, b, (2.0,))["hd95_mm"] == pytest.approx(np.percentile([70.0, 74.0], 95))
+    a, b = _box((2, 30, 30), (0, 1), (2, 9), (2, 9)), _box((2, 30, 30), (1, 2), (20, 29), (2, 9))
+    distances = surface_distances(a, b, (1000.0, 0.001, 0.001))
+    assert distances is not None
+    np.testing.assert_allclose(distances.to_label, _brute_force(a, b, (1000.0, 0.001, 0.001))[0])
+
+
+def test_far_masks_and_stray_voxels() -> None:
+    """What lies beyond the neighbours that are looked at: organs that miss each other, and a few voxels astray."""
+    a, b = _ball((40, 60, 60), (8, 12, 12), 6), _ball((40, 60, 60), (30, 48, 46), 7)
+    stray = b.copy()
+    stray[2, 3, 50] = stray[39, 0, 0] = True
+    for one, two in ((a, b), (b, stray), (stray, b)):
+        expected = _brute_force(one, two, (2.0, 0.8, 0.8))
+        distances = surface_distances(one, two, (2.0, 0.8, 0.8))
+        assert distances is not None
+        np.testing.assert_allclose(distances.to_label, expected[0], atol=1e-9)
+        np.testing.assert_allclose(distances.to_prediction, expected[1], atol=1e-9)
 
 
 def test_metrics_do_not_depend_on_what_surrounds_the_masks() -> None:
