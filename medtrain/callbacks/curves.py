@@ -59,6 +59,7 @@ class Curves(Callback):
             series.load_state_dict(state[key])
 
     def _draw(self, view: EngineView) -> None:
+        from medtrain.callbacks.forecast import read_forecast
         from medtrain.callbacks.plots import Line, draw_lines, draw_progress, family_name
 
         lines = {key: Line(key, series.steps, series.values) for key, series in self._series.items()}
@@ -73,6 +74,8 @@ class Curves(Callback):
         for family, name in zip(families, names, strict=True):
             mode = view.monitor.mode if family[0].name == view.monitor.name else None
             draw_lines(folder / name, family, class_names=view.class_names, mode=mode)
+        forecast = read_forecast(view.run_dir)
+        newest = forecast is not None and bool(view.history) and forecast.step == view.history[-1]["step"]
         monitored = [family for family in families if family[0].name == view.monitor.name]
         draw_progress(
             view.run_dir / "progress.png",
@@ -81,6 +84,7 @@ class Curves(Callback):
             metric=monitored[0] if monitored else [],
             mode=view.monitor.mode,
             lr=lines.get("train/lr"),
+            forecast=forecast if newest else None,
             class_names=view.class_names,
             title=f"{view.run_dir.parent.name} / {view.run_dir.name}",
         )

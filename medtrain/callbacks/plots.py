@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from medtrain.pictures.colors import class_color
 from medtrain.run.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from medtrain.callbacks.forecast import Forecast
 
 _MAIN = "#1f4e79"
 _SECOND = "#c0504d"
@@ -68,6 +71,7 @@ def draw_progress(
     lr: Line | None,
     class_names: Sequence[str],
     title: str,
+    forecast: Forecast | None = None,
 ) -> None:
     """Draw the whole run at a glance: loss, monitored metric and learning rate above each other.
 
@@ -79,6 +83,7 @@ def draw_progress(
         lr: Learning rate.
         class_names: All class names; they choose the colours.
         title: Heading.
+        forecast: Where the metric is expected to end, if that is known.
     """
     figure = Figure(figsize=(9, 9), dpi=110)
     # fixed places: finding them by drawing, as Matplotlib's layouts do, would double the time
@@ -93,6 +98,8 @@ def draw_progress(
     heading = family_name(metric, class_names) if metric else "no evaluation yet"
     middle.set_title(heading, loc="left", fontsize=10)
     _draw_family(middle, metric, class_names, mode)
+    if forecast is not None and metric:
+        _draw_forecast(middle, metric[0], forecast)
     bottom.set_title("learning rate", loc="left", fontsize=10)
     if lr is not None:
         bottom.plot(lr.steps, lr.values, color=_MAIN, linewidth=1.5)
@@ -178,6 +185,24 @@ def _draw_family(
             zorder=5,
         )
     _style(axes, [value for line in lines for value in line.values], legend=len(lines) > 1 or mode is not None)
+
+
+def _draw_forecast(axes: Any, line: Line, forecast: Forecast) -> None:
+    """The end that is expected, with twice its spread."""
+    ends = ([line.steps[-1], forecast.end_step], [line.values[-1], forecast.value])
+    axes.plot(*ends, color=_GREY, linewidth=1.0, linestyle=(0, (2, 2)))
+    axes.errorbar(
+        [forecast.end_step],
+        [forecast.value],
+        yerr=None if forecast.spread is None else [2 * forecast.spread],
+        color=_GREY,
+        marker="o",
+        markersize=4,
+        capsize=3,
+        linestyle="none",
+        label=f"forecast {forecast.value:.4f}" + ("" if forecast.spread is None else f" +- {forecast.spread:.4f}"),
+    )
+    axes.legend(fontsize=8, frameon=False, loc="best")
 
 
 def _style(axes: Any, values: Sequence[float], *, legend: bool) -> None:

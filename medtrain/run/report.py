@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from medtrain.callbacks.forecast import read_forecast
 from medtrain.run.atomic import atomic_write
 from medtrain.run.folder import Status, read_status
 from medtrain.run.history import evaluations, read_metrics
@@ -56,6 +57,9 @@ def _summary(run_dir: Path, status: Status) -> str:
     if status.best is not None:
         best = status.best
         lines.append(f"Best {best['metric']}: **{best['value']:.4f}** at step {best['step']}.")
+    forecast = read_forecast(run_dir)
+    if forecast is not None and status.status != "done":
+        lines.append(f"Forecast at step {forecast.step}: {forecast.describe()}.")
     if status.started and status.updated:
         started = datetime.datetime.fromisoformat(status.started)
         lines.append(f"Started {started:%Y-%m-%d %H:%M}, last change {_between(status.started, status.updated)} later.")
