@@ -45,6 +45,8 @@ SHARED: Mapping[str, tuple[str, str | None]] = {
     **{f"data.{key}": (_DATA, None) for key in _TABLE},
     **{f"data.{key}": (_DATA, None) for key in _GENERATED},
     "data.merge_labels": (_JUDGED, "begin a sweep for each set of classes"),
+    "data.regions": (_JUDGED, "begin a sweep for each set of regions"),
+    "data.annotated": (_DATA, None),
     "task": (_JUDGED, None),
     "task.*": (_JUDGED, None),
     "trainer.eval_every": (_JUDGED, None),

@@ -37,6 +37,8 @@ class Dataset:
         ignore_value: Value in the files of voxels nobody annotated, or None.
         cases: Labelled cases, sorted by id.
         test_cases: Cases without a label, sorted by id.
+        regions: Regions that the description defines, by name in the order of painting: the values of their classes,
+            the one that the region is painted with first; None where every class stands for itself.
     """
 
     dataset_name: str
@@ -46,6 +48,7 @@ class Dataset:
     ignore_value: int | None
     cases: tuple[Case, ...]
     test_cases: tuple[Case, ...]
+    regions: dict[str, tuple[int, ...]] | None = None
 
     @property
     def num_channels(self) -> int:

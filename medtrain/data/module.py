@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from medtrain.data.annotated import Annotated
 from medtrain.data.case import Dataset
 from medtrain.data.loader import Batch
 from medtrain.data.patches import PatchDataset
@@ -38,6 +39,7 @@ class SegmentationData:
         dataset: The cases and labels.
         store: All cases of the split, prepared.
         split: Case ids of "train" and "val".
+        annotated: Outputs that were annotated, of cases where not all were.
         plan: Patch, batch size, normalisation.
         augment: Changes training patches.
         seed: Of order, places and augmentation.
@@ -54,6 +56,7 @@ class SegmentationData:
         plan: Plan,
         augment: Augmentation,
         seed: int,
+        annotated: Annotated | None = None,
         pin_memory: bool = False,
     ) -> None:
         self.settings = settings
@@ -61,6 +64,7 @@ class SegmentationData:
         self.store = store
         self.split: dict[str, list[str]] = {part: list(split[part]) for part in ("train", "val")}
         self.plan = plan
+        self.annotated = dict(annotated or {})
         self.augment = augment
         self.sampler = EpochSampler(
             num_samples=len(self.split["train"]) * settings.samples_per_case, batch_size=plan.batch_size, seed=seed
@@ -73,6 +77,7 @@ class SegmentationData:
             batch_size=plan.batch_size,
             oversample_foreground=settings.oversample_foreground,
             seed=seed,
+            annotated=self.annotated,
         )
         self.stream = TrainingStream(
             self.patches,
@@ -106,9 +111,13 @@ class SegmentationData:
         """Move a batch and augment it there.
 
         Returns:
-            `image` float32 [B, C, *patch_size], `label` [B, *patch_size], the other entries unchanged.
+            `image` float32 [B, C, *patch_size], `label` [B, *patch_size], `annotated` bool [B, K] where some cases were
+            annotated in part, the other entries unchanged.
         """
-        moved = {name: [t.to(device, non_blocking=True) for t in batch[name]] for name in ("image", "label")}
+        names = ("image", "label")
+        moved: dict[str, Any] = {name: [t.to(device, non_blocking=True) for t in batch[name]] for name in names}
+        if "annotated" in batch:
+            moved["annotated"] = torch.stack(batch["annotated"]).to(device, non_blocking=True)
         augmented = self.augment.apply({**batch, **moved}, patch_size=self.plan.patch_size, label_pad=self.label_pad)
         if memory_format is not None:
             augmented["image"] = augmented["image"].contiguous(memory_format=memory_format)
@@ -148,6 +157,7 @@ class SegmentationData:
             geometry: The way back to the scan's grid.
             source_label: Class indices on the scan's own grid.
             spacing: Voxel size (D, H, W) in mm of the network's grid.
+            annotated: Whether each output was annotated; missing where all were.
         """
         self.store.mark_used()
         case = self.store.case(case_id)
@@ -159,6 +169,7 @@ class SegmentationData:
             "geometry": case.geometry,
             "source_label": case.source_label(),
             "spacing": case.spacing,
+            **({"annotated": self.annotated[case_id]} if case_id in self.annotated else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -172,6 +183,7 @@ class SegmentationData:
             "num_train": len(self.split["train"]),
             "num_val": len(self.split["val"]),
             "cases": {case_id: self.store.keys[case_id] for case_id in used},
+            **({"annotated": {case: list(known) for case, known in self.annotated.items()}} if self.annotated else {}),
         }
 
     def close(self) -> None:

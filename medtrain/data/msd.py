@@ -86,6 +86,7 @@ def discover_msd(root: Path, *, group_pattern: str | None = None) -> Dataset:
         ignore_value=description.ignore_value,
         cases=sorted_cases(cases),
         test_cases=sorted_cases(test_cases),
+        regions=description.regions,
     )
     return require_files(dataset, problems)
 

@@ -67,7 +67,7 @@ class NetworkRequest:
     Args:
         spacing: Voxel size in mm per spatial dimension.
         median_shape: Voxels of the median case per spatial dimension.
-        num_classes: Number of classes.
+        num_outputs: Channels of the logits.
         patch_size: The user's patch, or None.
         channels: The user's features per stage, or None.
         strides: The user's stride per stage and axis, or None.
@@ -76,7 +76,7 @@ class NetworkRequest:
 
     spacing: tuple[float, ...]
     median_shape: tuple[float, ...]
-    num_classes: int
+    num_outputs: int
     patch_size: tuple[int, ...] | None = None
     channels: tuple[int, ...] | None = None
     strides: Steps | None = None
@@ -168,7 +168,7 @@ def derive_batch_size(
     shape: Topology,
     channels: Sequence[int],
     budget: Budget,
-    num_classes: int,
+    num_outputs: int,
     dataset_voxels: float,
     reasons: dict[str, str],
 ) -> int:
@@ -178,12 +178,12 @@ def derive_batch_size(
         shape: The network's patch and strides.
         channels: Features per stage.
         budget: Of the machine.
-        num_classes: Number of classes.
+        num_outputs: Channels of the logits.
         dataset_voxels: Voxels of all training cases together.
         reasons: Receives the reason.
     """
     dims, voxels = len(shape.patch_size), math.prod(shape.patch_size)
-    elements = topology.feature_map_elements(shape.patch_size, shape.strides, channels, num_classes)
+    elements = topology.feature_map_elements(shape.patch_size, shape.strides, channels, num_outputs)
     limits = {
         "as many patches as fit the memory": round(budget.elements / elements * REFERENCE_BATCH[dims]),
         f"at most {MAX_SHARE_OF_DATA:.0%} of the data's voxels": round(dataset_voxels * MAX_SHARE_OF_DATA / voxels),
@@ -265,7 +265,7 @@ def _elements(request: NetworkRequest, shape: Topology, budget: Budget) -> int:
     derived = topology.features(stages, base=budget.base_features, largest=budget.max_features)
     given = request.channels
     channels = derived if given is None or len(given) != stages else given
-    return topology.feature_map_elements(shape.patch_size, shape.strides, channels, request.num_classes)
+    return topology.feature_map_elements(shape.patch_size, shape.strides, channels, request.num_outputs)
 
 
 def _patch_problem(patch: Sequence[int], divisor: Sequence[int]) -> Problem:

@@ -30,6 +30,8 @@ _CHANNEL_FILE = re.compile(r"^(.+)_(\d{4})$")
 class NnunetData(VolumeData):
     """A data set in nnU-Net's raw layout, one file per channel.
 
+    Labels of `dataset.json` that are lists of values are regions, painted in the order of `regions_class_order`.
+
     Args:
         root: The DatasetXXX_Name folder, which holds dataset.json, or the folder above it.
         group_pattern: Regular expression whose first group, searched in the case id, is the patient; None takes
@@ -69,6 +71,7 @@ class NnunetData(VolumeData):
             test_cases=sorted_cases(
                 [Case(name, images=images, label=None, group=name) for name, images in test.items()]
             ),
+            regions=description.regions,
         )
         return require_files(dataset, problems)
 

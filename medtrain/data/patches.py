@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medtrain.data.annotated import Annotated
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
 from medtrain.data.sampler import SampleKey
@@ -21,8 +22,9 @@ class PatchDataset:
     """Patches of prepared cases, each a pure function of the seed and its key.
 
     The last round(oversample_foreground * batch_size) patches of a batch are centred on a labelled voxel: of a class
-    drawn among those present, then of a voxel of that class, moved as little as needed to stay within the case.
-    The others lie anywhere within the case. A case smaller than the patch lies in its middle.
+    (or region) drawn among those that are present and annotated, then of a voxel of it, moved as little as needed to
+    stay within the case. The others lie anywhere within the case, or with an ignore label around any annotated voxel. A
+    case smaller than the patch lies in its middle.
 
     Augmentation parameters are drawn before reading, and only the voxels they need are read.
 
@@ -34,6 +36,7 @@ class PatchDataset:
         batch_size: Global batch, in which the slot decides whether foreground is forced.
         oversample_foreground: Share of a batch centred on foreground.
         seed: Of everything random.
+        annotated: Outputs that were annotated, of cases where not all were.
     """
 
     def __init__(
@@ -46,12 +49,15 @@ class PatchDataset:
         batch_size: int,
         oversample_foreground: float,
         seed: int,
+        annotated: Annotated | None = None,
     ) -> None:
         self.store = store
         self.case_ids = tuple(case_ids)
         self.plan = plan
         self.augment = augment
         self.seed = seed
+        self.annotated = dict(annotated or {})
+        self._structures = plan.regions or tuple((index,) for index in range(1, plan.num_classes))
         self.first_foreground_slot = round(batch_size * (1 - oversample_foreground))
 
     def __getitem__(self, key: SampleKey) -> Sample:
@@ -63,6 +69,7 @@ class PatchDataset:
             params: What the augmentation drew.
             case_id: The case.
             key: (epoch, index).
+            annotated: bool [K], the outputs that were annotated; only where some case was annotated in part.
         """
         case = self.store.case(self.case_ids[key.index % len(self.case_ids)])
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, key.epoch, key.index])))
@@ -75,13 +82,17 @@ class PatchDataset:
         image, label = read_box(case, corner, size, self.plan)
         if self.plan.spatial_dims == 2:
             image, label = image[:, 0], label[0]
-        return {
+        sample = {
             "image": torch.from_numpy(image),
             "label": torch.from_numpy(label),
             "params": params,
             "case_id": case.case_id,
             "key": (key.epoch, key.index),
         }
+        if self.annotated:
+            everything = (True,) * self.plan.num_outputs
+            sample["annotated"] = torch.tensor(self.annotated.get(case.case_id, everything))
+        return sample
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Put samples side by side; see `collate`."""
@@ -96,22 +107,35 @@ class PatchDataset:
         class_draw, voxel_draw = rng.random(2)
         room = [n - p for n, p in zip(case.shape, patch, strict=True)]
         start = [int(u * (r + 1)) if r > 0 else -((-r) // 2) for u, r in zip(place, room, strict=True)]
-        voxels = self._voxels(case, class_draw, foreground=foreground)
-        if voxels is None:
+        tables = self._tables(case, class_draw, foreground=foreground)
+        if not tables:
             return start
-        centre = voxels[int(voxel_draw * len(voxels))]
+        at = int(voxel_draw * sum(len(table) for table in tables))
+        for table in tables:
+            if at < len(table):
+                break
+            at -= len(table)
         return [
-            min(max(int(c) - p // 2, 0), r) if r > 0 else at
-            for c, p, r, at in zip(centre, patch, room, start, strict=True)
+            min(max(int(c) - p // 2, 0), r) if r > 0 else lowest
+            for c, p, r, lowest in zip(table[at], patch, room, start, strict=True)
         ]
 
-    def _voxels(self, case: PreparedCase, class_draw: float, *, foreground: bool) -> np.ndarray | None:
-        """Voxels to choose the centre from, or None for anywhere."""
-        classes = [index for index in case.class_ids if index > 0]
-        if foreground and classes:
-            return case.foreground(classes[int(class_draw * len(classes))])
+    def _tables(self, case: PreparedCase, class_draw: float, *, foreground: bool) -> list[np.ndarray]:
+        """Voxels to choose the centre from, none for anywhere."""
+        if foreground:
+            # class 0 holds no foreground, and class indices beyond those of the plan are no structure
+            known = self.annotated.get(case.case_id)
+            outputs = None if known is None else known if self.plan.regions is not None else known[1:]
+            present = [
+                [index for index in members if index in case.class_ids]
+                for number, members in enumerate(self._structures)
+                if outputs is None or outputs[number]
+            ]
+            present = [members for members in present if members]
+            if present:
+                return [case.foreground(index) for index in present[int(class_draw * len(present))]]
         # with sparse annotation a patch without any of it teaches nothing
-        return case.foreground(0) if 0 in case.class_ids else None
+        return [case.foreground(0)] if 0 in case.class_ids else []
 
 
 def read_box(

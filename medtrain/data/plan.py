@@ -23,6 +23,7 @@ from medtrain.data.network import (
     machine_budget,
     per_axis,
 )
+from medtrain.data.regions import RegionMap
 from medtrain.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Plan:
             "spatial_dims": self.spatial_dims,
             "in_channels": self.in_channels,
             "num_classes": self.num_classes,
+            "regions": self.regions,
             "masked_channels": masked,
         }
 
@@ -179,10 +181,12 @@ def make_plan(
     spacing = _spacing(fingerprint, settings, dims, reasons)
     median_shape = fingerprint.median_shape(spacing)
     labels = LabelMap.from_dataset(dataset, settings.merge_labels)
+    regions = RegionMap.from_settings(dataset, labels, settings.regions)
+    outputs = labels.num_classes if regions is None else len(regions.members)
     request = NetworkRequest(
         spacing=spacing,
         median_shape=median_shape[-dims:],
-        num_classes=labels.num_classes,
+        num_outputs=outputs,
         patch_size=settings.patch_size,
         channels=None if channels is None else tuple(channels),
         strides=None if strides is None else per_axis(strides, dims),
@@ -194,7 +198,7 @@ def make_plan(
     batch_size = settings.batch_size
     if batch_size is None:
         voxels = math.prod(median_shape) * fingerprint.num_cases
-        batch_size = derive_batch_size(network, widths, budget, labels.num_classes, voxels, reasons)
+        batch_size = derive_batch_size(network, widths, budget, outputs, voxels, reasons)
     return Plan(
         spatial_dims=dims,
         spacing=spacing,
@@ -211,6 +215,8 @@ def make_plan(
         ignore_index=labels.ignore_index,
         channel_names=tuple(dataset.channel_names),
         median_shape=tuple(max(1, round(n)) for n in median_shape),
+        regions=None if regions is None else regions.members,
+        region_names=() if regions is None else regions.region_names,
         reasons=reasons,
     )
 

@@ -115,7 +115,7 @@ def features(stages: int, *, base: int, largest: int) -> tuple[int, ...]:
 
 
 def feature_map_elements(
-    patch_size: Sequence[int], strides: Sequence[Sequence[int]], channels: Sequence[int], num_classes: int
+    patch_size: Sequence[int], strides: Sequence[Sequence[int]], channels: Sequence[int], num_outputs: int
 ) -> int:
     """Elements of all convolution outputs of a plain U-Net for one patch: nnU-Net's stand-in for memory.
 
@@ -129,7 +129,7 @@ def feature_map_elements(
         sizes.append(math.prod(extent))
     encoder = sum(2 * c * n for c, n in zip(channels, sizes, strict=True))
     decoder = sum(3 * c * n for c, n in zip(channels[:-1], sizes[:-1], strict=True))
-    return encoder + decoder + num_classes * sizes[0]
+    return encoder + decoder + num_outputs * sizes[0]
 
 
 def shrink(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated as Typed
+from typing import Any, Literal
 
+from medtrain.data.annotated import Annotated, read_annotated
 from medtrain.data.case import Dataset
 from medtrain.data.fingerprint import fingerprint_cases
+from medtrain.data.labels import LabelMap
 from medtrain.data.module import SegmentationData
 from medtrain.data.plan import Plan, make_plan
 from medtrain.data.prepare import prepare
+from medtrain.data.regions import RegionMap
 from medtrain.data.source import DerivedValue, Fold, Machine, Progress
 from medtrain.data.splits import load_splits, make_folds, save_splits, select_fold, split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
 from medtrain.registry import Range
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,13 @@ class FoundVolumes:
         dataset: The cases.
         folds: All folds of the cross-validation; a single entry when the run trains on everything.
         split: The training and validation ids of this run.
+        annotated: Outputs that were annotated in cases of which not all were.
     """
 
     dataset: Dataset
     folds: list[Fold]
     split: Fold
+    annotated: Annotated = field(default_factory=dict)
 
     @property
     def dataset_name(self) -> str:
@@ -73,22 +82,31 @@ class VolumeData:
         store: Folder that keeps prepared cases; shared by runs, safe with several at a time.
         merge_labels: Classes to join, as new name: [names], e.g. {liver: [liver, cancer]}; joining with background
             removes a class.
+        regions: Structures to segment that are made of several classes and may lie within each other, as name:
+            [classes], e.g. {whole: [edema, core, enhancing], core: [core, enhancing]}; each gets a sigmoid output of
+            its own, and predictions are painted in this order, later over earlier. None takes those of dataset.json,
+            {} none. They need a loss of sigmoids, such as loss=dice_bce.
+        annotated: JSON or CSV file that says which classes or regions were annotated in a case, for data of several
+            origins: {"case_1": ["liver"]}, or rows of `case_id,annotated` with names separated by `;`. Cases that it
+            does not list are annotated in full.
     """
 
     root: str | None = None
-    fold: Annotated[int, Range(ge=0)] | None = 0
-    num_folds: Annotated[int, Range(ge=2)] = 5
+    fold: Typed[int, Range(ge=0)] | None = 0
+    num_folds: Typed[int, Range(ge=2)] = 5
     splits: str | None = None
     spatial_dims: Literal[2, 3] | None = None
-    patch_size: tuple[Annotated[int, Range(ge=1)], ...] | None = None
-    spacing: tuple[Annotated[float, Range(gt=0)], ...] | None = None
-    batch_size: Annotated[int, Range(ge=1)] | None = None
+    patch_size: tuple[Typed[int, Range(ge=1)], ...] | None = None
+    spacing: tuple[Typed[float, Range(gt=0)], ...] | None = None
+    batch_size: Typed[int, Range(ge=1)] | None = None
     normalization: Literal["auto", "ct", "zscore", "none"] = "auto"
-    oversample_foreground: Annotated[float, Range(ge=0, le=1)] = 0.33
-    samples_per_case: Annotated[int, Range(ge=1)] = 1
-    num_workers: Annotated[int, Range(ge=0)] | None = None
+    oversample_foreground: Typed[float, Range(ge=0, le=1)] = 0.33
+    samples_per_case: Typed[int, Range(ge=1)] = 1
+    num_workers: Typed[int, Range(ge=0)] | None = None
     store: str = "outputs/store"
     merge_labels: dict[str, list[str]] | None = None
+    regions: dict[str, list[str]] | None = None
+    annotated: str | None = None
 
     def discover(self) -> Dataset:
         """Find the cases and what their labels mean; reads names and descriptions, not voxels.
@@ -102,12 +120,25 @@ class VolumeData:
     def find(self, *, splits: Path | None = None) -> FoundVolumes:
         """Find the cases and divide them; see `medtrain.data.source.DataSource`."""
         dataset = self.discover()
+        annotated = self._read_annotated(dataset)
         if self.fold is None:
             split = select_fold([], None, dataset.cases)
-            return FoundVolumes(dataset, [split], split)
+            return FoundVolumes(dataset, [split], split, annotated)
         given = splits or (Path(self.splits) if self.splits is not None else None)
         folds = load_splits(given, dataset.cases) if given is not None else make_folds(dataset.cases, self.num_folds)
-        return FoundVolumes(dataset, folds, select_fold(folds, self.fold, dataset.cases))
+        return FoundVolumes(dataset, folds, select_fold(folds, self.fold, dataset.cases), annotated)
+
+    def _read_annotated(self, dataset: Dataset) -> Annotated:
+        if self.annotated is None:
+            return {}
+        labels = LabelMap.from_dataset(dataset, self.merge_labels)
+        regions = RegionMap.from_settings(dataset, labels, self.regions)
+        return read_annotated(
+            Path(self.annotated).expanduser(),
+            case_ids=[case.case_id for case in dataset.cases],
+            class_names=labels.class_names,
+            regions=None if regions is None else dict(zip(regions.region_names, regions.members)),
+        )
 
     def derive(
         self,
@@ -135,6 +166,7 @@ class VolumeData:
             kernel_sizes=model.get("kernel_sizes"),
         )
         values = [DerivedValue(key, getattr(plan, key.partition(".")[2]), why) for key, why in plan.reasons.items()]
+        values += self._region_values(found.dataset, plan)
         if self.normalization == "auto":
             schemes = [channel.scheme for channel in plan.normalization]
             why = plan.reasons.get("data.normalization", "by channel name")
@@ -147,6 +179,22 @@ class VolumeData:
         values.append(DerivedValue("inference.mirror_axes", axes, "the axes training mirrors"))
         values.append(DerivedValue("data.num_workers", *machine.data_workers()))
         return plan, values
+
+    def _region_values(self, dataset: Dataset, plan: Plan) -> list[DerivedValue]:
+        """Regions that the data set defines, to be told; warns of what a map cannot hold."""
+        labels = LabelMap.from_dataset(dataset, self.merge_labels)
+        regions = RegionMap.from_settings(dataset, labels, self.regions)
+        if regions is None:
+            return []
+        for note in regions.notes:
+            log.warning("data.regions: %s", note)
+        if self.regions is not None:
+            return []
+        named = {
+            name: [plan.class_names[index] for index in members]
+            for name, members in zip(regions.region_names, regions.members)
+        }
+        return [DerivedValue("data.regions", named, "the labels of dataset.json are lists", fills=False)]
 
     def read_plan(self, data: Mapping[str, Any]) -> Plan:
         """The plan from what its `to_json` gave."""
@@ -174,6 +222,7 @@ class VolumeData:
             dataset=found.dataset,
             store=prepared,
             split=found.split,
+            annotated=found.annotated,
             plan=plan,
             augment=augment,
             seed=seed,

@@ -22,6 +22,7 @@ from medtrain.metrics.cases import (
     worst_cases,
     write_evaluation,
 )
+from medtrain.metrics.regions import evaluate_regions, forget_unannotated
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import SURFACE_METRICS
 from medtrain.pictures.case import WorstCase, draw_case
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 class Segmentation:
     """Train on patches, judge whole cases on the source grid.
 
-    A training batch holds `image` [B, C, *S] float32 and `label` [B, *S] class indices. An evaluation item is a whole
-    prepared case; its logits are resampled to the scan's own grid before they are compared with the scan's own label.
+    A training batch holds `image` [B, C, *S] float32 and `label` [B, *S] class indices, and `annotated` bool [B, K]
+    where not everything was annotated. An evaluation item is a whole prepared case; its logits are resampled to the
+    scan's own grid before they are compared with the scan's own label.
 
     Args:
         loss: Loss of logits [B, K, *S] and labels [B, *S].
@@ -75,7 +77,7 @@ class Segmentation:
         self.memory_format = memory_format
         self.surface_metrics = surface_metrics
         self.nsd_tolerance_mm = nsd_tolerance_mm
-        self.class_names: Sequence[str] = plan.class_names
+        self.class_names: Sequence[str] = (plan.class_names[0], *plan.judged_names)
         self.in_channels = plan.in_channels
         self.worst: WorstCase | None = None
         self.on_prediction: Callable[[Batch, np.ndarray], None] | None = None
@@ -118,7 +120,8 @@ class Segmentation:
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Logits of a batch of patches and their loss."""
         logits = self.forward(model, batch)
-        return StepOutput(self.loss(logits, batch["label"], ignore_index=self.plan.ignore_index))
+        known = batch.get("annotated")
+        return StepOutput(self.loss(logits, batch["label"], ignore_index=self.plan.ignore_index, annotated=known))
 
     def begin_evaluation(self) -> None:
         """Forget the worst case."""
@@ -127,21 +130,31 @@ class Segmentation:
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
         logits = self.predict_logits(model, item["image"], final=final)
-        prediction = self.inference.postprocess(item["geometry"].invert_logits(logits), self.class_names)
+        prediction = self.inference.postprocess(item["geometry"].invert_logits(logits), self.plan.class_names)
         if final and self.on_prediction is not None:
             self.on_prediction(item, prediction)
-        surface = self.surface_metrics == "always" or (self.surface_metrics == "final" and final)
-        row = evaluate_case(
-            prediction,
-            item["source_label"],
-            spacing=item["geometry"].canonical_spacing,
-            class_names=self.class_names,
-            surface=surface,
-            nsd_tolerance_mm=self.nsd_tolerance_mm,
-            ignore_index=self.plan.ignore_index,
-        )
+        row = self._judge(prediction, item, final=final)
         self._keep_if_worst(item, logits, row)
         return [{"case_id": item["case_id"], **row}]
+
+    def _judge(self, prediction: np.ndarray, item: Batch, *, final: bool) -> dict[str, float]:
+        """Metrics of a predicted map of classes: of the classes, or of the regions."""
+        plan = self.plan
+        settings = {
+            "spacing": item["geometry"].canonical_spacing,
+            "surface": self.surface_metrics == "always" or (self.surface_metrics == "final" and final),
+            "nsd_tolerance_mm": self.nsd_tolerance_mm,
+            "ignore_index": plan.ignore_index,
+        }
+        label = item["source_label"]
+        if plan.regions is None:
+            row = evaluate_case(prediction, label, class_names=self.class_names, **settings)
+        else:
+            row = evaluate_regions(prediction, label, regions=plan.regions, region_names=plan.region_names, **settings)
+        annotated = item.get("annotated")
+        if annotated is None:
+            return row
+        return forget_unannotated(row, plan.judged_names, annotated[-len(plan.judged_names) :])
 
     def predict_logits(self, model: nn.Module, image: Tensor, *, final: bool) -> Tensor:
         """Logits [K, D, H, W] of a whole normalised image [C, D, H, W]."""
@@ -190,7 +203,7 @@ class Segmentation:
         title = f"{self.worst['case_id']}   mean Dice {self.worst['score']:.4f}   {style.title}".strip()
         pixels = draw_case(
             self.worst,
-            list(self.class_names),
+            list(self.plan.class_names),
             title=title,
             channel=style.channel,
             panel_size=style.panel_size,

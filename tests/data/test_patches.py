@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,39 @@ def test_collate_keeps_lists() -> None:
     assert batch["case_id"] == ["2", "3"]
     assert [tuple(image.shape) for image in batch["image"]] == [(1, 2, 2), (1, 3, 3)]
     assert batch["key"] == [(0, 2), (0, 3)]
+
+
+def test_regions_are_drawn_as_often_as_each_other(store: Store) -> None:
+    plan = replace(small_plan(normalization=RAW), regions=((1, 2), (2,)), region_names=("all", "tumour"))
+    data = patches(store, plan)
+    tables = [data._tables(store.case("case_0"), draw, foreground=True) for draw in (0.1, 0.9)]
+    case = store.case("case_0")
+    np.testing.assert_array_equal(np.concatenate(tables[0]), np.concatenate([case.foreground(1), case.foreground(2)]))
+    np.testing.assert_array_equal(np.concatenate(tables[1]), case.foreground(2))
+
+
+def test_patches_are_centred_only_on_what_was_annotated(store: Store) -> None:
+    known = dict.fromkeys(store.case_ids, (True, False, True))
+    data = patches(store, small_plan(normalization=RAW), annotated=known)
+    inner = [data[key] for key in keys(100, slot=3)]
+    assert {int(sample["label"][4, 4, 4]) for sample in inner} == {2}
+    assert all(sample["annotated"].tolist() == [True, False, True] for sample in inner)
+
+    nothing = patches(store, small_plan(normalization=RAW), annotated={"case_0": (True, False, False)})
+    assert nothing._tables(store.case("case_0"), 0.5, foreground=True) == []
+    assert nothing[SampleKey(0, 1, 3)]["annotated"].tolist() == [True, True, True]
+    assert "annotated" not in patches(store, small_plan())[SampleKey(0, 1, 3)]
+
+
+def test_no_patch_is_centred_on_an_ignored_voxel(tmp_path: Path) -> None:
+    dataset = small_dataset(tmp_path / "raw", cases=2, ignore_value=7, shape=(24, 16, 14))
+    plan = small_plan(normalization=RAW, ignore_index=3)
+    scribbled = prepare(dataset, VolumeData(store=str(tmp_path / "store")), plan)
+    for regions in (None, ((1, 2), (2,))):
+        data = patches(scribbled, replace(plan, regions=regions, region_names=("all", "tumour") if regions else ()))
+        for key in (*keys(60, slot=3), *keys(60, slot=0)):
+            foreground = key.slot == 3
+            for table in data._tables(scribbled.case("case_0"), key.index / 20, foreground=foreground):
+                label = scribbled.case("case_0").read_label()
+                assert (label[tuple(table.T)] != 3).all()
+            assert (data[key]["label"] != 3).any()

@@ -167,10 +167,10 @@ def test_patients_by_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "said", "hint"),
     [
-        (None, "data.root is not set", "data.root=/path/to/Task03_Liver (the Decathlon's data are at http://"),
+        (None, "data.root is not set", "data.root=/path/to/Task03_Liver (or get it: `medtrain data download msd_liver`"),
         ("nowhere/at/all", "no such folder: nowhere/at/all", "data.root=/path/to/Task03_Liver"),
         ("Task03_Livr", "no such folder: Task03_Livr", "did you mean data.root=Task03_Liver?"),
-        ("empty", "data.root is an empty folder: empty", "put the data there (the Decathlon's"),
+        ("empty", "data.root is an empty folder: empty", "put the data there (or get it: `medtrain data download msd_liver"),
         ("other", "other holds no dataset.json and no Task03_Liver/dataset.json", "data.root=/path/to/Task03_Liver"),
         ("file", "data.root is a file, not a folder: file", "data.root=/path/to/Task03_Liver"),
     ],
@@ -202,7 +202,7 @@ def test_the_task_is_read_off_the_root(tmp_path: Path) -> None:
         ({"labels": {"0": "background"}}, "must name at least one structure beside the background"),
         ({"labels": {"0": "background", "1": "a", "2": "a"}}, "`labels` holds 'a' or the value 2 twice"),
         ({"labels": {"background": 0, "a": 1.5}}, "label 'a' must be a whole number, got 1.5"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "region labels are not supported yet: whole"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions need `regions_class_order`"),
         ({"labels": {"background": 0, "a": -1}}, "label values must be 0 (background) or positive"),
         ({"modality": None}, "needs `channel_names` (or `modality`)"),
         ({"modality": {"1": "CT"}}, "`modality` must be numbered from 0 without gaps, got 1"),

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medtrain.data.case import Case
+from medtrain.data.io.region_labels import IGNORE, has_regions, read_regions, region_labels
 from medtrain.errors import DataError, Problem, UsageError
-
-IGNORE = "ignore"
-"""The label name that nnU-Net reserves for voxels nobody annotated."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class Description:
         channel_names: In channel order.
         labels: Name -> value in the files, ascending, so background first; without the ignore label.
         ignore_value: Value of the ignore label, or None.
+        regions: Name -> values of the regions in the order of painting, the value that one is painted with first; None
+            where labels are single values.
         content: The whole file.
     """
 
@@ -34,6 +34,7 @@ class Description:
     channel_names: tuple[str, ...]
     labels: dict[str, int]
     ignore_value: int | None
+    regions: dict[str, tuple[int, ...]] | None
     content: dict[str, Any]
 
 
@@ -57,7 +58,9 @@ def parse_json(path: Path) -> Any:
 def read_description(path: Path) -> Description:
     """Read a `dataset.json` of either layout.
 
-    Channels are `modality` or `channel_names` ({"0": "CT"}); labels are {"0": "background"} or {"background": 0}.
+    Channels are `modality` or `channel_names` ({"0": "CT"}); labels are {"0": "background"} or {"background": 0}, or
+    nnU-Net's regions, {"background": 0, "whole": [1, 2], "core": [2]} with `regions_class_order` [1, 2]: the value
+    that each region is painted with.
 
     Raises:
         DataError: Not JSON, or entries are missing or wrong; all of it at once.
@@ -67,7 +70,8 @@ def read_description(path: Path) -> Description:
         raise DataError([Problem(where=str(path), message="expected an object with `labels` and `channel_names`")])
     problems: list[Problem] = []
     channels = _channels(path, content, problems)
-    labels = _labels(path, content, problems)
+    regions = read_regions(path, content, problems) if has_regions(content) else None
+    labels = _labels(path, content, problems) if regions is None else region_labels(content["labels"], regions)
     if problems:
         raise DataError(problems, heading=f"{path} is wrong:")
     ignore = labels.pop(IGNORE, None)
@@ -77,6 +81,7 @@ def read_description(path: Path) -> Description:
         channel_names=channels,
         labels=labels,
         ignore_value=ignore,
+        regions=regions,
         content=content,
     )
 
@@ -143,12 +148,6 @@ def _labels(path: Path, content: dict[str, Any], problems: list[Problem]) -> dic
     entries = content.get("labels")
     if not isinstance(entries, dict) or not entries:
         return wrong('needs `labels` such as {"background": 0, "liver": 1}')
-    regions = [name for name, value in entries.items() if isinstance(value, list)]
-    if regions:
-        return wrong(
-            f"region labels are not supported yet: {', '.join(regions)}",
-            "give every class one value; classes can be joined with data.merge_labels",
-        )
     by_value = all(re.fullmatch(r"-?\d+", str(key)) for key in entries)
     pairs = [(text, key) for key, text in entries.items()] if by_value else list(entries.items())
     labels: dict[str, int] = {}
