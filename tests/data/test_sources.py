@@ -167,10 +167,10 @@ def test_patients_by_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "said", "hint"),
     [
-        (None, "data.root is not set", "data.root=/path/to/Task03_Liver (or get it: `medtrain data download msd_liver`"),
+        (None, "data.root is not set", "data.root=/path/to/Task03_Liver (or get it: `medtrain data"),
         ("nowhere/at/all", "no such folder: nowhere/at/all", "data.root=/path/to/Task03_Liver"),
         ("Task03_Livr", "no such folder: Task03_Livr", "did you mean data.root=Task03_Liver?"),
-        ("empty", "data.root is an empty folder: empty", "put the data there (or get it: `medtrain data download msd_liver"),
+        ("empty", "data.root is an empty folder: empty", "put the data there (or get it: `medtrain data"),
         ("other", "other holds no dataset.json and no Task03_Liver/dataset.json", "data.root=/path/to/Task03_Liver"),
         ("file", "data.root is a file, not a folder: file", "data.root=/path/to/Task03_Liver"),
     ],
