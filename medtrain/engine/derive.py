@@ -86,7 +86,7 @@ def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a configuration in which paths to data and weights hold in every folder."""
     completed = copy.deepcopy(dict(config))
     for key in PATHS:
-        if completed["data"].get(key) is not None:
+        if isinstance(completed["data"].get(key), str):  # a source may call something else so
             completed["data"][key] = str(Path(completed["data"][key]).expanduser().absolute())
     weights = completed["model"].get("weights")
     if isinstance(weights, str) and weights != "timm":
