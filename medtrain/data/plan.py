@@ -132,6 +132,7 @@ class Plan:
         return {
             "spatial_dims": self.spatial_dims,
             "in_channels": self.in_channels,
+            "patch_size": self.patch_size,
             "num_classes": self.num_classes,
             "regions": self.regions,
             "masked_channels": masked,

@@ -73,7 +73,7 @@ class CMUNeXt(SegmentationNet):
         chosen = _choose(variant, widths, blocks, block_kernels)
         wide = chosen.widths
         divisor = (2 ** (len(wide) - 1),) * spatial_dims
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=divisor)
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=divisor, norm=norm)
         dims = spatial_dims
         self.stem = _conv_norm(dims, in_channels, wide[0], norm)
         before = (wide[0], *wide)

@@ -81,7 +81,8 @@ class MedNeXt(SegmentationNet):
     ) -> None:
         chosen = _choose(variant, blocks, expansions)
         depth = len(chosen.blocks) // 2
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=(2**depth,) * spatial_dims)
+        divisor = (2**depth,) * spatial_dims
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=divisor, norm=norm)
         self.deep_supervision = deep_supervision
         one = (1,) * spatial_dims
         widths = [width * 2**level for level in (*range(depth + 1), *range(depth - 1, -1, -1))]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medtrain.errors import MedtrainError
+from medtrain.errors import MedtrainError, UsageError
+from medtrain.models.layers import NormName
 
 Pads = tuple[tuple[int, int], ...]
 """Voxels added before and after, per axis."""
@@ -29,14 +30,19 @@ class SegmentationNet(nn.Module):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Image channels C.
         divisor: What the size must be a multiple of, per axis.
+        norm: The normalisation of a network whose coarsest features have one voxel per `divisor` of the image: an image
+            that leaves it a single value is refused.
     """
 
-    def __init__(self, *, spatial_dims: int, in_channels: int, divisor: Sequence[int]) -> None:
+    def __init__(
+        self, *, spatial_dims: int, in_channels: int, divisor: Sequence[int], norm: NormName | None = None
+    ) -> None:
         super().__init__()
         assert len(divisor) == spatial_dims, (divisor, spatial_dims)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.divisor = tuple(divisor)
+        self._norm = norm
 
     @classmethod
     def fixed_strides(cls, settings: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -58,6 +64,7 @@ class SegmentationNet(nn.Module):
 
         Raises:
             MedtrainError: The image has other channels or dimensions than the network was built for.
+            UsageError: It shrinks to a single voxel, which leaves nothing to normalise.
         """
         size = _plain_size(image)
         self._check_input(image)
@@ -79,6 +86,13 @@ class SegmentationNet(nn.Module):
             raise MedtrainError(
                 f"the network expects images [B, {self.in_channels}, {axes}], got {list(image.shape)}",
                 hint=f"it was built for {self.spatial_dims}-D images of {self.in_channels} channel(s)",
+            )
+        single = all(n <= d for n, d in zip(image.shape[2:], self.divisor))
+        if single and (self._norm == "instance" or (self._norm == "batch" and self.training and len(image) == 1)):
+            factors = " x ".join(map(str, self.divisor))
+            raise UsageError(
+                "the image shrinks to a single voxel inside the network, which leaves nothing to normalise",
+                hint=f"it shrinks by {factors}: use a larger data.patch_size or fewer stages",
             )
 
 

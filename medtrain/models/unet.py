@@ -38,7 +38,7 @@ class _UNet(SegmentationNet):
         dropout: float,
         deep_supervision: bool,
     ) -> None:
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor)
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm=norm)
         self.deep_supervision = deep_supervision
         widths, one = stages.channels, (1,) * spatial_dims
         before = (in_channels, *widths)

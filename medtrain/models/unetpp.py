@@ -55,7 +55,7 @@ class UNetPlusPlus(SegmentationNet):
         deep_supervision: bool = True,
     ) -> None:
         stages = check_stages("unetpp", channels, strides, kernel_sizes, spatial_dims)
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor)
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm=norm)
         self.deep_supervision = deep_supervision
         widths, one = stages.channels, (1,) * spatial_dims
         self.depth = len(stages) - 1
