@@ -250,19 +250,32 @@ class Normalizer:
 
     def _normalize(self, image: Tensor, present: Tensor | None, memory_format: torch.memory_format | None) -> Tensor:
         axis = -1 - self.plan.spatial_dims
-        pixels = image.movedim(axis, -1)  # as they lie in memory
-        rows = pixels.reshape(-1, pixels.shape[-2] * pixels.shape[-1])
-        scale, shift = self._constants(image.device, pixels.shape[-2], image.dtype == torch.uint8)
-        # whole rows at a time: four times as fast as broadcasting three channels
-        done = torch.empty(rows.shape, dtype=torch.float32, device=image.device).copy_(rows)
-        image = torch.addcmul(shift, done, scale, out=done).view(pixels.shape).movedim(-1, axis)
+        planes = memory_format in (None, torch.contiguous_format)
+        if planes and image.device.type == "cpu":
+            image = self._by_planes(image, axis)
+        else:
+            image = self._by_rows(image.movedim(axis, -1)).movedim(-1, axis)
         if present is not None:
             there = present if self.plan.several_images else present[:, 0]
             image = image.mul_(there.reshape(*there.shape, *(1,) * (image.dim() - there.dim())))
-        if memory_format is None or memory_format == torch.contiguous_format:
+        if memory_format is None or planes:
             return image.contiguous()
         # with an axis of views there is no such format, but each image has it
         return image if self.plan.several_images else image.contiguous(memory_format=memory_format)
+
+    def _by_planes(self, image: Tensor, axis: int) -> Tensor:
+        """Channels become planes while bytes are widened: much faster than to move the floats afterwards."""
+        shape = (-1, *(1,) * self.plan.spatial_dims)
+        scale, shift = self._constants(image.device, 1, image.dtype == torch.uint8)
+        done = torch.empty(image.shape, dtype=torch.float32).copy_(image)
+        return torch.addcmul(shift.reshape(shape), done, scale.reshape(shape), out=done)
+
+    def _by_rows(self, pixels: Tensor) -> Tensor:
+        """Images [..., W, C] as they lie in memory; whole rows are four times as fast as three channels at a time."""
+        rows = pixels.reshape(-1, pixels.shape[-2] * pixels.shape[-1])
+        scale, shift = self._constants(pixels.device, pixels.shape[-2], pixels.dtype == torch.uint8)
+        done = torch.empty(rows.shape, dtype=torch.float32, device=pixels.device).copy_(rows)
+        return torch.addcmul(shift, done, scale, out=done).view(pixels.shape)
 
     def _constants(self, device: torch.device, width: int, whole: bool) -> tuple[Tensor, Tensor]:
         """Scale and shift of every value of a row."""
