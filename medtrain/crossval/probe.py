@@ -15,7 +15,7 @@ from medtrain.config.imports import import_modules
 from medtrain.data.source import Fold
 from medtrain.data.splits import save_splits
 from medtrain.engine.build import build_task, check_sides
-from medtrain.engine.derive import Derivation, derive
+from medtrain.engine.derive import PATHS, Derivation, derive
 from medtrain.engine.distributed import Dist
 from medtrain.engine.initial import check_initial
 from medtrain.engine.launch import log_progress, open_data
@@ -120,8 +120,8 @@ def _share(config: Mapping[str, Any], derivation: Derivation) -> dict[str, Any]:
         group, _, name = value.key.partition(".")
         if value.fills and name and group in _SHARED and value.key not in _OWN:
             shared[group][name] = completed[group][name]
-    for key in ("root", "store", "path"):
-        if key in shared["data"]:
+    for key in PATHS:
+        if key in shared["data"] and key != "splits":  # that of the plan holds every case
             shared["data"][key] = completed["data"][key]
     for group, key in (("model", "weights"), ("trainer", "init_from")):
         if key in shared[group]:

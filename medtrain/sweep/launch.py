@@ -416,11 +416,12 @@ def _absolute_paths(tree: Mapping[str, Any], space: Space) -> list[str]:
     """Where the data are, for trials that are continued from another folder than the sweep was started in."""
     if any(dimension.key in ("data", "experiment", "debug") for dimension in space.dimensions):
         return []  # each choice has its own
-    given = {key: tree["data"].get(key) for key in PATHS}
+    given = {f"data.{key}": tree["data"].get(key) for key in PATHS}
+    given["trainer.init_from"] = tree["trainer"]["init_from"]
     return [
-        f"data.{key}={json.dumps(str(Path(path).expanduser().absolute()), ensure_ascii=False)}"
+        f"{key}={json.dumps(str(Path(path).expanduser().absolute()), ensure_ascii=False)}"
         for key, path in given.items()
-        if path is not None
+        if isinstance(path, str)
     ]
 
 
