@@ -198,6 +198,27 @@ def derive_batch_size(
     return batch_size
 
 
+def padding_advice(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> str | None:
+    """What to say of a patch that the strides do not divide, so that the network pads it; None where they do.
+
+    Args:
+        patch: Voxels per axis.
+        strides: Stride of each stage per axis.
+    """
+    multiple = topology.divisor(strides)
+    above = tuple(topology.round_up(n, m) for n, m in zip(patch, multiple, strict=True))
+    if above == tuple(patch):
+        return None
+    below = tuple(max(m, n - n % m) for n, m in zip(patch, multiple, strict=True))
+    choices = " or ".join(
+        f"data.patch_size=[{','.join(str(n) for n in choice)}]" for choice in dict.fromkeys((below, above))
+    )
+    return (
+        f"patches of {by(patch)} are padded to {by(above)} inside the network, whose strides divide by {by(multiple)}; "
+        f"{choices} would waste nothing"
+    )
+
+
 def per_axis(values: Sequence[int | Sequence[int]], dims: int) -> Steps:
     """Spell out stages given as one number for all axes."""
     return tuple((value,) * dims if isinstance(value, int) else tuple(value) for value in values)
@@ -209,18 +230,14 @@ def by(numbers: Sequence[float]) -> str:
 
 
 def _around_patch(request: NetworkRequest, patch: tuple[int, ...]) -> Topology:
-    """Strides for the user's patch, which is not changed."""
+    """Strides for the user's patch, and the size that the network pads it to where they do not divide it."""
     if request.strides is not None:
-        shape = _with_strides(request, patch)
-    else:
-        shape = topology.derive_topology(request.spacing, patch, max_stages=request.stages, exact=True)
-        usual = topology.derive_topology(request.spacing, patch, max_stages=request.stages)
-        if all(4 * fitting > rule for fitting, rule in zip(shape.divisor, usual.divisor, strict=True)):
-            return shape
-        shape = usual  # an odd size would cost two halvings or more: a neighbouring size serves the user better
-    if shape.patch_size != patch:
-        raise ConfigError([_patch_problem(patch, shape.divisor)])
-    return shape
+        return _with_strides(request, patch)
+    shape = topology.derive_topology(request.spacing, patch, max_stages=request.stages, exact=True)
+    usual = topology.derive_topology(request.spacing, patch, max_stages=request.stages)
+    if all(4 * fitting > rule for fitting, rule in zip(shape.divisor, usual.divisor, strict=True)):
+        return shape
+    return usual  # an odd size would cost two halvings or more
 
 
 def _within_budget(request: NetworkRequest, budget: Budget, reasons: dict[str, str]) -> Topology:
@@ -266,14 +283,3 @@ def _elements(request: NetworkRequest, shape: Topology, budget: Budget) -> int:
     given = request.channels
     channels = derived if given is None or len(given) != stages else given
     return topology.feature_map_elements(shape.patch_size, shape.strides, channels, request.num_outputs)
-
-
-def _patch_problem(patch: Sequence[int], divisor: Sequence[int]) -> Problem:
-    below = [max(m, n - n % m) for n, m in zip(patch, divisor, strict=True)]
-    above = [topology.round_up(n, m) for n, m in zip(patch, divisor, strict=True)]
-    choices = list(dict.fromkeys((tuple(below), tuple(above))))
-    return Problem(
-        where="data.patch_size",
-        message=f"{by(patch)} is not a multiple of {by(divisor)}, by which the network's strides divide it",
-        hint="type " + " or ".join(f"data.patch_size=[{','.join(str(n) for n in choice)}]" for choice in choices),
-    )

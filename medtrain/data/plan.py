@@ -68,7 +68,7 @@ class Plan:
     Args:
         spatial_dims: 2 or 3.
         spacing: Target voxel size in mm, one value per spatial dimension (2-D keeps each case's own slice spacing).
-        patch_size: Voxels per spatial dimension; a multiple of the product of strides.
+        patch_size: Voxels per spatial dimension; a multiple of the product of strides, unless it was given.
         batch_size: Patches per forward pass, over all devices.
         channels: Features of each stage of the network, highest resolution first.
         strides: Stride of each stage per axis; the first is 1.
@@ -203,7 +203,7 @@ def make_plan(
     return Plan(
         spatial_dims=dims,
         spacing=spacing,
-        patch_size=network.patch_size,
+        patch_size=settings.patch_size or network.patch_size,
         batch_size=batch_size,
         channels=widths,
         strides=network.strides,

@@ -14,6 +14,7 @@ from medtrain.data.case import Dataset
 from medtrain.data.fingerprint import fingerprint_cases
 from medtrain.data.labels import LabelMap
 from medtrain.data.module import SegmentationData
+from medtrain.data.network import padding_advice
 from medtrain.data.plan import Plan, make_plan
 from medtrain.data.prepare import prepare
 from medtrain.data.regions import RegionMap
@@ -165,6 +166,9 @@ class VolumeData:
             strides=model.get("strides"),
             kernel_sizes=model.get("kernel_sizes"),
         )
+        advice = padding_advice(plan.patch_size, plan.strides) if "strides" in model else None
+        if advice is not None:
+            log.warning(advice)
         values = [DerivedValue(key, getattr(plan, key.partition(".")[2]), why) for key, why in plan.reasons.items()]
         values += self._region_values(found.dataset, plan)
         if self.normalization == "auto":

@@ -72,7 +72,7 @@ def derive(
     settings: DataSource = build("data", completed["data"])
     found = settings.find()
     plan, derived = settings.derive(
-        found, machine, model=completed["model"], augment=completed["augment"], progress=progress
+        found, machine, model=_model_to_plan(completed["model"]), augment=completed["augment"], progress=progress
     )
     values = [value for value in derived if _fill(completed, value)] + values
     values += [
@@ -80,6 +80,13 @@ def derive(
     ]
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, found, device)
+
+
+def _model_to_plan(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model's settings, with the strides of a network where they are no setting: patches are made to fit them."""
+    fixed_strides = getattr(get("model", settings["name"]).target, "fixed_strides", None)
+    strides = None if fixed_strides is None else fixed_strides(settings)
+    return settings if strides is None else {**settings, "strides": strides}
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from medtrain.data.case import Dataset
 from medtrain.data.fingerprint import ChannelIntensities, Fingerprint
-from medtrain.data.network import CPU_MANY_CORES, CPU_MAX_BATCH, CPU_MAX_PATCH_VOXELS
+from medtrain.data.network import CPU_MANY_CORES, CPU_MAX_BATCH, CPU_MAX_PATCH_VOXELS, padding_advice
 from medtrain.data.plan import Plan, channel_scheme, make_plan
 from medtrain.data.volume_data import VolumeData
 from medtrain.errors import ConfigError
@@ -190,21 +190,23 @@ def test_given_strides_and_kernels() -> None:
 
 def test_a_patch_with_an_odd_half_loses_one_halving_at_most() -> None:
     assert plan_of(HIPPOCAMPUS, settings=VolumeData(patch_size=(44, 56, 40))).strides[-1] == (1, 2, 2)
-    with pytest.raises(ConfigError) as error:
-        plan_of(HIPPOCAMPUS, settings=VolumeData(patch_size=(50, 56, 41)))
-    problem = error.value.problems[0]
-    assert str(problem) == (
-        "data.patch_size: 50 x 56 x 41 is not a multiple of 8 x 8 x 8, by which the network's strides divide it"
+    plan = plan_of(HIPPOCAMPUS, settings=VolumeData(patch_size=(50, 56, 41)))
+    assert plan.patch_size == (50, 56, 41)
+    assert padding_advice(plan.patch_size, plan.strides) == (
+        "patches of 50 x 56 x 41 are padded to 56 x 56 x 48 inside the network, whose strides divide by 8 x 8 x 8; "
+        "data.patch_size=[48,56,40] or data.patch_size=[56,56,48] would waste nothing"
     )
-    assert problem.hint == "type data.patch_size=[48,56,40] or data.patch_size=[56,56,48]"
+    assert padding_advice((48, 56, 40), plan.strides) is None
 
 
-def test_a_patch_that_contradicts_the_strides() -> None:
-    with pytest.raises(ConfigError, match="20 x 20 x 20 is not a multiple of 16 x 16 x 8") as error:
-        plan_of(
-            HIPPOCAMPUS, settings=VolumeData(patch_size=(20, 20, 20)), strides=(1, (4, 4, 2), 4), channels=(8, 8, 8)
-        )
-    assert error.value.problems[0].hint == "type data.patch_size=[16,16,16] or data.patch_size=[32,32,24]"
+def test_a_patch_that_the_strides_do_not_divide_is_padded() -> None:
+    strides = (1, (4, 4, 2), 4)
+    plan = plan_of(HIPPOCAMPUS, settings=VolumeData(patch_size=(20, 20, 20)), strides=strides, channels=(8, 8, 8))
+    assert plan.patch_size == (20, 20, 20)
+    advice = padding_advice(plan.patch_size, plan.strides)
+    assert advice is not None
+    assert "padded to 32 x 32 x 24" in advice
+    assert "data.patch_size=[16,16,16] or data.patch_size=[32,32,24]" in advice
 
 
 def test_too_many_stages_for_the_patch() -> None:
