@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from medtrain.data.labels import LabelMap
 from medtrain.data.network import (
+    Budget,
     Device,
     NetworkRequest,
+    by,
     derive_batch_size,
     derive_channels,
     derive_network,
@@ -24,6 +26,7 @@ from medtrain.data.network import (
     per_axis,
 )
 from medtrain.data.regions import RegionMap
+from medtrain.data.resolution import COVERED, low_resolution
 from medtrain.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -194,6 +197,9 @@ def make_plan(
         kernel_sizes=None if kernel_sizes is None else per_axis(kernel_sizes, dims),
     )
     budget = machine_budget(device, memory_gib, cores, dims)
+    if settings.resolution == "low":
+        request = _lower(request, settings, budget, fingerprint, reasons)
+        spacing, median_shape = request.spacing, request.median_shape
     network = derive_network(request, budget, reasons)
     widths = derive_channels(request, network, budget, reasons)
     batch_size = settings.batch_size
@@ -284,6 +290,23 @@ def _spacing(fingerprint: Fingerprint, settings: VolumeData, dims: int, reasons:
             reason += f"; 10th percentile along {'DHW'[worst]}, which is coarse and short"
     reasons["data.spacing"] = reason
     return tuple(float(mm) for mm in target[-dims:])
+
+
+def _lower(
+    request: NetworkRequest, settings: VolumeData, budget: Budget, fingerprint: Fingerprint, reasons: dict[str, str]
+) -> NetworkRequest:
+    """nnU-Net's low resolution; a spacing that is given has to be one."""
+    if len(request.spacing) == 2:
+        message = "low is for volumes, not for slices"
+        raise ConfigError([Problem("data.resolution", message, hint="data.spatial_dims=3")])
+    if settings.spacing is None:
+        reasons["data.spacing"] = f"a patch covers {COVERED:.0%} of the median case, as data.resolution=low wants"
+        return low_resolution(request, budget)
+    full = _spacing(fingerprint, replace(settings, spacing=None), 3, {})
+    if math.prod(request.spacing) < 2 * math.prod(full):
+        message = f"{by(request.spacing)} mm is no low resolution of data that have {by(full)} mm"
+        raise ConfigError([Problem("data.spacing", message, hint="data.resolution=full, or leave data.spacing null")])
+    return request
 
 
 def _normalization(

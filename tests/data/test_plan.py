@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,3 +259,40 @@ def test_plans_of_runs_before_there_were_regions_can_be_read() -> None:
     old = {key: value for key, value in plan.to_json().items() if not key.startswith("region")}
 
     assert Plan.from_json(old) == plan
+
+
+# made with the topology of nnU-Net 2.8.1 and its loop over voxel sizes for the same fingerprints
+NNUNET_LOW = {
+    "liver": (2.4272624711896627, 1.863113576518627, 1.863113576518627),
+    "pancreas": (2.6522500000000004, 1.3267407944245355, 1.3267407944245355),
+    "spleen": (2.7238928979838475, 1.3905303000901421, 1.3905303000901421),
+}
+NNUNET_LOW_PATCH = {"liver": (128, 128, 128), "pancreas": (64, 192, 192), "spleen": (64, 192, 192)}
+
+
+@pytest.mark.parametrize("name", NNUNET_LOW)
+def test_the_low_resolution_is_nnunets(name: str) -> None:
+    print_, classes, *_ = NNUNET[name]
+    plan = plan_of(print_, dataset(labels=classes), settings=VolumeData(resolution="low"))
+    assert plan.spacing == pytest.approx(NNUNET_LOW[name], rel=1e-12)
+    assert plan.patch_size == NNUNET_LOW_PATCH[name]
+    assert math.prod(plan.patch_size) >= 0.25 * math.prod(plan.median_shape)
+    assert "a patch covers 25% of the median case" in plan.reasons["data.spacing"]
+
+
+def test_a_low_resolution_without_use_is_refused() -> None:
+    with pytest.raises(ConfigError, match="low has no use here: at full resolution a patch of 40 x 56"):
+        plan_of(HIPPOCAMPUS, settings=VolumeData(resolution="low"))
+    # twice the voxels of the patch and a quarter of them more: a little coarser is enough
+    close = fingerprint((176, 208, 256), (1.0, 1.0, 1.0), 20)
+    with pytest.raises(ConfigError, match="more than half of the voxels"):
+        plan_of(close, settings=VolumeData(resolution="low"))
+    with pytest.raises(ConfigError, match="for volumes, not for slices"):
+        plan_of(LIVER, settings=VolumeData(resolution="low", spatial_dims=2))
+
+
+def test_a_low_resolution_may_be_given() -> None:
+    plan = plan_of(LIVER, settings=VolumeData(resolution="low", spacing=(3.0, 2.0, 2.0)))
+    assert plan.spacing == (3.0, 2.0, 2.0)
+    with pytest.raises(ConfigError, match="is no low resolution"):
+        plan_of(LIVER, settings=VolumeData(resolution="low", spacing=(1.0, 0.8, 0.8)))
