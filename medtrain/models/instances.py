@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -244,31 +245,31 @@ def encode_images(
     if rows is not None and not len(rows):
         return _encode_nothing(encoder, images, maps)
     chosen = flat if rows is None else flat.index_select(0, rows.to(flat.device, non_blocking=True))
-    count = chosen.shape[0]
-    if rows is not None and count == 1 and _normalizes_single_values(encoder):
-        chosen = chosen.expand(2, *chosen.shape[1:])  # the statistics of one value are refused
     vectors, found = _in_chunks(encoder, chosen, chunk_size, maps)
     absent = ~present.to(images.device)
-    spread = [
-        None if part is None else _spread(part if rows is None else part[:count], rows, lead, absent)
-        for part in (vectors, found)
-    ]
+    spread = [None if part is None else _spread(part, rows, lead, absent) for part in (vectors, found)]
     assert spread[0] is not None
     return Encoded(spread[0], spread[1])
 
 
 def _in_chunks(encoder: Encoder, images: Tensor, chunk_size: int | None, maps: bool) -> tuple[Tensor, Tensor | None]:
     """Vectors, and maps where asked for, of images [P, C, *S]."""
+    twice = not _is_traced() and _normalizes_single_values(encoder)
 
     def encode(chunk: Tensor) -> tuple[Tensor, ...]:
+        if twice and len(chunk) == 1:  # the statistics of one value are refused
+            chunk = chunk.expand(2, *chunk.shape[1:])
+            return tuple(values[:1] for values in encode(chunk))
         return encoder.features_and_vector(chunk)[::-1] if maps else (encoder(chunk),)
 
     if chunk_size is None or len(images) <= chunk_size:
         parts = [encode(images)]
-    elif encoder.training and not _is_traced() and any(p.requires_grad for p in encoder.parameters()):
-        parts = [recomputed(encoder, encode, chunk) for chunk in images.split(chunk_size)]
     else:
-        parts = [encode(chunk) for chunk in images.split(chunk_size)]
+        chunks = images.tensor_split(math.ceil(len(images) / chunk_size))  # no remainder with statistics of its own
+        if encoder.training and not _is_traced() and any(p.requires_grad for p in encoder.parameters()):
+            parts = [recomputed(encoder, encode, chunk) for chunk in chunks]
+        else:
+            parts = [encode(chunk) for chunk in chunks]
     vectors, *found = (torch.cat(column) for column in zip(*parts, strict=True))
     return vectors, found[0] if found else None
 

@@ -137,6 +137,19 @@ def test_a_single_image_whose_map_is_one_cell_can_be_trained_on(tiny: Any) -> No
     assert encoded.vectors.shape == (2, 2, 12)
 
 
+def test_no_chunk_is_a_remainder_of_one(tiny: Any) -> None:
+    """Statistics of one value are refused, and those of few are poor."""
+    images = torch.randn(1, 9, 1, 1, 1, generator=torch.Generator().manual_seed(2))
+    encoder = make(size=(1, 1), chunk_size=4).train()
+    encoded, _ = encoder(images, torch.ones(1, 9, dtype=torch.bool))
+    assert seen_by(encoder) == [3, 3, 3]
+    pairs = make(size=(1, 1), chunk_size=2).train()
+    vectors = pairs(images[:, :3], torch.ones(1, 3, dtype=torch.bool))[0].vectors
+    assert seen_by(pairs) == [2, 2]  # the third one twice
+    assert vectors.shape == (1, 3, encoded.vectors.shape[2])
+    vectors.sum().backward()
+
+
 def test_the_flags_may_stay_on_the_cpu(tiny: Any) -> None:
     encoder = make().to("meta")
     images, present = bag()
