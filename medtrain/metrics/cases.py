@@ -1,26 +1,44 @@
-"""The metrics of one case, their summary over cases, and the tables written of both."""
+"""The metrics of one case, and their summary over cases.
+
+Empty structures, the one rule (`EMPTY_RULE`, also in every summary.json): a structure in neither map has nothing to be
+judged and is NaN in all metrics but the volume errors, which are 0. A structure in only one of the maps scores 0 in
+dice, iou, precision, recall and nsd; its distances hd95_mm and asd_mm do not exist and are NaN. What was not annotated
+in a case is NaN in all of that case's metrics. Means are taken over the cases in which a metric is defined, and the
+number of the others is told (`n_undefined`).
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from medtrain.metrics.overlap import OVERLAP_METRICS, as_label_map, confusion_matrix, overlap_scores
+from medtrain.metrics.lesions import (
+    CANDIDATES,
+    COUNTS,
+    LESION_METRICS,
+    LesionRule,
+    ScoredCase,
+    froc_scores,
+    lesion_row,
+    lesion_scores,
+    match_lesions,
+    scored_cases,
+)
+from medtrain.metrics.overlap import OVERLAP_METRICS, as_label_map, confusion_matrix, count_voxels, overlap_scores
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import SURFACE_METRICS, bounding_box, surface_metrics
-from medtrain.run.atomic import atomic_write, atomic_write_json
 
-if TYPE_CHECKING:
-    from rich.table import Table
+EMPTY_RULE = (
+    "A structure in neither map is NaN in all metrics but the volume errors, which are 0. A structure in only one map "
+    "scores 0 in dice, iou, precision, recall and nsd, and NaN in hd95_mm and asd_mm, which do not exist. What was not "
+    "annotated in a case is NaN there. Means are over the cases in which a metric is defined."
+)
 
-_SPECS = (
+CASE_METRICS = (
     MetricSpec("dice", "max"),
     MetricSpec("nsd", "max"),
     MetricSpec("hd95_mm", "min", "mm"),
@@ -30,19 +48,29 @@ _SPECS = (
     MetricSpec("recall", "max"),
     MetricSpec("volume_error_ml", "min", "mL"),
 )
+"""Metrics of a case that are averaged; `volume_bias_ml`, which has no better direction, is beside them in its row."""
+
+SIGNED = "volume_bias_ml"
 
 
-def metric_specs(class_names: Sequence[str]) -> dict[str, MetricSpec]:
+def metric_specs(
+    class_names: Sequence[str], lesions: Sequence[str] = (), *, froc: bool = False
+) -> dict[str, MetricSpec]:
     """The metrics of `summarize` by key, the default monitor first: `dice`, ..., `dice/liver`, ...
 
     Args:
-        class_names: Name of every class index, background first.
+        class_names: Name of every class index, background first; or any name and those of the regions.
+        lesions: Those that are made of lesions.
+        froc: Whether lesions have scores.
     """
-    specs = {spec.name: spec for spec in _SPECS}
-    for spec in _SPECS:
-        for name in class_names[1:]:
-            key = f"{spec.name}/{name}"
-            specs[key] = MetricSpec(key, spec.mode, spec.unit)
+    of_lesions = [spec for spec in LESION_METRICS if lesions and (froc or spec.name != "froc")]
+    groups: list[tuple[Sequence[MetricSpec], Sequence[str]]] = [(CASE_METRICS, class_names[1:]), (of_lesions, lesions)]
+    specs = {spec.name: spec for metrics, _ in groups for spec in metrics}
+    for metrics, names in groups:
+        for spec in metrics:
+            for name in names:
+                key = f"{spec.name}/{name}"
+                specs[key] = MetricSpec(key, spec.mode, spec.unit)
     return specs
 
 
@@ -52,68 +80,175 @@ def evaluate_case(
     spacing: Sequence[float],
     class_names: Sequence[str],
     *,
+    regions: Sequence[Sequence[int]] | None = None,
+    annotated: Sequence[bool] | None = None,
     surface: bool = True,
-    nsd_tolerance_mm: float = 1.0,
+    nsd_tolerance_mm: float | Mapping[str, float] = 1.0,
     ignore_index: int | None = None,
-) -> dict[str, float]:
-    """Compare a predicted label map with the true one, per foreground class.
+    lesions: LesionRule | None = None,
+    probabilities: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Compare a predicted label map with the true one, per foreground class or region.
 
-    Keys are `dice/<class>`, `iou/`, `precision/`, `recall/`, `volume_error_ml/` (absolute difference of the volumes)
-    and, with `surface`, `hd95_mm/`, `nsd/`, `asd_mm/`.
-
-    Empty classes: a class in neither map is NaN in all metrics but the volume error, which is 0. A class in only one
-    map scores 0 in dice, iou, precision, recall and nsd; its distances hd95_mm and asd_mm do not exist and are NaN.
+    Keys are `dice/<class>`, `iou/`, `precision/`, `recall/`, `volume_error_ml/` (absolute difference of the volumes),
+    `volume_bias_ml/` (predicted minus true volume), with `surface` `hd95_mm/`, `nsd/`, `asd_mm/`, and for lesions
+    `lesions_found/`, `lesions_missed/`, `lesions_false/` and, with probabilities, `lesion_candidates/` (a text).
+    Empty structures: see the module.
 
     Args:
         prediction: Class indices [*S].
         label: Class indices [*S]; may hold `ignore_index`.
         spacing: Voxel size in mm per axis of S.
-        class_names: Name of every class index, background first.
+        class_names: Name of every class index, background first; with regions, any name and those of the regions.
+        regions: Class indices of every region, which may overlap; None judges every class by itself.
+        annotated: Whether each class or region was annotated; None where all were.
         surface: Whether to compute the surface metrics.
-        nsd_tolerance_mm: Surface distance that still counts as right, >= 0.
-        ignore_index: Voxels with this label are left out; for surfaces they are background in both maps.
+        nsd_tolerance_mm: Surface distance that still counts as right, >= 0; by name, 1 mm for those not named.
+        ignore_index: Voxels with this label are left out; for surfaces and lesions they are background in both maps.
+        lesions: Which structures are made of lesions.
+        probabilities: Maps [*S] of lesions by name, of any scale, that score their components.
     """
+    members = [(index,) for index in range(1, len(class_names))] if regions is None else [tuple(r) for r in regions]
+    names = class_names[1:]
+    assert len(members) == len(names), f"{len(members)} regions named {', '.join(names)}"
     predicted, true = as_label_map(prediction), as_label_map(label)
     assert predicted.shape == true.shape, f"prediction {predicted.shape}, label {true.shape}"
-    confusion = confusion_matrix(predicted, true, len(class_names), ignore_index=ignore_index)
-    scores = overlap_scores(confusion)
-    millilitres = math.prod(spacing) / 1000.0
-    volume_error = np.abs(confusion.sum(axis=0) - confusion.sum(axis=1)) * millilitres
-    row: dict[str, float] = {}
-    for index, name in enumerate(class_names[1:], start=1):
-        row |= {f"{metric}/{name}": float(scores[metric][index]) for metric in OVERLAP_METRICS}
-        row[f"volume_error_ml/{name}"] = float(volume_error[index])
-    if surface:
-        if ignore_index is not None and (ignored := true == ignore_index).any():
-            predicted, true = np.where(ignored, 0, predicted), np.where(ignored, 0, true)
-        # Outside this box every class is empty, so nothing of any surface is lost.
-        box = bounding_box((predicted != 0) | (true != 0)) or ()
-        predicted, true = predicted[box], true[box]
-        for index, name in enumerate(class_names[1:], start=1):
-            values = surface_metrics(predicted == index, true == index, spacing, nsd_tolerance_mm=nsd_tolerance_mm)
+    # Outside this box everything is background in both maps.
+    box = bounding_box(predicted | true) or (slice(0, 0),) * true.ndim
+    outside = true.size
+    predicted, true = predicted[box], true[box]
+    outside -= true.size
+    highest = max((index for region in members for index in region), default=0)
+    if regions is not None:  # classes that are part of no region
+        highest = max(highest, int(predicted.max(initial=0)), int(true.max(initial=0)))
+    confusion = confusion_matrix(predicted, true, highest + 1, ignore_index=ignore_index)
+    confusion[0, 0] += outside
+    row: dict[str, Any] = _overlap_row(confusion, names, members, math.prod(spacing) / 1000.0)
+    if ignore_index is not None and (ignored := true == ignore_index).any():
+        predicted, true = np.where(ignored, 0, predicted), np.where(ignored, 0, true)
+    for name, region in zip(names, members):
+        masks = _mask(predicted, region, highest), _mask(true, region, highest)
+        if surface:
+            values = surface_metrics(*masks, spacing, nsd_tolerance_mm=_tolerance(nsd_tolerance_mm, name))
             row |= {f"{metric}/{name}": values[metric] for metric in SURFACE_METRICS}
+        if lesions is not None and name in lesions.lesions:
+            probability = None if probabilities is None else probabilities.get(name)
+            cropped = None if probability is None else probability[box]
+            row |= lesion_row(name, match_lesions(*masks, iou=lesions.iou, probability=cropped))
+    return row if annotated is None else _forget_unannotated(row, names, annotated)
+
+
+def _tolerance(given: float | Mapping[str, float], name: str) -> float:
+    return given.get(name, 1.0) if isinstance(given, Mapping) else given
+
+
+def _overlap_row(
+    confusion: np.ndarray, names: Sequence[str], members: Sequence[Sequence[int]], millilitres: float
+) -> dict[str, float]:
+    scores, counts = overlap_scores(confusion, members), count_voxels(confusion, members)
+    bias = (counts.predicted - counts.true) * millilitres
+    row: dict[str, float] = {}
+    for index, name in enumerate(names):
+        row |= {f"{metric}/{name}": float(scores[metric][index]) for metric in OVERLAP_METRICS}
+        row |= {f"volume_error_ml/{name}": abs(float(bias[index])), f"{SIGNED}/{name}": float(bias[index])}
     return row
+
+
+def _forget_unannotated(row: dict[str, Any], names: Sequence[str], annotated: Sequence[bool]) -> dict[str, Any]:
+    unknown = {name for name, known in zip(names, annotated, strict=True) if not known}
+    return {key: math.nan if key.partition("/")[2] in unknown else value for key, value in row.items()}
+
+
+def _mask(label: np.ndarray, region: Sequence[int], highest: int) -> np.ndarray:
+    if len(region) == 1:
+        return label == region[0]
+    table = np.zeros(highest + 1, dtype=bool)
+    table[list(region)] = True
+    return table[label]
+
+
+class CaseTable:
+    """The metrics of cases as columns, of which any rows can be summarised, several times over.
+
+    Args:
+        records: Rows of `evaluate_case`; other columns are passed over.
+        class_names: Name of every class index, background first.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+        self.num_cases = len(records)
+        present = {key for record in records for key in record}
+        self.metrics: dict[str, list[str]] = {}
+        names = class_names[1:]
+        for metric in (spec.name for spec in CASE_METRICS):
+            if any(f"{metric}/{name}" in present for name in names):
+                self.metrics[metric] = [f"{metric}/{name}" for name in names]
+        keys = [key for columns in self.metrics.values() for key in columns]
+        self.keys = {key: place for place, key in enumerate(keys)}
+        self.values = _array(records, keys)
+        self.lesions = [name for name in names if f"{COUNTS[0]}/{name}" in present]
+        self.counts = {name: _array(records, [f"{key}/{name}" for key in COUNTS]) for name in self.lesions}
+        self.scored = {name: self._scored(records, name) for name in self.lesions}
+
+    def _scored(self, records: Sequence[Mapping[str, Any]], name: str) -> list[ScoredCase | None] | None:
+        """The scored lesions case by case; None for all where some have no scores."""
+        if scored_cases(records, name) is None or not any(f"{CANDIDATES}/{name}" in record for record in records):
+            return None
+        return [next(iter(scored_cases([record], name) or ()), None) for record in records]
+
+    def summary(self, chosen: np.ndarray | None = None) -> dict[str, float]:
+        """See `summarize`.
+
+        Args:
+            chosen: Indices of the cases [M], which may occur several times; all of them if None.
+        """
+        rows = np.arange(self.num_cases) if chosen is None else chosen
+        values = self.values[rows]
+        defined = ~np.isnan(values)
+        count = defined.sum(axis=0)
+        means = np.where(count > 0, np.where(defined, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+        summary: dict[str, float] = {}
+        for metric, keys in self.metrics.items():
+            found = means[[self.keys[key] for key in keys]]
+            summary[metric] = _mean(found)
+            summary |= dict(zip(keys, found.tolist()))
+        return {**summary, **self._lesion_summary(rows)}
+
+    def _lesion_summary(self, rows: np.ndarray) -> dict[str, float]:
+        by_name: dict[str, dict[str, float]] = {}
+        for name in self.lesions:
+            counts = self.counts[name][rows]
+            counts = counts[~np.isnan(counts).any(axis=1)]
+            found, missed, false = counts.sum(axis=0).tolist()
+            scores = lesion_scores(found, missed, false, len(counts))
+            scored = self.scored[name]
+            if scored is not None:
+                rates = froc_scores([case for row in rows if (case := scored[int(row)]) is not None])
+                scores["froc"] = _mean(np.array(list(rates.values())))
+            by_name[name] = scores
+        summary: dict[str, float] = {}
+        for spec in LESION_METRICS:
+            found = {
+                f"{spec.name}/{name}": scores[spec.name] for name, scores in by_name.items() if spec.name in scores
+            }
+            if found:
+                summary[spec.name] = _mean(np.array(list(found.values())))
+                summary |= found
+        return summary
 
 
 def summarize(records: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, float]:
     """Average over cases per class, then over the foreground classes.
 
     `dice/liver` is the mean over the cases in which it is defined, `dice` the mean of the classes' means (nnU-Net's
-    foreground mean); NaN where it is defined in no case.
+    foreground mean); NaN where it is defined in no case. Lesions are counted over all cases, see
+    `medtrain.metrics.lesions`.
 
     Args:
         records: Rows of `evaluate_case`; other columns are passed over.
         class_names: Name of every class index, background first.
     """
-    summary: dict[str, float] = {}
-    for spec in _SPECS:
-        keys = [f"{spec.name}/{name}" for name in class_names[1:]]
-        if not any(key in record for record in records for key in keys):
-            continue
-        means = {key: _statistics(_column(records, key))["mean"] for key in keys}
-        summary[spec.name] = _statistics(np.array(list(means.values())))["mean"]
-        summary |= means
-    return summary
+    return CaseTable(records, class_names).summary()
 
 
 def worst_cases(records: Sequence[Mapping[str, Any]], count: int = 5) -> list[tuple[str, float]]:
@@ -131,110 +266,16 @@ def worst_cases(records: Sequence[Mapping[str, Any]], count: int = 5) -> list[tu
     return sorted(scores, key=lambda item: (item[1], item[0]))[:count]
 
 
-def cases_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """A table with one row per case; undefined values are `nan`, numbers are exact.
-
-    Args:
-        records: `case_id` and metrics of every case.
-    """
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for record in records:
-        # repr() round-trips; numpy's own scalars would be written with their type
-        values = [record.get(column, "") for column in columns]
-        writer.writerow([repr(float(value)) if isinstance(value, float) else value for value in values])
-    return text.getvalue()
+def _array(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> np.ndarray:
+    """Columns of records [N, K]; NaN where a record lacks one."""
+    values = [[_number(record.get(key)) for key in keys] for record in records]
+    return np.array(values, dtype=np.float64).reshape(len(records), len(keys))
 
 
-def summary_json(records: Sequence[Mapping[str, Any]], summary: Mapping[str, float]) -> dict[str, Any]:
-    """Statistics of an evaluation as plain data.
-
-    Under `classes`, every metric of every class has mean, std (of the sample), median, min and max over the cases in
-    which it is defined, their number n and the number n_undefined of the others. Under `mean` are the means over the
-    foreground classes.
-
-    Args:
-        records: `case_id` and metrics of every case.
-        summary: The result of `summarize`.
-    """
-    classes: dict[str, dict[str, Any]] = {}
-    for key in summary:
-        metric, separator, name = key.partition("/")
-        if separator:
-            classes.setdefault(name, {})[metric] = _statistics(_column(records, key))
-    means = {key: value for key, value in summary.items() if "/" not in key}
-    return {"num_cases": len(records), "mean": means, "classes": classes}
+def _number(value: Any) -> float:
+    return math.nan if value is None or value == "" else float(value)
 
 
-def write_evaluation(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    summary: Mapping[str, float],
-    *,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write `cases.csv` and `summary.json` into an existing folder, each in one step.
-
-    Args:
-        folder: Where to write.
-        records: `case_id` and metrics of every case.
-        summary: The result of `summarize`.
-        extra: What else to keep in the summary: the checkpoint, the part of the data.
-    """
-    atomic_write(folder / "cases.csv", cases_csv(records))
-    atomic_write_json(folder / "summary.json", {**(extra or {}), **summary_json(records, summary)})
-
-
-def summary_table(records: Sequence[Mapping[str, Any]], summary: Mapping[str, float], *, title: str) -> Table:
-    """A table for the console: one row per class and one for their mean, one column per metric.
-
-    Args:
-        records: `case_id` and metrics of every case.
-        summary: The result of `summarize`.
-        title: Printed above.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    specs = [spec for spec in _SPECS if spec.name in summary]
-    names = list(dict.fromkeys(key.partition("/")[2] for key in summary if "/" in key))
-    # Eight metrics fit 80 columns: no lines between them, units below the names, long class names folded.
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("class", overflow="fold")
-    for spec in specs:
-        words = spec.name.removesuffix(f"_{spec.unit.lower()}").split("_")
-        table.add_column("\n".join([*words, spec.unit]).strip(), justify="right", no_wrap=True)
-    for name in names:
-        table.add_row(Text(name), *(_shown(summary[f"{spec.name}/{name}"], spec) for spec in specs))
-    table.add_row(Text("mean"), *(_shown(summary[spec.name], spec) for spec in specs), style="bold")
-    undefined = [
-        f"{key}: {count}" for key in summary if "/" in key and (count := int(np.isnan(_column(records, key)).sum()))
-    ]
-    if undefined:
-        table.caption = Text(f"cases without a value: {', '.join(undefined)}")
-        table.caption_justify = "left"
-    return table
-
-
-def _column(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    return np.array([record.get(key, math.nan) for record in records], dtype=np.float64)
-
-
-def _statistics(values: np.ndarray) -> dict[str, Any]:
-    """Mean, std, median, min, max of the defined values; NaN where there are too few of them."""
+def _mean(values: np.ndarray) -> float:
     defined = values[~np.isnan(values)]
-    functions: dict[str, Callable[[np.ndarray], Any]] = {
-        "mean": np.mean,
-        "median": np.median,
-        "min": np.min,
-        "max": np.max,
-    }
-    found = {name: float(function(defined)) if defined.size else math.nan for name, function in functions.items()}
-    found["std"] = float(np.std(defined, ddof=1)) if defined.size > 1 else math.nan
-    return {**found, "n": int(defined.size), "n_undefined": int(values.size - defined.size)}
-
-
-def _shown(value: float, spec: MetricSpec) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}" if spec.unit else f"{value:.4f}"
+    return float(defined.mean()) if defined.size else math.nan

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -51,8 +54,40 @@ def confusion_matrix(
     return counts.reshape(num_classes, num_classes)
 
 
-def overlap_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute Dice, IoU, precision and recall of every class.
+@dataclass(frozen=True)
+class VoxelCounts:
+    """Voxels of structures that may overlap.
+
+    Args:
+        right: In both maps [R].
+        true: In the label [R].
+        predicted: In the prediction [R].
+    """
+
+    right: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+
+
+def count_voxels(confusion: np.ndarray, regions: Sequence[Sequence[int]]) -> VoxelCounts:
+    """Count the voxels of regions, which are made of classes.
+
+    Args:
+        confusion: Counts [K, K] of `confusion_matrix`.
+        regions: Class indices of every region.
+    """
+    members = np.zeros((len(regions), len(confusion)), dtype=np.int64)
+    for row, region in zip(members, regions, strict=True):
+        row[list(region)] = 1
+    return VoxelCounts(
+        right=((members @ confusion) * members).sum(axis=1),
+        true=members @ confusion.sum(axis=1),
+        predicted=members @ confusion.sum(axis=0),
+    )
+
+
+def overlap_scores(confusion: np.ndarray, regions: Sequence[Sequence[int]] | None = None) -> dict[str, np.ndarray]:
+    """Compute Dice, IoU, precision and recall of every class, or of regions.
 
     With TP, FP, FN the voxels of a class that are right, wrongly added and missed:
     dice = 2 TP / (2 TP + FP + FN), iou = TP / (TP + FP + FN), precision = TP / (TP + FP), recall = TP / (TP + FN).
@@ -63,13 +98,14 @@ def overlap_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
     Args:
         confusion: Counts [K, K] of `confusion_matrix`.
+        regions: Class indices of every region; every class by itself if None.
 
     Returns:
-        One float64 array [K] per metric of `OVERLAP_METRICS`, in [0, 1] or NaN.
+        One float64 array [K], or one value per region, per metric of `OVERLAP_METRICS`, in [0, 1] or NaN.
     """
-    true_positive = np.diagonal(confusion).astype(np.float64)
-    true = confusion.sum(axis=1).astype(np.float64)
-    predicted = confusion.sum(axis=0).astype(np.float64)
+    counts = count_voxels(confusion, [(index,) for index in range(len(confusion))] if regions is None else regions)
+    true_positive = counts.right.astype(np.float64)
+    true, predicted = counts.true.astype(np.float64), counts.predicted.astype(np.float64)
     present = (true + predicted) > 0
 
     def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -118,13 +118,13 @@ def surface(mask: np.ndarray) -> np.ndarray:
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """The smallest box that holds every true voxel, or None for an empty mask."""
     box: list[slice] = []
-    while mask.ndim:
+    while mask.ndim and mask.size:
         hits = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
         if hits.size == 0:
             return None
         box.append(slice(int(hits[0]), int(hits[-1]) + 1))
         mask = np.asarray(mask[box[-1]].any(axis=0))
-    return tuple(box)
+    return tuple(box) or None
 
 
 def _padded_surface(mask: np.ndarray, margin: Sequence[int]) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 
 from medtrain.errors import UsageError
 from medtrain.metrics.bootstrap import binned, bootstrap_intervals, subgroup_table
-from medtrain.metrics.cases import cases_csv
 from medtrain.metrics.spec import MetricSpec
+from medtrain.metrics.tables import cases_csv
 from medtrain.registry import Range, closest
 from medtrain.run.atomic import atomic_write, atomic_write_json
 from medtrain.tasks.base import Record

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,19 +14,13 @@ from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices, decide
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
-from medtrain.metrics.cases import (
-    evaluate_case,
-    metric_specs,
-    summarize,
-    summary_table,
-    worst_cases,
-    write_evaluation,
-)
-from medtrain.metrics.regions import evaluate_regions, forget_unannotated
+from medtrain.metrics.cases import evaluate_case, metric_specs, summarize, worst_cases
+from medtrain.metrics.lesions import LesionRule
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import SURFACE_METRICS
+from medtrain.metrics.tables import summary_table, write_evaluation
 from medtrain.pictures.case import WorstCase, draw_case
-from medtrain.registry import register
+from medtrain.registry import Range, closest, register
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 
 if TYPE_CHECKING:
@@ -54,7 +48,10 @@ class Segmentation:
         memory_format: Memory format of windows, as in training.
         monitor: The metric that decides which weights are best: `dice`, or e.g. `dice/liver`, `nsd`, `hd95_mm`.
         surface_metrics: Compute HD95 and NSD in every evaluation; `final` only in the last one.
-        nsd_tolerance_mm: Tolerance of the normalised surface distance in mm.
+        nsd_tolerance_mm: Tolerance of the normalised surface distance in mm; by class or region, e.g.
+            `{liver: 2, tumour: 1}`, for some, where the others have 1 mm.
+        lesions: Classes or regions whose connected components are lesions: they are counted one by one, too.
+        lesion_iou: A predicted lesion finds a true one when their IoU is at least this; 0 when they overlap at all.
     """
 
     def __init__(
@@ -67,7 +64,9 @@ class Segmentation:
         memory_format: torch.memory_format | None = None,
         monitor: str = "dice",
         surface_metrics: Literal["always", "final", "never"] = "always",
-        nsd_tolerance_mm: float = 1.0,
+        nsd_tolerance_mm: Annotated[float, Range(ge=0)] | dict[str, float] = 1.0,
+        lesions: tuple[str, ...] = (),
+        lesion_iou: Annotated[float, Range(ge=0, lt=1)] = 0.0,
     ) -> None:
         self.loss = DeepSupervisionLoss(loss)
         self.inference = inference
@@ -76,16 +75,35 @@ class Segmentation:
         self.device = device
         self.memory_format = memory_format
         self.surface_metrics = surface_metrics
-        self.nsd_tolerance_mm = nsd_tolerance_mm
         self.class_names: Sequence[str] = (plan.class_names[0], *plan.judged_names)
+        self.nsd_tolerance_mm = nsd_tolerance_mm
+        self.lesions = LesionRule(lesions, lesion_iou)
+        self._check_names("lesions", lesions)
+        if isinstance(nsd_tolerance_mm, Mapping):
+            self._check_names("nsd_tolerance_mm", nsd_tolerance_mm)
+            if wrong := [name for name, tolerance in nsd_tolerance_mm.items() if not tolerance >= 0]:
+                raise UsageError(f"task.nsd_tolerance_mm.{wrong[0]}={nsd_tolerance_mm[wrong[0]]}: it must be >= 0")
         self.in_channels = plan.in_channels
         self.worst: WorstCase | None = None
         self.on_prediction: Callable[[Batch, np.ndarray], None] | None = None
         """Called in a final evaluation with each case and its predicted class indices on the source grid."""
         self.monitor = self._find_monitor(monitor)
 
+    def _check_names(self, key: str, names: Iterable[str]) -> None:
+        judged = self.plan.judged_names
+        for name in names:
+            if name not in judged:
+                near = closest(name, judged)
+                raise UsageError(
+                    f"task.{key}: {name} is none of the classes or regions {', '.join(judged)}",
+                    hint=f"did you mean {near}?" if near else None,
+                )
+
+    def _specs(self) -> dict[str, MetricSpec]:
+        return metric_specs(self.class_names, self.lesions.lesions)
+
     def _find_monitor(self, name: str) -> MetricSpec:
-        monitor = find_monitor(name, metric_specs(self.class_names))
+        monitor = find_monitor(name, self._specs())
         if self.surface_metrics != "always" and name.split("/")[0] in SURFACE_METRICS:
             raise UsageError(
                 f"task.monitor={name} needs surface distances in every evaluation, but "
@@ -96,7 +114,7 @@ class Segmentation:
 
     def metrics(self) -> Mapping[str, MetricSpec]:
         """The metrics of every evaluation, with their direction."""
-        specs = metric_specs(self.class_names)
+        specs = self._specs()
         if self.surface_metrics == "always":
             return specs
         return {key: spec for key, spec in specs.items() if key.split("/")[0] not in SURFACE_METRICS}
@@ -137,24 +155,21 @@ class Segmentation:
         self._keep_if_worst(item, logits, row)
         return [{"case_id": item["case_id"], **row}]
 
-    def _judge(self, prediction: np.ndarray, item: Batch, *, final: bool) -> dict[str, float]:
+    def _judge(self, prediction: np.ndarray, item: Batch, *, final: bool) -> dict[str, Any]:
         """Metrics of a predicted map of classes: of the classes, or of the regions."""
-        plan = self.plan
-        settings = {
-            "spacing": item["geometry"].canonical_spacing,
-            "surface": self.surface_metrics == "always" or (self.surface_metrics == "final" and final),
-            "nsd_tolerance_mm": self.nsd_tolerance_mm,
-            "ignore_index": plan.ignore_index,
-        }
-        label = item["source_label"]
-        if plan.regions is None:
-            row = evaluate_case(prediction, label, class_names=self.class_names, **settings)
-        else:
-            row = evaluate_regions(prediction, label, regions=plan.regions, region_names=plan.region_names, **settings)
         annotated = item.get("annotated")
-        if annotated is None:
-            return row
-        return forget_unannotated(row, plan.judged_names, annotated[-len(plan.judged_names) :])
+        return evaluate_case(
+            prediction,
+            item["source_label"],
+            spacing=item["geometry"].canonical_spacing,
+            class_names=self.class_names,
+            regions=self.plan.regions,
+            annotated=None if annotated is None else annotated[-len(self.plan.judged_names) :],
+            surface=self.surface_metrics == "always" or (self.surface_metrics == "final" and final),
+            nsd_tolerance_mm=self.nsd_tolerance_mm,
+            ignore_index=self.plan.ignore_index,
+            lesions=self.lesions,
+        )
 
     def predict_logits(self, model: nn.Module, image: Tensor, *, final: bool) -> Tensor:
         """Logits [K, D, H, W] of a whole normalised image [C, D, H, W]."""

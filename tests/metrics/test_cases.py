@@ -13,18 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from medtrain.metrics.cases import (
-    cases_csv,
-    evaluate_case,
-    metric_specs,
-    summarize,
-    summary_json,
-    summary_table,
-    write_evaluation,
-)
+from medtrain.metrics.cases import evaluate_case, metric_specs, summarize
+from medtrain.metrics.lesions import LesionRule
 from medtrain.metrics.surface import surface_metrics
+from medtrain.metrics.tables import cases_csv, summary_json, summary_table, write_evaluation
 
 NAMES = ("background", "liver", "cancer")
+NESTED, REGION_NAMES = ((1, 2), (2,)), ("background", "whole", "core")
 NAN = math.nan
 
 
@@ -47,6 +42,8 @@ def test_row_of_a_case_by_hand() -> None:
     assert row["precision/liver"] == pytest.approx(40 / 64)
     assert row["recall/liver"] == pytest.approx(40 / 56)
     assert row["volume_error_ml/liver"] == pytest.approx((64 - 56) * 2.0 / 1000)
+    assert row["volume_bias_ml/liver"] == pytest.approx((64 - 56) * 2.0 / 1000)
+    assert row["volume_bias_ml/cancer"] == pytest.approx(-8 * 2.0 / 1000)
     expected = surface_metrics(prediction == 1, label == 1, (2.0, 1.0, 1.0))
     assert {key: row[f"{key}/liver"] for key in expected} == expected
     # the missed tumour: zero overlap, no distance
@@ -59,10 +56,8 @@ def test_row_of_a_case_by_hand() -> None:
 def test_class_in_neither_map() -> None:
     empty = np.zeros((4, 4, 4), dtype=np.uint8)
     row = evaluate_case(empty, empty, (1.0, 1.0, 1.0), NAMES)
-    assert {key for key, value in row.items() if not math.isnan(value)} == {
-        "volume_error_ml/liver",
-        "volume_error_ml/cancer",
-    }
+    volumes = {f"{key}/{name}" for key in ("volume_error_ml", "volume_bias_ml") for name in NAMES[1:]}
+    assert {key for key, value in row.items() if not math.isnan(value)} == volumes
 
 
 def test_tensors_and_arrays_agree_and_surface_is_optional() -> None:
@@ -76,6 +71,69 @@ def test_tensors_and_arrays_agree_and_surface_is_optional() -> None:
     )
     strict = evaluate_case(prediction, label, (2.0, 1.0, 1.0), NAMES, nsd_tolerance_mm=0.0)
     assert strict["nsd/liver"] < row["nsd/liver"] == 1.0
+
+
+def test_regions_by_hand() -> None:
+    label = np.array([[1, 1, 2, 2, 0, 0]])  # [1, 6]
+    prediction = np.array([[1, 2, 2, 0, 0, 2]])
+    row = evaluate_case(prediction, label, (1.0, 1.0), REGION_NAMES, regions=NESTED, surface=False)
+    assert row["dice/whole"] == pytest.approx(2 * 3 / (4 + 4))
+    assert row["dice/core"] == pytest.approx(2 * 1 / (2 + 3))
+    assert row["volume_bias_ml/core"] == pytest.approx(1 / 1000)
+
+
+def test_a_region_is_what_joined_classes_would_be() -> None:
+    rng = np.random.default_rng(0)
+    label, prediction = rng.integers(0, 4, (6, 7, 8)), rng.integers(0, 3, (6, 7, 8))  # 3 is ignored
+    spacing = (1.0, 2.0, 1.5)
+    row = evaluate_case(prediction, label, spacing, REGION_NAMES, regions=NESTED, ignore_index=3)
+    joined = np.array([0, 1, 1, 3])
+    whole = evaluate_case(joined[prediction], joined[label], spacing, ("background", "whole"), ignore_index=3)
+    assert row == {**row, **whole}
+    core = evaluate_case(prediction, label, spacing, ("background", "rest", "core"), ignore_index=3)
+    assert row == {**row, **{key: value for key, value in core.items() if key.endswith("/core")}}
+    # a class of the map that is part of no region
+    only = evaluate_case(prediction, label, spacing, ("background", "one"), regions=((1,),), ignore_index=3)
+    assert only["dice/one"] == core["dice/rest"]
+
+
+def test_what_nobody_annotated_has_no_value() -> None:
+    prediction, label = _case()
+    lesions = LesionRule(("cancer",))
+    row = evaluate_case(prediction, label, (2.0, 1.0, 1.0), NAMES, annotated=(True, False), lesions=lesions)
+    full = evaluate_case(prediction, label, (2.0, 1.0, 1.0), NAMES, lesions=lesions)
+    assert set(row) == set(full)
+    assert all(math.isnan(value) for key, value in row.items() if key.endswith("/cancer"))
+    np.testing.assert_equal(row, {**row, **{key: value for key, value in full.items() if key.endswith("/liver")}})
+
+
+def test_a_tolerance_for_every_structure() -> None:
+    prediction, label = _case()
+    strict = evaluate_case(prediction, label, (2.0, 1.0, 1.0), NAMES, nsd_tolerance_mm={"liver": 0.0})
+    assert strict["nsd/liver"] == surface_metrics(prediction == 1, label == 1, (2, 1, 1), nsd_tolerance_mm=0.0)["nsd"]
+    loose = evaluate_case(prediction, label, (2.0, 1.0, 1.0), NAMES, nsd_tolerance_mm={"cancer": 9.0})
+    assert loose["nsd/liver"] == 1.0
+
+
+def test_lesions_of_cases_are_added() -> None:
+    """Case a: 2 lesions, one found, and a false positive. Case b: one lesion, found; c: none in either map."""
+    label, prediction = np.zeros((2, 1, 9), dtype=np.uint8)
+    label[0, :2], label[0, 4] = 1, 1
+    prediction[0, 1], prediction[0, 8] = 1, 1
+    other = np.zeros_like(label)
+    other[0, 3] = 1
+    names, rule = ("background", "tumour"), LesionRule(("tumour",))
+    records = [
+        evaluate_case(one, two, (1.0, 1.0), names, lesions=rule)
+        for one, two in ((prediction, label), (other, other), (label * 0, label * 0))
+    ]
+    assert [records[0][f"lesions_{key}/tumour"] for key in ("found", "missed", "false")] == [1, 1, 1]
+    summary = summarize(records, names)
+    assert summary["lesion_sensitivity/tumour"] == summary["lesion_sensitivity"] == pytest.approx(2 / 3)
+    assert summary["lesion_precision"] == pytest.approx(2 / 3)
+    assert summary["lesion_f1"] == pytest.approx(2 / 3)
+    assert summary["lesion_fp"] == pytest.approx(1 / 3)
+    assert set(summary) == set(metric_specs(names, ("tumour",)))
 
 
 def test_ignored_voxels_do_not_count() -> None:
