@@ -18,6 +18,7 @@ import pickle
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -40,6 +41,7 @@ from medtrain.run.forkserver import STOP_SIGNALS, start_forkserver
 
 Batch = dict[str, Any]
 
+_SLOW_TO_IMPORT = ("albumentations",)  # and imported only where it is needed
 _AHEAD = 2  # batches per worker that are asked for before they are needed
 _GRACE_S = 5.0  # for a worker to notice that it is no longer needed, or for the news that it is dead
 
@@ -222,9 +224,10 @@ def _make_context(reader: Reader) -> BaseContext:
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
-        own = type(reader).__module__
-        # one import of torch for all workers
-        context.set_forkserver_preload([__name__, *([own] if own.startswith("medtrain.") else [])])
+        # one import of torch, and of what the samples of this process took, for all workers
+        own = {type(part).__module__ for part in (reader, *vars(reader).values())}
+        needed = [name for name in sorted(own) if name.startswith("medtrain.")]
+        context.set_forkserver_preload([__name__, *needed, *(name for name in _SLOW_TO_IMPORT if name in sys.modules)])
         start_forkserver()
     return context
 

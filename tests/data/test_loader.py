@@ -215,6 +215,21 @@ next(batches)
     assert done.stderr == ""
 
 
+def test_what_samples_need_is_imported_once_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    preloaded: list[list[str]] = []
+    monkeypatch.setattr(
+        multiprocessing.context.ForkServerContext, "set_forkserver_preload", lambda _, n: preloaded.append(n)
+    )
+    monkeypatch.setitem(sys.modules, "albumentations", sys)
+    reader = Numbers()
+    reader.part = loader._Worker(None, None)  # type: ignore[attr-defined,arg-type]
+    loader._make_context(reader)
+    assert preloaded == [["medtrain.data.loader", "medtrain.data.loader", "albumentations"]]
+    monkeypatch.delitem(sys.modules, "albumentations")
+    loader._make_context(Numbers())
+    assert preloaded[1] == ["medtrain.data.loader"]
+
+
 @pytest.mark.cuda
 def test_pinned_batches() -> None:
     batches = list(read(Numbers(), pairs(4), finish=lambda batch: pin_tensors(batch, 0)))
