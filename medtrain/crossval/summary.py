@@ -147,7 +147,7 @@ def _over_folds(members: Sequence[Member], monitor: str) -> dict[str, Any]:
 
 def _record(row: Mapping[str, str]) -> Record:
     """A row of `cases.csv` as it was before it was written."""
-    return {key: value if key in ("case_id", "fold") else _number(value) for key, value in row.items()}
+    return {key: value if key in ("case_id", "group", "fold") else _number(value) for key, value in row.items()}
 
 
 def _number(text: str) -> Any:

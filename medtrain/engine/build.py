@@ -362,7 +362,11 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
     Raises:
         ConfigError: Lists every key that cannot change, with both values.
     """
-    free = {"data": {"root", "path", "store"}, "model": {"weights"}, "task": {"nsd_tolerance_mm", "report"}}
+    free = {
+        "data": {"root", "path", "store"},
+        "model": {"weights"},
+        "task": {"nsd_tolerance_mm", "lesions", "lesion_iou", "report"},
+    }
 
     def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
@@ -374,7 +378,10 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
                 )
         return plain(kept)
 
-    heading = "only inference.*, task.report, data.root, data.path, data.store and model.weights can change here:"
+    heading = (
+        "only inference.*, task.report, task.nsd_tolerance_mm, task.lesions, task.lesion_iou, data.root, data.path, "
+        "data.store and model.weights can change here:"
+    )
     _refuse_changes(fixed(before), fixed(after), heading)
 
 

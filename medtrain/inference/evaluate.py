@@ -22,6 +22,7 @@ from medtrain.engine.restore import LoadedRun, load_run
 from medtrain.errors import UsageError
 from medtrain.inference.image_predictor import ImagePredictor
 from medtrain.inference.predictor import Predictor
+from medtrain.metrics.shown import report_tables
 from medtrain.registry import closest, plain
 from medtrain.run.folder import RunFolder
 from medtrain.run.log import console, setup_logging
@@ -97,6 +98,8 @@ def evaluate_run(
         write_report(run.run_dir)
     title = f"{run.run_dir.name}: {name}, {len(chosen)} cases"
     console().print(run.task.summary_table(records, summary, title=title))
+    for table in report_tables(out, run.task.metrics(), monitor=run.task.monitor.name.removeprefix("val/")):
+        console().print("", table)
     log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in run.task.worst_cases(records)))
     log.info("tables and pictures in %s", out)
     return summary

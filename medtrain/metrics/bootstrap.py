@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from medtrain.metrics.spec import MetricSpec
-
 Statistic = Callable[[np.ndarray], Mapping[str, float]]
 """Computes metrics from the samples at given indices [M], int64; an index may occur several times."""
 
@@ -88,40 +86,52 @@ def subgroup_table(
     columns: Mapping[str, Sequence[Any] | np.ndarray],
     *,
     groups: Sequence[str] | np.ndarray,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
 ) -> list[dict[str, Any]]:
-    """Compute the metrics for everybody and for every value of every column.
+    """Compute the metrics, with intervals by patient, for everybody and for every value of every column.
 
     Args:
         statistic: The metrics of the samples at given indices.
         columns: Values of every sample [N] by name: site, sex, age group. Empty, None and NaN are one group, `missing`.
         groups: Patient of every sample [N].
+        seed: Of the draws; every subgroup begins with it.
+        resamples: Number of draws; 0 for no intervals.
+        confidence: Share of the draws inside an interval, in (0, 1).
 
     Returns:
-        One row each with `column`, `subgroup`, `n_samples`, `n_patients` and the metrics; the first is `all`.
+        One row per subgroup and metric with `column`, `subgroup`, `n_samples`, `n_patients`, `metric`, `value`, `low`,
+        `high` and `confidence`; the first subgroup is `all`. The ends are NaN where they cannot be said.
     """
     patients = np.asarray(groups)
-    rows = [_row(statistic, "all", "all", np.arange(patients.size), patients)]
+
+    def rows_of(column: str, text: str, chosen: np.ndarray) -> list[dict[str, Any]]:
+        head: dict[str, Any] = {"column": column, "subgroup": text}
+        head |= {"n_samples": int(chosen.size), "n_patients": int(np.unique(patients[chosen]).size)}
+        if resamples:
+            found = bootstrap_intervals(
+                lambda index: statistic(chosen[index]),
+                patients[chosen],
+                generator=np.random.default_rng(seed),
+                resamples=resamples,
+                confidence=confidence,
+            )
+        else:
+            values = statistic(chosen)
+            found = {key: Interval(float(value), math.nan, math.nan, 0, 0) for key, value in values.items()}
+        return [
+            {**head, "metric": key, "value": item.value, "low": item.low, "high": item.high, "confidence": confidence}
+            for key, item in found.items()
+        ]
+
+    rows = rows_of("all", "all", np.arange(patients.size))
     for name, values in columns.items():
         texts = np.array([_text(value) for value in values], dtype=object)
         assert texts.size == patients.size, f"{texts.size} values of {name} for {patients.size} samples"
         for text in sorted(set(texts), key=lambda text: (text == "missing", text)):
-            rows.append(_row(statistic, name, text, np.flatnonzero(texts == text), patients))
+            rows += rows_of(name, text, np.flatnonzero(texts == text))
     return rows
-
-
-def worst_subgroup(rows: Sequence[Mapping[str, Any]], spec: MetricSpec, *, min_patients: int = 1) -> Mapping[str, Any]:
-    """The row in which a metric is worst, undefined values passed over; the first row, `all`, if there is no other.
-
-    Args:
-        rows: Of `subgroup_table`.
-        spec: The metric.
-        min_patients: Subgroups with fewer patients are passed over.
-    """
-    defined = [row for row in rows[1:] if row["n_patients"] >= min_patients and not math.isnan(row[spec.name])]
-    if not defined:
-        return rows[0]
-    sign = 1.0 if spec.mode == "max" else -1.0
-    return min(defined, key=lambda row: sign * row[spec.name])
 
 
 def binned(values: Sequence[float] | np.ndarray, edges: Sequence[float]) -> list[str]:
@@ -136,11 +146,6 @@ def binned(values: Sequence[float] | np.ndarray, edges: Sequence[float]) -> list
     numbers = np.asarray(values, dtype=np.float64)
     index = np.searchsorted(np.asarray(edges, dtype=np.float64), numbers, side="right")
     return ["missing" if math.isnan(number) else names[place] for number, place in zip(numbers, index, strict=True)]
-
-
-def _row(statistic: Statistic, column: str, text: str, chosen: np.ndarray, patients: np.ndarray) -> dict[str, Any]:
-    counts = {"n_samples": int(chosen.size), "n_patients": int(np.unique(patients[chosen]).size)}
-    return {"column": column, "subgroup": text, **counts, **statistic(chosen)}
 
 
 def _text(value: Any) -> str:

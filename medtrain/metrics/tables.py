@@ -85,11 +85,25 @@ def write_evaluation(
         tables: Further tables by name; those of `intervals` are in the summary, too.
         extra: What else to keep in the summary: the checkpoint, the part of the data.
     """
-    atomic_write(folder / "cases.csv", cases_csv(records))
-    for name, rows in (tables or {}).items():
-        atomic_write(folder / f"{name}.csv", cases_csv(rows))
+    write_tables(folder, records, tables or {})
     facts = {**(extra or {}), **summary_json(records, summary), **interval_facts((tables or {}).get("intervals", ()))}
     atomic_write_json(folder / "summary.json", facts)
+
+
+def write_tables(folder: Path, records: Rows, tables: Mapping[str, Rows]) -> None:
+    """Write `cases.csv` and a CSV file per further table; what an earlier evaluation said of intervals is removed.
+
+    Args:
+        folder: Where to write.
+        records: Of every case or sample.
+        tables: Further tables by name.
+    """
+    atomic_write(folder / "cases.csv", cases_csv(records))
+    for name in ("intervals", "subgroups"):
+        if name not in tables:
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+    for name, rows in tables.items():
+        atomic_write(folder / f"{name}.csv", cases_csv(rows))
 
 
 def interval_facts(rows: Rows) -> dict[str, Any]:

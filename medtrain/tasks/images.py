@@ -31,6 +31,7 @@ from medtrain.tasks.report import (
     interval_rows,
     metrics_table,
     subgroup_rows,
+    taken,
     write_report,
 )
 from medtrain.tasks.watching import Outputs, TruthMaps
@@ -348,10 +349,11 @@ class ImageTask:
     def final_tables(self, records: Sequence[Record]) -> dict[str, Rows]:
         """The tables written beside `cases.csv`: `intervals`, `subgroups`, `attention`, and those of the outcome."""
         tables: dict[str, Rows] = {}
+        statistic = taken(records, self.summarize)
         if self.report.resamples:
-            tables["intervals"] = interval_rows(records, self.summarize, self.report)
+            tables["intervals"] = interval_rows(records, statistic, self.report)
         if self.report.subgroups:
-            tables["subgroups"] = subgroup_rows(records, self.summarize, self.subgroups)
+            tables["subgroups"] = subgroup_rows(records, statistic, self.subgroups.columns(records), self.report)
         if any("attention" in record for record in records):
             tables["attention"] = self._attention_rows(records)
         return {**tables, **self.outcome.tables(records)}

@@ -1,4 +1,4 @@
-"""What is written of the final evaluation of labelled images: every sample, intervals, subgroups."""
+"""What is written of a final evaluation besides the metrics: every sample, intervals by patient, subgroups."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from medtrain.errors import UsageError
-from medtrain.metrics.bootstrap import binned, bootstrap_intervals, subgroup_table
+from medtrain.metrics.bootstrap import Statistic, binned, bootstrap_intervals, subgroup_table
 from medtrain.metrics.spec import MetricSpec
-from medtrain.metrics.tables import cases_csv
+from medtrain.metrics.tables import interval_facts, write_tables
 from medtrain.registry import Range, closest
-from medtrain.run.atomic import atomic_write, atomic_write_json
+from medtrain.run.atomic import atomic_write_json
 from medtrain.tasks.base import Record
 from medtrain.tasks.outcome import Table as RecordTable
 
@@ -34,26 +34,35 @@ _MOST_COLUMNS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What the final evaluation says besides the metrics.
+class Intervals:
+    """Intervals and subgroups, of every family of data.
 
     Args:
         resamples: Draws of patients for confidence intervals; 0 for none.
         confidence: Share of the draws that an interval holds.
         subgroups: Columns of the table (numeric or categorical inputs, or `data.metadata`) by whose values the metrics
-            are given, too.
+            are given, too, with intervals.
         bins: Edges that divide a column of numbers of `subgroups`, e.g. `{age: [40, 60]}`. Numeric inputs are divided
             at their quartiles where none are given, metadata not at all; null takes back edges that were given before,
             e.g. `task.report.bins.age=null`.
-        explain: How samples of the final evaluation are explained by pictures: `gradcam`, `gradcam++`, `cam` (of models
-            that end in one linear layer on the averaged feature map), or `none`.
-        explained: How many of the worst, of the most uncertain and of the best samples are explained.
     """
 
     resamples: Annotated[int, Range(ge=0)] = 1000
     confidence: Annotated[float, Range(gt=0, lt=1)] = 0.95
     subgroups: tuple[str, ...] = ()
     bins: dict[str, tuple[float, ...] | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Intervals):
+    """What the final evaluation of images says besides the metrics.
+
+    Args:
+        explain: How samples of the final evaluation are explained by pictures: `gradcam`, `gradcam++`, `cam` (of models
+            that end in one linear layer on the averaged feature map), or `none`.
+        explained: How many of the worst, of the most uncertain and of the best samples are explained.
+    """
+
     explain: Literal["gradcam", "gradcam++", "cam", "none"] = "gradcam"
     explained: Annotated[int, Range(ge=1, le=24)] = 4
 
@@ -99,19 +108,15 @@ class Subgroups:
         drop = f"take them back by `task.report.bins.{name}=null`"
         if name in self.categorical:
             raise UsageError(f"task.report.bins: {name} is no column of numbers", hint=drop)
-        if not edges or list(edges) != sorted(set(edges)):
-            raise UsageError(f"task.report.bins.{name} must ascend, got {list(edges)}", hint=drop)
-        if name in self.names:
+        if has_effect(name, edges, self.names):
             self.bins[name] = edges
-        else:  # subgroups can be replaced after training, and bins only be added to
-            log.warning("task.report.bins.%s has no effect: %s is not among task.report.subgroups", name, name)
 
     def values(self, batch: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The columns of one sample of a batch; empty text or NaN where the value is missing."""
         found: dict[str, Any] = {}
         for name in self.metadata:
             text = str(batch[f"column/{name}"][index])
-            found[f"column/{name}"] = _number(name, text) if name in self.bins else text
+            found[f"column/{name}"] = read_number(name, text) if name in self.bins else text
         for name in self.names:
             if name in self.metadata:
                 continue
@@ -140,18 +145,44 @@ class Subgroups:
         return found
 
 
-def interval_rows(records: Sequence[Record], summarize: Summarize, report: Report) -> Rows:
+def has_effect(name: str, edges: Sequence[float], subgroups: Sequence[str]) -> bool:
+    """Whether the edges of a column divide a subgroup; warns where they do not.
+
+    Raises:
+        UsageError: They do not ascend.
+    """
+    if not edges or list(edges) != sorted(set(edges)):
+        raise UsageError(
+            f"task.report.bins.{name} must ascend, got {list(edges)}",
+            hint=f"take them back by `task.report.bins.{name}=null`",
+        )
+    if name not in subgroups:  # subgroups can be replaced after training, and bins only be added to
+        log.warning("task.report.bins.%s has no effect: %s is not among task.report.subgroups", name, name)
+    return name in subgroups
+
+
+def taken(records: Sequence[Record], summarize: Summarize) -> Statistic:
+    """The metrics of the records at given indices; columns are looked up once."""
+    table = RecordTable(records)
+    return lambda chosen: summarize(table.take(chosen))
+
+
+def patients_of(records: Sequence[Record]) -> list[str]:
+    """The patient of every record; a case that names none is one."""
+    return [str(record.get("group", record["case_id"])) for record in records]
+
+
+def interval_rows(records: Sequence[Record], statistic: Statistic, report: Intervals) -> Rows:
     """Confidence intervals of every metric, by drawing patients again; the same draws in every call.
 
     Args:
-        records: Of all samples, with `group`.
-        summarize: Computes the metrics.
+        records: Of all samples.
+        statistic: The metrics of the records at given indices.
         report: How many draws.
     """
-    table = RecordTable(records)
     intervals = bootstrap_intervals(
-        lambda chosen: summarize(table.take(chosen)),
-        [str(record["group"]) for record in records],
+        statistic,
+        patients_of(records),
         generator=np.random.default_rng(_BOOTSTRAP_SEED),
         resamples=report.resamples,
         confidence=report.confidence,
@@ -170,19 +201,24 @@ def interval_rows(records: Sequence[Record], summarize: Summarize, report: Repor
     ]
 
 
-def subgroup_rows(records: Sequence[Record], summarize: Summarize, subgroups: Subgroups) -> Rows:
-    """The metrics of everybody and of every subgroup.
+def subgroup_rows(
+    records: Sequence[Record], statistic: Statistic, columns: Mapping[str, Sequence[Any]], report: Intervals
+) -> Rows:
+    """The metrics of everybody and of every subgroup, one row each, with intervals.
 
     Args:
         records: Of all samples.
-        summarize: Computes the metrics.
-        subgroups: The columns.
+        statistic: The metrics of the records at given indices.
+        columns: The values that divide the records, by column.
+        report: How many draws.
     """
-    table = RecordTable(records)
     return subgroup_table(
-        lambda chosen: summarize(table.take(chosen)),
-        subgroups.columns(records),
-        groups=[str(record["group"]) for record in records],
+        statistic,
+        columns,
+        groups=patients_of(records),
+        seed=_BOOTSTRAP_SEED,
+        resamples=report.resamples,
+        confidence=report.confidence,
     )
 
 
@@ -203,14 +239,10 @@ def write_report(
         tables: Further tables by name.
         extra: What else `summary.json` says.
     """
-    atomic_write(folder / "cases.csv", cases_csv(records))
-    for name, rows in tables.items():
-        atomic_write(folder / f"{name}.csv", cases_csv(rows))
+    write_tables(folder, records, tables)
     facts: dict[str, Any] = {**extra, "num_cases": len(records), "metrics": dict(summary)}
-    facts["num_patients"] = len({str(record["group"]) for record in records})
-    if "intervals" in tables:
-        facts["intervals"] = {row["metric"]: [row["low"], row["high"]] for row in tables["intervals"]}
-        facts["confidence"] = tables["intervals"][0]["confidence"] if tables["intervals"] else math.nan
+    facts["num_patients"] = len(set(patients_of(records)))
+    facts |= interval_facts(tables.get("intervals", ()))
     atomic_write_json(folder / "summary.json", facts)
 
 
@@ -246,7 +278,7 @@ def metrics_table(summary: Mapping[str, float], specs: Mapping[str, MetricSpec],
     return table
 
 
-def _number(column: str, value: Any) -> float:
+def read_number(column: str, value: Any) -> float:
     """A value of a column that is divided into bins; NaN where it is missing.
 
     Raises:

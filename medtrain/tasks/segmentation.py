@@ -22,6 +22,7 @@ from medtrain.metrics.tables import summary_table, write_evaluation
 from medtrain.pictures.case import WorstCase, draw_case
 from medtrain.registry import Range, closest, register
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
+from medtrain.tasks.case_report import DEFAULT_CASE_REPORT, CaseColumns, CaseReport, case_tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +53,7 @@ class Segmentation:
             `{liver: 2, tumour: 1}`, for some, where the others have 1 mm.
         lesions: Classes or regions whose connected components are lesions: they are counted one by one, too.
         lesion_iou: A predicted lesion finds a true one when their IoU is at least this; 0 when they overlap at all.
+        report: Confidence intervals and subgroups of the final evaluation.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Segmentation:
         nsd_tolerance_mm: Annotated[float, Range(ge=0)] | dict[str, float] = 1.0,
         lesions: tuple[str, ...] = (),
         lesion_iou: Annotated[float, Range(ge=0, lt=1)] = 0.0,
+        report: CaseReport = DEFAULT_CASE_REPORT,
     ) -> None:
         self.loss = DeepSupervisionLoss(loss)
         self.inference = inference
@@ -78,6 +81,8 @@ class Segmentation:
         self.class_names: Sequence[str] = (plan.class_names[0], *plan.judged_names)
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.lesions = LesionRule(lesions, lesion_iou)
+        self.report = report
+        self.columns = CaseColumns(report)
         self._check_names("lesions", lesions)
         if isinstance(nsd_tolerance_mm, Mapping):
             self._check_names("nsd_tolerance_mm", nsd_tolerance_mm)
@@ -153,7 +158,7 @@ class Segmentation:
             self.on_prediction(item, prediction)
         row = self._judge(prediction, item, final=final)
         self._keep_if_worst(item, logits, row)
-        return [{"case_id": item["case_id"], **row}]
+        return [{"case_id": item["case_id"], "group": item.get("group", item["case_id"]), **row}]
 
     def _judge(self, prediction: np.ndarray, item: Batch, *, final: bool) -> dict[str, Any]:
         """Metrics of a predicted map of classes: of the classes, or of the regions."""
@@ -235,9 +240,10 @@ class Segmentation:
     def write_evaluation(
         self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
     ) -> None:
-        """One row per case, and their statistics."""
+        """One row per case, their statistics, intervals and subgroups."""
         worst = [{"case_id": case, "dice": dice} for case, dice in self.worst_cases(records)]
-        write_evaluation(folder, records, summary, extra={**extra, "worst": worst})
+        tables = case_tables(records, self.class_names, self.columns, self.report)
+        write_evaluation(folder, records, summary, tables=tables, extra={**extra, "worst": worst})
 
     def summary_table(self, records: Sequence[Record], summary: Mapping[str, float], *, title: str) -> Table:
         """One row per class."""

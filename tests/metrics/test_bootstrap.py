@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from medtrain.metrics.bootstrap import binned, bootstrap_intervals, subgroup_table, worst_subgroup
+from medtrain.metrics.bootstrap import binned, bootstrap_intervals, subgroup_table
 from medtrain.metrics.ranking import auroc
-from medtrain.metrics.spec import MetricSpec
 
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:
@@ -122,8 +121,11 @@ def test_subgroups_by_hand() -> None:
         lambda index: {"accuracy": float(right[index].mean())},
         {"sex": ["f", "f", "m", "m", "m", None], "site": np.array(["b", "a", "a", "", "b", "b"])},
         groups=["p1", "p1", "p2", "p3", "p3", "p4"],
+        resamples=0,
     )
-    table = {(row["column"], row["subgroup"]): (row["n_samples"], row["n_patients"], row["accuracy"]) for row in rows}
+    assert {row["metric"] for row in rows} == {"accuracy"}
+    assert all(math.isnan(row["low"]) and math.isnan(row["high"]) for row in rows)
+    table = {(row["column"], row["subgroup"]): (row["n_samples"], row["n_patients"], row["value"]) for row in rows}
     assert list(table) == [
         ("all", "all"),
         ("sex", "f"),
@@ -139,17 +141,29 @@ def test_subgroups_by_hand() -> None:
     assert table["site", "b"] == (3, 3, pytest.approx(2 / 3))
 
 
-def test_the_worst_subgroup() -> None:
-    rows = [
-        {"subgroup": "all", "n_patients": 9, "auroc": 0.8, "mae": 1.0},
-        {"subgroup": "a", "n_patients": 5, "auroc": 0.7, "mae": 0.5},
-        {"subgroup": "b", "n_patients": 3, "auroc": math.nan, "mae": 2.0},
-        {"subgroup": "c", "n_patients": 1, "auroc": 0.2, "mae": 3.0},
+def test_intervals_of_a_subgroup_are_those_of_its_samples_alone() -> None:
+    rng = np.random.default_rng(0)
+    values, patients = rng.normal(size=40), np.arange(40) // 2
+    site = np.where(patients < 8, "a", "b")
+
+    def mean(index: np.ndarray) -> dict[str, float]:
+        return {"mean": float(values[index].mean())}
+
+    rows = subgroup_table(mean, {"site": site}, groups=patients, seed=3, resamples=50, confidence=0.9)
+    assert [(row["subgroup"], row["n_samples"], row["n_patients"]) for row in rows] == [
+        ("all", 40, 20),
+        ("a", 16, 8),
+        ("b", 24, 12),
     ]
-    assert worst_subgroup(rows, MetricSpec("auroc", "max"))["subgroup"] == "c"
-    assert worst_subgroup(rows, MetricSpec("auroc", "max"), min_patients=2)["subgroup"] == "a"
-    assert worst_subgroup(rows, MetricSpec("mae", "min"), min_patients=2)["subgroup"] == "b"
-    assert worst_subgroup(rows, MetricSpec("mae", "min"), min_patients=9)["subgroup"] == "all"
+    alone = bootstrap_intervals(
+        lambda index: {"mean": float(values[:16][index].mean())},
+        patients[:16],
+        generator=np.random.default_rng(3),
+        resamples=50,
+        confidence=0.9,
+    )["mean"]
+    assert (rows[1]["value"], rows[1]["low"], rows[1]["high"]) == (alone.value, alone.low, alone.high)
+    assert rows[1]["low"] < rows[1]["value"] < rows[1]["high"]
 
 
 def test_bins() -> None:
