@@ -65,6 +65,7 @@ class SegmentationData:
         self.split: dict[str, list[str]] = {part: list(split[part]) for part in ("train", "val")}
         self.plan = plan
         self.annotated = dict(annotated or {})
+        self.groups = {case.case_id: case.group for case in dataset.cases}
         self.augment = augment
         self.sampler = EpochSampler(
             num_samples=len(self.split["train"]) * settings.samples_per_case, batch_size=plan.batch_size, seed=seed
@@ -152,6 +153,7 @@ class SegmentationData:
 
         Returns:
             case_id: Its id.
+            group: Its patient.
             image: float32 tensor [C, D, H, W], normalised, on the network's grid.
             label: Class indices [D, H, W] on the same grid.
             geometry: The way back to the scan's grid.
@@ -164,6 +166,7 @@ class SegmentationData:
         image = normalize(case.read_image(), case.stats, self.plan.normalization, case.read_body())
         return {
             "case_id": case_id,
+            "group": self.groups[case_id],
             "image": torch.from_numpy(image),
             "label": case.read_label(),
             "geometry": case.geometry,
