@@ -22,6 +22,7 @@ from medtrain.cli.doctor import doctor
 from medtrain.cli.evaluate import evaluate
 from medtrain.cli.export import export
 from medtrain.cli.list_ import list_
+from medtrain.cli.plan import plan
 from medtrain.cli.predict import predict
 from medtrain.cli.resume import resume
 from medtrain.cli.runs import runs
@@ -45,6 +46,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
 app.add_typer(data_app, name="data")
+app.command()(plan)
 app.command()(show)
 app.command("list")(list_)
 app.command()(describe)

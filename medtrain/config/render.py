@@ -155,7 +155,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def experiment_yaml(composed: Composed, *, comment: str) -> str:
+def experiment_yaml(composed: Composed, *, comment: str, notes: Comment = lambda key: None) -> str:
     """Write the config of a run as an experiment file that gives it again by itself.
 
     The file names the components that `medtrain train` would not choose, and every value that it would not set. It
@@ -164,6 +164,7 @@ def experiment_yaml(composed: Composed, *, comment: str) -> str:
     Args:
         composed: As `medtrain train` composes it.
         comment: What the file is, for its head.
+        notes: Gives the text after a value, by its dotted path, or None.
     """
     shipped = Sources()
     sources = (shipped,) if composed.sources.is_shipped else (shipped, composed.sources)
@@ -188,7 +189,7 @@ def experiment_yaml(composed: Composed, *, comment: str) -> str:
     for key, value in leaves(wanted):
         if key in missing:
             _put(tree, key, value)
-    return "".join(f"{line}\n" for line in lines) + to_yaml(tree)
+    return "".join(f"{line}\n" for line in lines) + to_yaml(tree, notes)
 
 
 def _words(options: Mapping[str, str | list[str]]) -> list[str]:

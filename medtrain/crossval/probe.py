@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from medtrain.config.imports import import_modules
 from medtrain.data.source import Fold
 from medtrain.data.splits import save_splits
 from medtrain.engine.build import build_task, check_sides
-from medtrain.engine.derive import PATHS, Derivation, derive
+from medtrain.engine.derive import Derivation, derive, with_plan
 from medtrain.engine.distributed import Dist
 from medtrain.engine.initial import check_initial
 from medtrain.engine.launch import log_progress, open_data
@@ -23,9 +22,6 @@ from medtrain.errors import UsageError
 from medtrain.registry import build, plain
 from medtrain.run.log import setup_logging
 from medtrain.sweep.trial import count_gpus
-
-_SHARED = ("data", "model")
-_OWN = ("data.num_workers",)  # of the machine and of what else runs on it
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
     else:
         derivation = derive(_with_fold(config, 0), progress=log_progress("reading"))
     _check(derivation, segments=segments)
-    shared = _share(config, derivation)
+    shared = with_plan(config, derivation)
     count = config["data"]["num_folds"] if folds is None else len(folds)
     hashes = tuple(_split_hash(shared, fold) for fold in range(count))
     _prepare(derivation)
@@ -110,23 +106,6 @@ def _derive_whole(config: Mapping[str, Any], folds: Sequence[Fold]) -> Derivatio
         save_splits(path, [{"train": cases, "val": []}])
         whole["data"]["splits"] = str(path)
         return derive(whole, progress=log_progress("reading"))
-
-
-def _share(config: Mapping[str, Any], derivation: Derivation) -> dict[str, Any]:
-    """The configuration with what follows from the data filled in, and what follows from the machine left open."""
-    shared = copy.deepcopy(dict(config))
-    completed = derivation.config
-    for value in derivation.values:
-        group, _, name = value.key.partition(".")
-        if value.fills and name and group in _SHARED and value.key not in _OWN:
-            shared[group][name] = completed[group][name]
-    for key in PATHS:
-        if key in shared["data"] and key != "splits":  # that of the plan holds every case
-            shared["data"][key] = completed["data"][key]
-    for group, key in (("model", "weights"), ("trainer", "init_from")):
-        if key in shared[group]:
-            shared[group][key] = completed[group][key]
-    return shared
 
 
 def _split_hash(config: Mapping[str, Any], fold: int) -> str:

@@ -103,6 +103,28 @@ def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return completed
 
 
+_OF_DATA = ("data", "model")
+_OF_MACHINE = ("data.num_workers",)
+
+
+def with_plan(config: Mapping[str, Any], derivation: Derivation) -> dict[str, Any]:
+    """A copy of a configuration in which everything is written out that follows from the data.
+
+    What follows from the machine alone, such as the precision, and what is fitted to intensities and labels is left
+    open. Paths are absolute.
+
+    Args:
+        config: As the user has it.
+        derivation: Of it.
+    """
+    planned = absolute_paths(config)
+    for value in derivation.values:
+        group, _, name = value.key.partition(".")
+        if value.fills and name and group in _OF_DATA and value.key not in _OF_MACHINE:
+            planned[group][name] = derivation.config[group][name]
+    return planned
+
+
 def _fill(completed: dict[str, Any], value: DerivedValue) -> bool:
     """Put a value in the place of a null; whether it is worth telling."""
     if not value.fills:

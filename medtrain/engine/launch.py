@@ -26,6 +26,7 @@ from medtrain.engine.distributed import Dist
 from medtrain.engine.explaining import draw_evaluation, explain_cases
 from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
+from medtrain.engine.memory import memory_guard
 from medtrain.engine.predictions import FOLDER, PredictionWriter
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
@@ -205,15 +206,16 @@ def _run(
             began = True
         elif dist.is_main:
             atomic_write_json(folder.path / "data.json", data.describe())
-        if config["trainer"]["sanity_check"] and engine.step == 0:
-            log.info("sanity check: %s", sanity_check(engine))
-        counts = parameter_summary(engine.model)
-        if counts.frozen:
-            log.info("%s", counts)
-        if engine.stages.stages:
-            log.info("%s", engine.stages.describe())
-        with engine.signals:
-            outcome = _finish(engine, folder, config, engine.fit(), dist)
+        with memory_guard(engine, config):
+            if config["trainer"]["sanity_check"] and engine.step == 0:
+                log.info("sanity check: %s", sanity_check(engine))
+            counts = parameter_summary(engine.model)
+            if counts.frozen:
+                log.info("%s", counts)
+            if engine.stages.stages:
+                log.info("%s", engine.stages.describe())
+            with engine.signals:
+                outcome = _finish(engine, folder, config, engine.fit(), dist)
         dist.close()
         return outcome
     except BaseException as error:

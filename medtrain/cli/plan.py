@@ -1,0 +1,68 @@
+"""`medtrain plan`: what the data look like, what follows from them, why, and what training costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
+from medtrain.cli._run import handle_errors
+
+
+def plan(
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Save the plan as an experiment, to edit and train with (.yaml)."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Make real training steps on random data, however long they take.")
+    ] = False,
+    config_dirs: ConfigDirs = None,
+    imports: Imports = None,
+    debug: Debug = False,
+) -> None:
+    """Look at the data and print the plan that `medtrain train` would follow, each value with its reason and its key.
+
+    Tells sizes, voxel sizes and intensities of the training part, the patch, batch and network that follow, the memory
+    that training needs and this machine has, the time of a step, and the disk that the prepared cases take. Every
+    value can be set by the key that is shown:
+
+        medtrain plan data=msd data.root=DIR data.patch_size=[64,96,96]
+
+    A saved plan is an experiment: edit it, and train with exactly its values. Overrides still come last.
+
+        medtrain plan data=msd data.root=DIR --out plan.yaml
+        medtrain train experiment=plan.yaml
+    """
+    with handle_errors(debug):
+        from medtrain.config.compose import load_config
+        from medtrain.config.render import experiment_yaml
+        from medtrain.engine.cost import step_cost
+        from medtrain.engine.derive import derive, with_plan
+        from medtrain.engine.plan_report import plan_sections, plan_text, planned_keys
+        from medtrain.errors import UsageError
+        from medtrain.run.atomic import atomic_write
+
+        if out is not None and out.suffix not in (".yaml", ".yml"):
+            raise UsageError(f"--out {out}: a plan is saved as YAML", hint=f"--out {out.with_suffix('.yaml')}")
+        composed = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ())
+        derivation = derive(composed.tree, progress=_report if sys.stderr.isatty() else None)
+        text = plan_text(plan_sections(derivation, step_cost(derivation, measure=measure)))
+        typer.echo(text, nl=False)
+        if out is not None:
+            planned = dataclasses.replace(composed, tree=with_plan(composed.tree, derivation))
+            head = (
+                f"A plan for {derivation.found.dataset_name}. Train with it: medtrain train experiment={out}\n\n{text}"
+            )
+            composed = dataclasses.replace(composed, tree=planned)
+            atomic_write(out, experiment_yaml(composed, comment=head, notes=planned_keys(derivation).get))
+            typer.echo(f"saved; train with it: medtrain train experiment={out}", err=True)
+
+
+def _report(done: int, total: int, case_id: str) -> None:
+    typer.echo(f"\rreading case {done} of {total}", err=True, nl=done == total)
