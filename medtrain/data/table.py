@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,25 @@ PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "v
 _T = TypeVar("_T")
 _WHOLE = re.compile(r"-?\d+(\.0*)?")
 _MAX_SHOWN_CLASSES = 12
+_FEW = 3
+
+
+class TableError(DataError):
+    """Columns, cells or files of a table are wrong; the files that are there can be looked at.
+
+    Args:
+        problems: All of them.
+        sample_set: The samples as far as they could be told, those with missing files too.
+        missing: The files that are not there.
+        heading: See `ProblemsError`.
+    """
+
+    def __init__(
+        self, problems: Sequence[Problem], *, sample_set: SampleSet, missing: Collection[Path], heading: str
+    ) -> None:
+        super().__init__(problems, heading=heading)
+        self.sample_set = sample_set
+        self.missing = frozenset(missing)
 
 
 def read_table(
@@ -47,7 +66,8 @@ def read_table(
 
     Raises:
         UsageError: No such table, or settings that contradict each other.
-        DataError: Everything that is wrong with columns, cells, ids and files, at once.
+        DataError: Everything that is wrong with columns, cells, ids and files, at once; a `TableError` where the table
+            has its columns and rows.
     """
     check_columns(columns)
     cells = read_cells(path, separator=separator, encoding=encoding)
@@ -115,11 +135,8 @@ class _Reading:
                     metadata=tuple(one.value(name, values) or "" for name, values in zip(columns.metadata, metadata)),
                 )
             )
-        if require_files:
-            self._check_files([*images, *masks])
-        if self.problems:
-            raise DataError(self.problems, heading=f"{cells.path} cannot be used as it is:")
-        return SampleSet(
+        missing = self._check_files([*images, *masks]) if require_files else []
+        sample_set = SampleSet(
             set_name=cells.path.stem,
             root=self.root,
             samples=tuple(samples),
@@ -130,6 +147,10 @@ class _Reading:
             bags=columns.bag is not None,
             metadata_names=columns.metadata,
         )
+        if self.problems:
+            heading = f"{cells.path} cannot be used as it is:"
+            raise TableError(self.problems, sample_set=sample_set, missing=missing, heading=heading)
+        return sample_set
 
     def _places(self, rows: Sequence[int]) -> str:
         return self.cells.places([self.cells.lines[row] for row in rows])
@@ -352,17 +373,26 @@ class _Reading:
             self.add(f"{self._places(rows)}: {sample_id!r} has no image")
         return tuple(found)
 
-    def _check_files(self, images: list[list[Path | None]]) -> None:
+    def _check_files(self, images: list[list[Path | None]]) -> list[Path]:
+        """The files that are not there; if none is, that is one problem."""
         places: dict[Path, list[int]] = {}
         for place, paths in enumerate(images):
             for path in paths:
                 if path is not None:
                     places.setdefault(path, []).append(place % len(self.cells.rows))
+        missing = [path for path in places if not path.is_file()]
+        told = {path: str(path).removeprefix(f"{self.root}{os.sep}") for path in missing}
         folders: dict[Path, dict[str, str]] = {}
-        for path, rows in places.items():
-            if not path.is_file():
-                where = str(path).removeprefix(f"{self.root}{os.sep}")
-                self.add(f"no such file ({self._places(rows)})", _other_suffix(path, folders), where=where)
+        hints = {path: _other_suffix(path, folders) for path in missing}
+        if len(missing) == len(places) and len(missing) > _FEW:
+            shown = ", ".join(list(told.values())[:_FEW])
+            message = f"holds none of the {len(missing)} files that the table names, such as {shown}"
+            hint = next(filter(None, hints.values()), "set data.root to the folder that these names are below")
+            self.add(message, hint, where=str(self.root))
+            return missing
+        for path in missing:
+            self.add(f"no such file ({self._places(places[path])})", hints[path], where=told[path])
+        return missing
 
 
 class _Joined:

@@ -28,6 +28,7 @@ from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.memory import memory_guard
 from medtrain.engine.predictions import FOLDER, PredictionWriter
+from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check
 from medtrain.errors import MedtrainError
@@ -206,6 +207,7 @@ def _run(
             began = True
         elif dist.is_main:
             atomic_write_json(folder.path / "data.json", data.describe())
+            record_weights(folder.path, config)
         with memory_guard(engine, config):
             if config["trainer"]["sanity_check"] and engine.step == 0:
                 log.info("sanity check: %s", sanity_check(engine))
@@ -269,6 +271,8 @@ def _continue(
 ) -> bool:
     """Put the engine where the run stopped; False when the run is done and nothing was asked of it."""
     checkpoint = engine.checkpoints.last()
+    if checkpoint is None or checkpoint.constant is None:  # otherwise it knows them itself
+        check_weights(folder.path, before, config)
     problem = changed_data(folder, data)
     if problem is not None:
         raise MedtrainError(problem, hint="restore the data, or start a new run with `medtrain train`")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch import nn
 
 from medtrain.engine.build import build_model, build_task, memory_format_of
@@ -17,6 +18,7 @@ from medtrain.engine.decisions import read_decision
 from medtrain.engine.device import available_cores, choose_device
 from medtrain.engine.launch import read_plan
 from medtrain.engine.precision import Precision, PrecisionName, choose_precision
+from medtrain.engine.pretrained import check_weights
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.folder import RunFolder
 from medtrain.tasks.base import Task
@@ -90,6 +92,8 @@ def load_run(
             else "choose best, last or one of these",
         )
     check_format(found)
+    if found.constant is None:
+        check_weights(folder.path, yaml.safe_load(folder.config.read_text(encoding="utf-8")), config)
     plan = read_plan(folder, config)
     chosen_device = choose_device(device)
     if chosen_device.type == "cpu":

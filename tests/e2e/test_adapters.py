@@ -74,7 +74,9 @@ def test_a_run_with_adapters_needs_its_base_and_leaves_what_it_learned(
     assert str(moved) in (run / "config.yaml").read_text()  # the next resume finds it from any folder
 
 
-def test_a_run_that_learned_everything_needs_no_file(words: list[str], tmp_path: Path, medtrain: Command) -> None:
+def test_a_run_that_learned_everything_needs_no_file(
+    words: list[str], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, base = tmp_path / "run", write_weights(tmp_path / "base.safetensors")
     assert (
         medtrain("train", *words, "model=timm", f"model.weights={base}", "trainer.max_steps=2", f"run.dir={run}") == 0
@@ -83,3 +85,12 @@ def test_a_run_that_learned_everything_needs_no_file(words: list[str], tmp_path:
     base.unlink()
     assert medtrain("evaluate", run) == 0
     assert medtrain("resume", run, "trainer.max_steps=3") == 0
+
+    other, moved = write_weights(tmp_path / "other.safetensors", seed=4), write_weights(tmp_path / "moved.safetensors")
+    capsys.readouterr()
+    for command in ("resume", "evaluate"):
+        limit = ["trainer.max_steps=4"] if command == "resume" else []
+        assert medtrain(command, run, f"model.weights={other}", *limit) == 2
+        assert "cannot become" in capsys.readouterr().err
+    assert medtrain("resume", run, "model.weights=null", "trainer.max_steps=4") == 2
+    assert medtrain("resume", run, f"model.weights={moved}", "trainer.max_steps=4") == 0

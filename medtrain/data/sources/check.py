@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from medtrain.data.digests import DigestCache
 from medtrain.data.image_check import check_leaks, find_duplicates, inspect_images
 from medtrain.data.images.found import FoundImages
+from medtrain.data.images.incoming import told_file
 from medtrain.data.images.settings import ImageData
 from medtrain.data.sample import SampleSet
 from medtrain.data.source import Progress
 from medtrain.data.stratified import absent_strata, members_of
+from medtrain.data.table import TableError
 from medtrain.errors import DataError, Problem
 
 
@@ -52,7 +54,12 @@ def check_source(
     """
     try:
         sample_set = data.read()
-    except DataError as error:  # names the files that are missing and the cells that are wrong, all of them
+    except TableError as error:  # the check goes on to the files that are there
+        report = inspect_images(error.sample_set, decode=decode, cache=cache, workers=workers, progress=progress)
+        missing = {told_file(path, error.sample_set.root) for path in error.missing}
+        damaged = [problem for problem in report.problems if problem.where not in missing]
+        return SourceReport((*error.problems, *damaged), tuple(find_duplicates(error.sample_set, report.digests)))
+    except DataError as error:
         return SourceReport(tuple(error.problems))
     report = inspect_images(sample_set, decode=decode, cache=cache, workers=workers, progress=progress)
     problems, warnings = list(report.problems), []

@@ -46,6 +46,35 @@ def test_missing_files_are_all_named(phantom: Path) -> None:
     assert report.summary == ()
 
 
+def test_missing_and_unreadable_files_and_wrong_cells_are_named_together(phantom: Path) -> None:
+    (phantom / "images/0003.png").unlink()
+    (phantom / "images/0005.png").write_bytes(b"")
+    table = phantom / "labels.csv"
+    header, first, *rows = table.read_text().splitlines()
+    place = header.split(",").index("finding")
+    cells = first.split(",")
+    cells[place] = "none of these"
+    table.write_text("\n".join([header, ",".join(cells), *rows]))
+    report = check_source(source(phantom, target_classes=("effusion", "infiltrate", "nodule", "normal")))
+    told = {problem.where: problem.message for problem in report.problems}
+    assert told["images/0003.png"].startswith("no such file (line")
+    assert told["images/0005.png"] == "the file is empty"
+    assert "'none of these' in line 2 is none of the classes" in told[str(table)]
+    assert len(report.problems) == 3
+
+
+def test_a_table_without_any_of_its_files_is_one_problem(phantom: Path, tmp_path: Path) -> None:
+    table = phantom / "labels.csv"
+    table.rename(tmp_path / "labels.csv")
+    columns = {"images": ("image",), "targets": "finding"}
+    report = check_source(CsvData(path=str(tmp_path / "labels.csv"), **columns))  # type: ignore[arg-type]
+    (problem,) = report.problems
+    assert problem.where == str(tmp_path)
+    shown = "images/0000.png, images/0001.png, images/0002.png"
+    assert problem.message == f"holds none of the 60 files that the table names, such as {shown}"
+    assert problem.hint == "set data.root to the folder that these names are below"
+
+
 def test_unreadable_images_doubles_and_leaks_are_told_together(phantom: Path) -> None:
     data = source(phantom)
     split = data.find().split
