@@ -47,6 +47,7 @@ SHARED: Mapping[str, tuple[str, str | None]] = {
     "data.merge_labels": (_JUDGED, "begin a sweep for each set of classes"),
     "data.regions": (_JUDGED, "begin a sweep for each set of regions"),
     "data.annotated": (_DATA, None),
+    "data.cascade_from": (_DATA, "begin a sweep for each first stage"),
     "task": (_JUDGED, None),
     "task.*": (_JUDGED, None),
     "trainer.eval_every": (_JUDGED, None),

@@ -11,7 +11,7 @@ import torch
 from medtrain.data.annotated import Annotated
 from medtrain.data.case import Dataset
 from medtrain.data.loader import Batch
-from medtrain.data.patches import PatchDataset
+from medtrain.data.patches import PatchDataset, unpack
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
 from medtrain.data.sampler import EpochSampler
@@ -43,6 +43,7 @@ class SegmentationData:
         plan: Patch, batch size, normalisation.
         augment: Changes training patches.
         seed: Of order, places and augmentation.
+        hints: Name of the previous stage's label map by case, in a cascade.
         pin_memory: Whether workers' batches go through page-locked memory, for copies to a GPU that do not wait.
     """
 
@@ -57,6 +58,7 @@ class SegmentationData:
         augment: Augmentation,
         seed: int,
         annotated: Annotated | None = None,
+        hints: Mapping[str, str] | None = None,
         pin_memory: bool = False,
     ) -> None:
         self.settings = settings
@@ -66,6 +68,7 @@ class SegmentationData:
         self.plan = plan
         self.annotated = dict(annotated or {})
         self.groups = {case.case_id: case.group for case in dataset.cases}
+        self.hints = dict(hints or {})
         self.augment = augment
         self.sampler = EpochSampler(
             num_samples=len(self.split["train"]) * settings.samples_per_case, batch_size=plan.batch_size, seed=seed
@@ -79,6 +82,8 @@ class SegmentationData:
             oversample_foreground=settings.oversample_foreground,
             seed=seed,
             annotated=self.annotated,
+            hints=self.hints,
+            disturb_hints=settings.cascade_augment,
         )
         self.stream = TrainingStream(
             self.patches,
@@ -112,14 +117,17 @@ class SegmentationData:
         """Move a batch and augment it there.
 
         Returns:
-            `image` float32 [B, C, *patch_size], `label` [B, *patch_size], `annotated` bool [B, K] where some cases were
-            annotated in part, the other entries unchanged.
+            `image` float32 [B, C, *patch_size], in a cascade with the channels of the previous stage, `label`
+            [B, *patch_size], `annotated` bool [B, K] where some cases were annotated in part, the others unchanged.
         """
         names = ("image", "label")
         moved: dict[str, Any] = {name: [t.to(device, non_blocking=True) for t in batch[name]] for name in names}
         if "annotated" in batch:
             moved["annotated"] = torch.stack(batch["annotated"]).to(device, non_blocking=True)
         augmented = self.augment.apply({**batch, **moved}, patch_size=self.plan.patch_size, label_pad=self.label_pad)
+        if self.plan.cascade is not None:
+            augmented["label"], hints = unpack(augmented["label"], self.plan)
+            augmented["image"] = torch.cat([augmented["image"], self.plan.cascade.channels(hints)], dim=1)
         if memory_format is not None:
             augmented["image"] = augmented["image"].contiguous(memory_format=memory_format)
         return augmented
@@ -154,7 +162,8 @@ class SegmentationData:
         Returns:
             case_id: Its id.
             group: Its patient.
-            image: float32 tensor [C, D, H, W], normalised, on the network's grid.
+            image: float32 tensor [C, D, H, W], normalised, on the network's grid; in a cascade with the channels of the
+                previous stage.
             label: Class indices [D, H, W] on the same grid.
             geometry: The way back to the scan's grid.
             source_label: Class indices on the scan's own grid.
@@ -163,11 +172,14 @@ class SegmentationData:
         """
         self.store.mark_used()
         case = self.store.case(case_id)
-        image = normalize(case.read_image(), case.stats, self.plan.normalization, case.read_body())
+        normal = normalize(case.read_image(), case.stats, self.plan.normalization, case.read_body())
+        image = torch.from_numpy(normal)
+        if self.plan.cascade is not None:
+            hints = torch.from_numpy(case.read_hints(self.hints[case_id]))
+            image = torch.cat([image, self.plan.cascade.channels(hints[None])[0]])
         return {
             "case_id": case_id,
-            "group": self.groups[case_id],
-            "image": torch.from_numpy(image),
+            "image": image,
             "label": case.read_label(),
             "geometry": case.geometry,
             "source_label": case.source_label(),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from medtrain.data.annotated import Annotated
+from medtrain.data.disturb import disturb
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
 from medtrain.data.sampler import SampleKey
@@ -16,6 +17,8 @@ from medtrain.data.store import PreparedCase, Store
 from medtrain.data.transforms.base import Augmentation
 
 Sample = dict[str, Any]
+_HINTS = 1
+"""Sets the random numbers of hints apart from those of the patch."""
 
 
 class PatchDataset:
@@ -37,6 +40,8 @@ class PatchDataset:
         oversample_foreground: Share of a batch centred on foreground.
         seed: Of everything random.
         annotated: Outputs that were annotated, of cases where not all were.
+        hints: Name of the previous stage's label map by case, in a cascade.
+        disturb_hints: Put mistakes into these maps; see `medtrain.data.disturb`.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class PatchDataset:
         oversample_foreground: float,
         seed: int,
         annotated: Annotated | None = None,
+        hints: Mapping[str, str] | None = None,
+        disturb_hints: bool = False,
     ) -> None:
         self.store = store
         self.case_ids = tuple(case_ids)
@@ -57,6 +64,8 @@ class PatchDataset:
         self.augment = augment
         self.seed = seed
         self.annotated = dict(annotated or {})
+        self.hints = dict(hints or {})
+        self.disturb_hints = disturb_hints
         self._structures = plan.regions or tuple((index,) for index in range(1, plan.num_classes))
         self.first_foreground_slot = round(batch_size * (1 - oversample_foreground))
 
@@ -65,7 +74,8 @@ class PatchDataset:
 
         Returns:
             image: float32 tensor [C, *R], normalised, 0 outside the case; R is params["read_size"].
-            label: Class indices [*R], uint8 or int16; ignore (or background) outside the case.
+            label: Class indices [*R], uint8 or int16; ignore (or background) outside the case. In a cascade it
+                holds the previous stage's, too; see `pack`.
             params: What the augmentation drew.
             case_id: The case.
             key: (epoch, index).
@@ -80,6 +90,9 @@ class PatchDataset:
         # the patch lies in the middle of what is read
         corner = [at - (r - p) // 2 for at, r, p in zip(start, size, patch, strict=True)]
         image, label = read_box(case, corner, size, self.plan)
+        if self.hints:
+            hints = self._read_hints(case, corner, size, key)
+            label = pack(label, hints, self.plan)
         if self.plan.spatial_dims == 2:
             image, label = image[:, 0], label[0]
         sample = {
@@ -93,6 +106,16 @@ class PatchDataset:
             everything = (True,) * self.plan.num_outputs
             sample["annotated"] = torch.tensor(self.annotated.get(case.case_id, everything))
         return sample
+
+    def _read_hints(self, case: PreparedCase, corner: Sequence[int], size: Sequence[int], key: SampleKey) -> np.ndarray:
+        inside, target = _overlap(case, corner, size)
+        found = case.read_hints(self.hints[case.case_id], inside)
+        hints = np.zeros(size, dtype=found.dtype)
+        hints[target] = found
+        if not self.disturb_hints:
+            return hints
+        sequence = np.random.SeedSequence([self.seed, key.epoch, key.index, _HINTS])
+        return disturb(hints, np.random.Generator(np.random.Philox(sequence)))
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Put samples side by side; see `collate`."""
@@ -152,8 +175,7 @@ def read_box(
     Returns:
         Image float32 [C, *size], label [*size].
     """
-    inside = tuple(slice(max(at, 0), min(at + n, extent)) for at, n, extent in zip(corner, size, case.shape))
-    target = tuple(slice(part.start - at, part.stop - at) for part, at in zip(inside, corner, strict=True))
+    inside, target = _overlap(case, corner, size)
     image = normalize(case.read_image(inside), case.stats, plan.normalization, case.read_body(inside))
     label = case.read_label(inside)
     if label.shape == tuple(size):
@@ -163,6 +185,26 @@ def read_box(
     whole_label = np.full(size, plan.ignore_index or 0, dtype=label.dtype)
     whole_label[target] = label
     return whole_image, whole_label
+
+
+def pack(label: np.ndarray, hints: np.ndarray, plan: Plan) -> np.ndarray:
+    """Put two label maps into one, which augmentations move as one: label + hints x (number of classes + 1)."""
+    base = plan.num_classes + 1
+    return label.astype(np.int16) + np.int16(base) * hints.astype(np.int16)
+
+
+def unpack(packed: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label and hints; the inverse of `pack`."""
+    base = plan.num_classes + 1
+    return packed % base, packed.div(base, rounding_mode="floor")
+
+
+def _overlap(
+    case: PreparedCase, corner: Sequence[int], size: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a box that lies within a case: in the case, and in the box."""
+    inside = tuple(slice(max(at, 0), min(at + n, extent)) for at, n, extent in zip(corner, size, case.shape))
+    return inside, tuple(slice(part.start - at, part.stop - at) for part, at in zip(inside, corner, strict=True))
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

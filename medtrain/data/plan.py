@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from medtrain.data.cascade import PreviousStage
 from medtrain.data.labels import LabelMap
 from medtrain.data.network import (
     Budget,
@@ -77,7 +78,7 @@ class Plan:
         strides: Stride of each stage per axis; the first is 1.
         kernel_sizes: Kernel of each stage per axis.
         normalization: One entry per input channel.
-        in_channels: Number of input channels.
+        in_channels: Number of image channels.
         num_classes: Number of classes, background included, ignore excluded.
         class_names: Name of each class; class 0 is the background.
         label_values: Value in the label files of each class.
@@ -87,6 +88,7 @@ class Plan:
         regions: The class indices of every region, the class that the region is painted with first, regions in the
             order in which they are painted over each other; None where every class has an output of its own.
         region_names: Name of every region.
+        cascade: The previous stage, whose label maps are further channels of the network; None without one.
         reasons: One sentence per derived value, keyed by dotted config key (`data.patch_size`, `model.channels`).
     """
 
@@ -107,6 +109,7 @@ class Plan:
     median_shape: tuple[int, ...]
     regions: tuple[tuple[int, ...], ...] | None = None
     region_names: tuple[str, ...] = ()
+    cascade: PreviousStage | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     family: ClassVar[Literal["segmentation"]] = "segmentation"
 
@@ -114,6 +117,11 @@ class Plan:
     def num_outputs(self) -> int:
         """Channels of the network's logits: the classes, or the regions."""
         return self.num_classes if self.regions is None else len(self.regions)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: of the image, and of the previous stage's hints."""
+        return self.in_channels + (0 if self.cascade is None else self.cascade.num_channels)
 
     @property
     def judged_names(self) -> tuple[str, ...]:
@@ -148,6 +156,8 @@ class Plan:
         values = {f.name: _tuples(data[f.name]) for f in fields(cls) if f.name not in old}
         values["normalization"] = tuple(ChannelNormalization(**entry) for entry in data["normalization"])
         values["reasons"] = dict(data["reasons"])
+        if data.get("cascade") is not None:
+            values["cascade"] = PreviousStage.from_json(data["cascade"])
         return cls(**values)
 
 

@@ -6,7 +6,7 @@ The modification time of a case's folder and of a scan is when it was last used;
 
     <store>/digests.json            content digests by path, size and time
     <store>/scans/<key>.json        what planning needs of a case
-    <store>/cases/<key>/case.json image.b2nd label.b2nd [body.b2nd] [source_label.b2nd] foreground.npy
+    <store>/cases/<key>/case.json image.b2nd label.b2nd [body.b2nd] [source_label.b2nd] foreground.npy [hints_*.b2nd]
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from medtrain.data.case import Case
 from medtrain.data.geometry import CaseGeometry
 from medtrain.data.preprocess import ChannelStats
 from medtrain.errors import MedtrainError
+from medtrain.run.atomic import atomic_write
 
 FORMAT = 1
 """Part of every key: raise it when the files' content or meaning changes."""
@@ -102,6 +103,10 @@ class PreparedCase:
         if "body.b2nd" not in self._names:
             return None
         return self._read("body.b2nd", region or (slice(None),) * 3).astype(bool)
+
+    def read_hints(self, name: str, region: Region | None = None) -> np.ndarray:
+        """Class indices that the previous stage of a cascade found in a region, or all; see `write_hints`."""
+        return self._read(hints_file(name), region or (slice(None),) * 3)
 
     def foreground(self, class_index: int) -> np.ndarray:
         """Voxels (D, H, W) of a class, int32 [N, 3]; at most 10000 spread evenly over it, none if it is absent.
@@ -268,6 +273,23 @@ def write_case(
         "files": files,
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+
+
+def hints_file(name: str) -> str:
+    """File of a label map of the previous stage of a cascade."""
+    return f"hints_{name}.b2nd"
+
+
+def write_hints(folder: Path, name: str, hints: np.ndarray, patch_size: Sequence[int]) -> None:
+    """Put a label map of the previous stage of a cascade beside a prepared case, on the same grid.
+
+    Args:
+        folder: The case's.
+        name: Of the networks that made it.
+        hints: Class indices [D, H, W].
+        patch_size: What will be read at a time; shapes the chunks.
+    """
+    atomic_write(folder / hints_file(name), compress(hints, patch_size), sync=False)
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated as Typed
 from typing import Any, Literal
 
 from medtrain.data.annotated import Annotated, read_annotated
+from medtrain.data.cascade import read_stage, who_predicts
 from medtrain.data.case import Dataset
 from medtrain.data.fingerprint import fingerprint_cases
 from medtrain.data.labels import LabelMap
@@ -22,6 +23,7 @@ from medtrain.data.source import DerivedValue, Fold, Machine, Progress
 from medtrain.data.splits import load_splits, make_folds, save_splits, select_fold, split_hash
 from medtrain.data.store import Store
 from medtrain.data.transforms.base import Augmentation
+from medtrain.errors import ConfigError, Problem
 from medtrain.registry import Range
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,9 @@ class VolumeData:
         annotated: JSON or CSV file that says which classes or regions were annotated in a case, for data of several
             origins: {"case_1": ["liver"]}, or rows of `case_id,annotated` with names separated by `;`. Cases that it
             does not list are annotated in full.
+        cascade_from: A run or cross-validation with resolution=low whose label maps this network, at full resolution,
+            gets as further channels. A cross-validation predicts every case by the fold that did not train on it.
+        cascade_augment: Put mistakes into these channels in training: structures that grow, shrink or are missing.
     """
 
     root: str | None = None
@@ -111,6 +116,8 @@ class VolumeData:
     merge_labels: dict[str, list[str]] | None = None
     regions: dict[str, list[str]] | None = None
     annotated: str | None = None
+    cascade_from: str | None = None
+    cascade_augment: bool = True
 
     def discover(self) -> Dataset:
         """Find the cases and what their labels mean; reads names and descriptions, not voxels.
@@ -169,6 +176,8 @@ class VolumeData:
             strides=model.get("strides"),
             kernel_sizes=model.get("kernel_sizes"),
         )
+        if self.cascade_from is not None:
+            plan = self._put_behind(plan, Path(self.cascade_from).expanduser())
         advice = padding_advice(plan.patch_size, plan.strides) if "strides" in model else None
         if advice is not None:
             log.warning(advice)
@@ -186,6 +195,16 @@ class VolumeData:
         values.append(DerivedValue("inference.mirror_axes", axes, "the axes training mirrors"))
         values.append(DerivedValue("data.num_workers", *machine.data_workers()))
         return plan, values
+
+    def _put_behind(self, plan: Plan, first: Path) -> Plan:
+        """The plan of the second stage of a cascade."""
+        if self.resolution == "low" or plan.spatial_dims != 3:
+            what = "a network of slices" if plan.spatial_dims != 3 else "resolution=low"
+            message = f"a second stage sees volumes at full resolution, and this is {what}"
+            raise ConfigError([Problem("data.cascade_from", message, hint="data.cascade_from=null")])
+        stage = read_stage(first)
+        log.info("the network also sees what %s finds: %s", first, ", ".join(stage.class_names[1:]))
+        return replace(plan, cascade=stage)
 
     def _region_values(self, dataset: Dataset, plan: Plan) -> list[DerivedValue]:
         """Regions that the data set defines, to be told; warns of what a map cannot hold."""
@@ -234,7 +253,15 @@ class VolumeData:
             augment=augment,
             seed=seed,
             pin_memory=pin_memory,
+            hints=self._hints(plan, [*found.split["train"], *found.split["val"]]),
         )
+
+    def _hints(self, plan: Plan, case_ids: Sequence[str]) -> dict[str, str]:
+        """Name of the previous stage's label map by case."""
+        if plan.cascade is None or self.cascade_from is None:
+            return {}
+        members = who_predicts(plan.cascade, Path(self.cascade_from), case_ids)
+        return {case_id: plan.cascade.hint_name(chosen) for case_id, chosen in members.items()}
 
 
 def _mirrored_axes(augment: Mapping[str, Any], dims: int) -> tuple[int, ...]:

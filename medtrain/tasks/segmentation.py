@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import class_indices, decide
+from medtrain.inference.postprocess import class_indices
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.cases import evaluate_case, metric_specs, summarize, worst_cases
@@ -27,6 +27,7 @@ from medtrain.tasks.case_report import DEFAULT_CASE_REPORT, CaseColumns, CaseRep
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from medtrain.data.geometry import CaseGeometry
     from medtrain.data.plan import Plan
     from medtrain.inference.sliding_window import SlidingWindow
 
@@ -125,12 +126,12 @@ class Segmentation:
         return {key: spec for key, spec in specs.items() if key.split("/")[0] not in SURFACE_METRICS}
 
     def runtime(self) -> dict[str, Any]:
-        """Models have one output per class, or per region."""
-        return {"num_outputs": self.plan.num_outputs}
+        """Models have one output per class, or per region, and a cascade's see more than the image."""
+        return {"num_outputs": self.plan.num_outputs, "in_channels": self.plan.input_channels}
 
     def example_batch(self) -> dict[str, Tensor]:
         """A patch [1, C, *S]."""
-        return {"image": torch.zeros(1, self.plan.in_channels, *self.plan.patch_size)}
+        return {"image": torch.zeros(1, self.plan.input_channels, *self.plan.patch_size)}
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor | Sequence[Tensor]:
         """Logits of patches [B, C, *S], at several resolutions in training with deep supervision."""
@@ -146,18 +147,20 @@ class Segmentation:
         known = batch.get("annotated")
         return StepOutput(self.loss(logits, batch["label"], ignore_index=self.plan.ignore_index, annotated=known))
 
+    def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
+        """Anything fits: masks are changed along with their images."""
+
     def begin_evaluation(self) -> None:
         """Forget the worst case."""
         self.worst = None
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
-        logits = self.predict_logits(model, item["image"], final=final)
-        prediction = self.inference.postprocess(item["geometry"].invert_logits(logits), self.plan.class_names)
+        prediction = self.predict_label([model], [item["image"]], item["geometry"], final=final)
         if final and self.on_prediction is not None:
             self.on_prediction(item, prediction)
         row = self._judge(prediction, item, final=final)
-        self._keep_if_worst(item, logits, row)
+        self._keep_if_worst(item, prediction, row)
         return [{"case_id": item["case_id"], "group": item.get("group", item["case_id"]), **row}]
 
     def _judge(self, prediction: np.ndarray, item: Batch, *, final: bool) -> dict[str, Any]:
@@ -176,21 +179,41 @@ class Segmentation:
             lesions=self.lesions,
         )
 
-    def predict_logits(self, model: nn.Module, image: Tensor, *, final: bool) -> Tensor:
-        """Logits [K, D, H, W] of a whole normalised image [C, D, H, W]."""
+    def predict_label(
+        self, models: Sequence[nn.Module], images: Sequence[Tensor], geometry: CaseGeometry, *, final: bool
+    ) -> np.ndarray:
+        """Classes of a whole scan on its own grid, post-processed.
 
+        Args:
+            models: Networks in evaluation mode; the probabilities of several are averaged.
+            images: Normalised [C, D, H, W]: one for all networks, or one for each.
+            geometry: How the scan came to the network's grid.
+            final: Whether to mirror as the final evaluation does.
+
+        Returns:
+            Class indices [D, H, W].
+
+        Raises:
+            UsageError: `inference.max_memory` is too little.
+        """
+        label = self.inference.predict_label(
+            [self._windows_through(model) for model in models],
+            images,
+            geometry,
+            patch_size=self.plan.patch_size,
+            regions=self.plan.regions,
+            mirror=self.inference.mirror if final else self.inference.mirror_in_training,
+            device=self.device,
+        )
+        return self.inference.postprocess(label, self.plan.class_names)
+
+    def _windows_through(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(windows: Tensor) -> Tensor:
             if self.memory_format is not None:
                 windows = windows.contiguous(memory_format=self.memory_format)
             return model(windows)
 
-        return self.inference.predict_logits(
-            forward,
-            image,
-            patch_size=self.plan.patch_size,
-            mirror=self.inference.mirror if final else self.inference.mirror_in_training,
-            device=self.device,
-        )
+        return forward
 
     def summarize(self, records: Sequence[Record]) -> dict[str, float]:
         """Means over cases, per class and over the classes."""
@@ -259,7 +282,7 @@ class Segmentation:
         mirrored = self.inference.mirror and self.inference.mirror_axes
         return "with mirroring" if mirrored and not self.inference.mirror_in_training else ""
 
-    def _keep_if_worst(self, item: Batch, logits: Tensor, row: Mapping[str, float]) -> None:
+    def _keep_if_worst(self, item: Batch, prediction: np.ndarray, row: Mapping[str, float]) -> None:
         score = float(np.nanmean([value for key, value in row.items() if key.startswith("dice/")] or [np.nan]))
         if np.isnan(score) or (self.worst is not None and score >= self.worst["score"]):
             return
@@ -268,6 +291,6 @@ class Segmentation:
             score=score,
             image=item["image"].float().cpu().numpy(),
             label=np.asarray(item["label"]),
-            prediction=decide(logits, self.plan.regions).cpu().numpy(),
+            prediction=item["geometry"].near_label(prediction),
             spacing=item["spacing"],
         )

@@ -1,0 +1,136 @@
+"""The first stage of a cascade at work: its label maps of the cases in a store, and of new scans."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from medtrain.data.cascade import PreviousStage, who_predicts
+from medtrain.data.source import Progress
+from medtrain.data.store import case_folder, hints_file, write_hints
+from medtrain.errors import MedtrainError
+
+if TYPE_CHECKING:
+    from medtrain.data.geometry import CaseGeometry
+    from medtrain.data.plan import Plan
+    from medtrain.data.store import Store
+    from medtrain.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+
+class FirstStage:
+    """The networks behind which another one was, or will be, trained. Opened when they are needed.
+
+    Args:
+        root: Their run or cross-validation, `data.cascade_from`.
+        stage: What is known of them.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        MedtrainError: They are missing, or others than those that are known.
+    """
+
+    def __init__(self, root: Path, stage: PreviousStage, *, device: str = "auto") -> None:
+        stage.check(root)
+        self._root = root
+        self._stage = stage
+        self._device = device
+        self._members: tuple[int, ...] = ()
+        self._predictor: Predictor | None = None
+        self._classes: dict[int, int] = {}
+
+    def predict(
+        self, images: Sequence[Path], geometry: CaseGeometry, members: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """What they find in a scan.
+
+        Args:
+            images: Its files.
+            geometry: How it comes to the grid of the second network.
+            members: Which of them; None lets all decide together.
+
+        Returns:
+            Class indices [D, H, W] of the first stage on the grid of the second network.
+        """
+        predictor = self._open(tuple(range(len(self._stage.members))) if members is None else tuple(members))
+        values = predictor.predict_case(images)
+        classes = np.zeros(values.shape, dtype=np.uint8 if len(self._classes) < 255 else np.int16)
+        for value, index in self._classes.items():
+            classes[values == value] = index
+        return geometry.apply_label(classes)
+
+    def _open(self, members: tuple[int, ...]) -> Predictor:
+        # the predictor knows first stages, too
+        from medtrain.engine.restore import load_run
+        from medtrain.inference.predictor import Predictor
+
+        if self._predictor is None or members != self._members:
+            self._predictor = None  # one set of networks at a time
+            folders = [self._root / self._stage.members[index] for index in members]
+            runs = [load_run(folder, _read_config(folder), device=self._device) for folder in folders]
+            self._predictor, self._members = Predictor(runs), members
+            self._classes = {value: index for index, value in enumerate(runs[0].plan.label_values)}
+        return self._predictor
+
+
+def make_hints(
+    config: Mapping[str, Any],
+    plan: Plan,
+    store: Store,
+    case_ids: Sequence[str],
+    *,
+    progress: Progress | None = None,
+) -> int:
+    """Let the first stage of a cascade segment the cases of a store that it has not segmented yet.
+
+    Args:
+        config: The completed configuration of the second stage.
+        plan: Of the second stage.
+        store: Its prepared cases.
+        case_ids: Cases that are used.
+        progress: Told how far it is.
+
+    Returns:
+        How many cases were segmented now.
+
+    Raises:
+        MedtrainError: The first stage is missing, or another one than this network was trained behind.
+    """
+    assert plan.cascade is not None
+    stage, root = plan.cascade, Path(config["data"]["cascade_from"])
+    first = FirstStage(root, stage, device=config["trainer"]["device"])
+    members = who_predicts(stage, root, case_ids)
+    todo = []
+    for case_id, chosen in members.items():
+        folder = case_folder(store.root, store.keys[case_id])
+        if not (folder / hints_file(stage.hint_name(chosen))).is_file():
+            todo.append((chosen, case_id, folder))
+    if not todo:
+        return 0
+    log.info("the first stage segments %d of %d cases", len(todo), len(case_ids))
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():  # whether hints were there already must not change what follows
+        for number, (chosen, case_id, folder) in enumerate(sorted(todo), start=1):
+            case = store.case(case_id)
+            hints = first.predict(case.case.images, case.geometry, chosen)
+            write_hints(folder, stage.hint_name(chosen), hints, plan.patch_size)
+            if progress is not None:
+                progress(number, len(todo), case_id)
+    torch.set_num_threads(threads)
+    return len(todo)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The completed configuration of a run."""
+    try:
+        config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise MedtrainError(f"the configuration of {folder} cannot be read: {error}") from error
+    return config
