@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
 from medtrain.models.layers import NormName
 from medtrain.models.monai_networks import check_groups, monai_network, monai_norm
-from medtrain.models.padding import SegmentationNet
+from medtrain.models.padding import SegmentationNet, plain_size
 from medtrain.registry import Range, register
 
 SWIN_DIVISOR = 32
@@ -94,7 +97,8 @@ class SwinUNETR(SegmentationNet):
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits of an image that fits."""
-        return self.network(image)
+        with _sizes_are_fixed():
+            return self.network(image)
 
 
 @register(
@@ -169,10 +173,21 @@ class UNETR(SegmentationNet):
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits of an image that fits."""
-        if tuple(image.shape[2:]) != self.divisor:
+        size = plain_size(image)
+        if size != self.divisor:
             raise UsageError(
-                f"unetr was built for images of {' x '.join(map(str, self.divisor))}, got "
-                f"{' x '.join(str(int(n)) for n in image.shape[2:])}",
+                f"unetr was built for images of {' x '.join(map(str, self.divisor))}, got {' x '.join(map(str, size))}",
                 hint="predict in windows of data.patch_size",
             )
-        return self.network(image)
+        with _sizes_are_fixed():
+            return self.network(image)
+
+
+@contextmanager
+def _sizes_are_fixed() -> Iterator[None]:
+    """Silence what MONAI's sums and checks of sizes give rise to in a trace, which is recorded for one size anyway."""
+    with warnings.catch_warnings():
+        if torch.jit.is_tracing():
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"monai\.")
+        yield

@@ -66,7 +66,7 @@ class SegmentationNet(nn.Module):
             MedtrainError: The image has other channels or dimensions than the network was built for.
             UsageError: It shrinks to a single voxel, which leaves nothing to normalise.
         """
-        size = _plain_size(image)
+        size = plain_size(image)
         self._check_input(image)
         pads = symmetric_pads(size, self.divisor)
         if not any(high for _, high in pads):
@@ -102,7 +102,7 @@ def symmetric_pads(size: Sequence[int], divisor: Sequence[int]) -> Pads:
     return tuple((n // 2, n - n // 2) for n in missing)
 
 
-def _plain_size(image: Tensor) -> tuple[int, ...]:
+def plain_size(image: Tensor) -> tuple[int, ...]:
     """The size as numbers: in a trace they are tensors, and padding is recorded for the size that is traced."""
     if not torch.jit.is_tracing():
         return tuple(image.shape[2:])
@@ -113,7 +113,7 @@ def _plain_size(image: Tensor) -> tuple[int, ...]:
 
 def _crop(logits: Tensor, size: Sequence[int], padded: Sequence[int], pads: Pads) -> Tensor:
     """The part of logits of a padded image that lies in the image, at the resolution of the logits."""
-    coarse = _plain_size(logits)
+    coarse = plain_size(logits)
     region: list[slice] = [slice(None), slice(None)]
     for n, whole, part, (low, _) in zip(size, padded, coarse, pads):
         step = whole // part
