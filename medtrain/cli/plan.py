@@ -55,10 +55,9 @@ def plan(
         text = plan_text(plan_sections(derivation, step_cost(derivation, measure=measure)))
         typer.echo(text, nl=False)
         if out is not None:
-            planned = dataclasses.replace(composed, tree=with_plan(composed.tree, derivation))
-            head = (
-                f"A plan for {derivation.found.dataset_name}. Train with it: medtrain train experiment={out}\n\n{text}"
-            )
+            planned = with_plan(composed.tree, derivation)
+            planned["data"]["store"] = composed.tree["data"]["store"]  # wherever it is trained
+            head = f"{derivation.found.dataset_name}: a plan. Train with it: medtrain train experiment={out}\n\n{text}"
             composed = dataclasses.replace(composed, tree=planned)
             atomic_write(out, experiment_yaml(composed, comment=head, notes=planned_keys(derivation).get))
             typer.echo(f"saved; train with it: medtrain train experiment={out}", err=True)

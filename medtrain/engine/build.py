@@ -48,7 +48,7 @@ _FREE_KEYS = {
         "eval_every", "eval_cases", "final_evaluation", "sanity_check", "num_threads", "max_nonfinite", "precision",
         "save_predictions",
     },
-    "data": {"num_workers", "root", "path", "store"},
+    "data": {"num_workers", "root", "path", "store", "annotated", "cascade_from"},
     "model": {"weights"},
     "run": {"note", "tags"},
 }  # fmt: skip
@@ -93,10 +93,8 @@ def build_task(
     return task
 
 
-def check_sides(config: Mapping[str, Any], plan: DataPlan, task: Task) -> None:
-    """See that training does not mirror images whose targets would have to change places with left and right.
-
-    Runs that were trained so can still be judged: a new one is refused, before it has a folder.
+def check_training(config: Mapping[str, Any], plan: DataPlan, task: Task) -> None:
+    """Let the task see that what is trained on fits what is to be learned; see `Task.check_training`.
 
     Args:
         config: The configuration with derived values filled in.
@@ -104,16 +102,9 @@ def check_sides(config: Mapping[str, Any], plan: DataPlan, task: Task) -> None:
         task: Of the run.
 
     Raises:
-        UsageError: It would, and `data.paired_targets=[]` does not say that they stay where they are.
+        UsageError: It does not.
     """
-    if not getattr(task, "lacks_pairs", False) or config["data"].get("paired_targets") == []:
-        return
-    if build("augment", config["augment"], **plan.runtime()).mirrors:
-        raise UsageError(
-            f"augment={config['augment']['name']} swaps left and right, but the data do not say which zones form pairs",
-            hint="name the pairs in data.paired_targets, say that there are none with data.paired_targets=[], or "
-            "choose an augmentation without mirroring, such as augment.mirror_p=0 or augment=chest_xray",
-        )
+    task.check_training(config["data"], build("augment", config["augment"], **plan.runtime()))
 
 
 def memory_format_of(config: Mapping[str, Any], plan: DataPlan) -> torch.memory_format | None:
@@ -290,26 +281,6 @@ def _check_together(
             hint="trainer.accumulate=1 with a larger data.batch_size, or a loss of single samples "
             "(a Dice loss is one with loss.batch_dice=false)",
         )
-    _warn_of_two_corrections(config)
-
-
-def _warn_of_two_corrections(config: Mapping[str, Any]) -> None:
-    """Class weights are made for classes as often as they are, and not as they come when draws are balanced."""
-    balance = config["data"].get("balance", "none")
-    given = [
-        key
-        for part in (config["loss"], *(config["loss"].get("parts") or ()))
-        for key in ("class_weights", "pos_weight")
-        if part.get(key) not in (None, "none")
-    ]
-    if balance != "none" and given:
-        log.warning(
-            "data.balance=%s and loss.%s both make up for rare classes, which are now corrected for twice; "
-            "one of them is usually meant: data.balance=none or loss.%s=none",
-            balance,
-            given[0],
-            given[0],
-        )
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -363,7 +334,7 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
         ConfigError: Lists every key that cannot change, with both values.
     """
     free = {
-        "data": {"root", "path", "store"},
+        "data": {"root", "path", "store", "annotated", "cascade_from"},
         "model": {"weights"},
         "task": {"nsd_tolerance_mm", "lesions", "lesion_iou", "report"},
     }
@@ -380,7 +351,7 @@ def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
 
     heading = (
         "only inference.*, task.report, task.nsd_tolerance_mm, task.lesions, task.lesion_iou, data.root, data.path, "
-        "data.store and model.weights can change here:"
+        "data.store, data.annotated, data.cascade_from and model.weights can change here:"
     )
     _refuse_changes(fixed(before), fixed(after), heading)
 

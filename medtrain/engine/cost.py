@@ -22,8 +22,9 @@ from medtrain.registry import build
 from medtrain.tasks.base import Task
 
 QUICK_S = 10.0
-"""Real steps are measured without being asked for where they take no longer."""
+"""Real steps are measured without being asked for where they should take no longer."""
 
+_LEAST_MACS_PER_S = {"cpu": 1e10, "cuda": 1e12, "mps": 1e11}  # what a slow one of its kind does in training
 _STEPS = 3
 
 
@@ -50,11 +51,10 @@ class StepCost:
 
 @dataclass(frozen=True)
 class _Timing:
-    """Seconds of forward and backward pass and of the optimizer, and the peak of a GPU's memory in GiB."""
+    """Seconds of forward and backward pass, and of the optimizer."""
 
     model_s: float
     optimizer_s: float
-    peak_gib: float | None
 
 
 def step_cost(derivation: Derivation, *, measure: bool) -> StepCost:
@@ -77,22 +77,30 @@ def step_cost(derivation: Derivation, *, measure: bool) -> StepCost:
     if memory is not None and memory.gib > available_gib(device):
         return replace(cost, how=f"not measured: {available_gib(device):.1f} GiB of memory are free")
     torch.set_num_threads(config["trainer"]["num_threads"] or torch.get_num_threads())
+    if not measure and (cost.macs is None or 3 * cost.macs > QUICK_S * _LEAST_MACS_PER_S[device.type]):
+        return _estimate(cost, derivation)
+    limit = math.inf if measure else QUICK_S
+    times, peak = _time_steps(config, plan, device, patch=plan.patch_size, batch_size=batch_size, limit_s=limit)
+    counted = times[1:] or times
+    what = f"median of {len(counted)} steps" if len(counted) > 1 else "one step"
+    how = f"measured: {what} on random data, without reading and augmenting"
+    seconds = statistics.median(step.model_s + step.optimizer_s for step in counted)
+    return replace(cost, seconds=seconds, how=how, peak_gib=peak)
+
+
+def _estimate(cost: StepCost, derivation: Derivation) -> StepCost:
+    """The time of a step from one on a part of a patch."""
+    config, device = derivation.config, derivation.device
+    plan: Any = derivation.plan
     small = _smaller(plan.patch_size, plan.strides)
-    share = math.prod(small) / math.prod(plan.patch_size) / batch_size
-    expected: float | None = None
-    if share < 1 and not measure:
-        try:
-            timing = _time_steps(config, plan, device, patch=small, batch_size=1, steps=1)
-            expected = timing.model_s / share + timing.optimizer_s
-        except Exception as error:  # a model of one size only: it is measured whole or not at all
-            return replace(cost, how=f"not estimated ({type(error).__name__}); --measure makes real steps")
-        if expected * (_STEPS + 1) > QUICK_S:
-            shown = " x ".join(map(str, small))
-            how = f"estimated from a step on one patch of {shown}; --measure makes real steps"
-            return replace(cost, seconds=expected, how=how)
-    timing = _time_steps(config, plan, device, patch=plan.patch_size, batch_size=batch_size, steps=_STEPS)
-    how = f"measured: median of {_STEPS} steps on random data, without reading and augmenting"
-    return replace(cost, seconds=timing.model_s + timing.optimizer_s, how=how, peak_gib=timing.peak_gib)
+    share = math.prod(small) / math.prod(plan.patch_size) / config["data"]["batch_size"]
+    try:
+        times, _ = _time_steps(config, plan, device, patch=small, batch_size=1, limit_s=QUICK_S)
+    except Exception as error:  # a model for one size only
+        return replace(cost, how=f"not estimated ({type(error).__name__}); --measure makes real steps")
+    last = times[-1]
+    how = f"estimated from a step on one patch of {' x '.join(map(str, small))}; --measure makes real steps"
+    return replace(cost, seconds=last.model_s / share + last.optimizer_s, how=how)
 
 
 def _count_macs(model: nn.Module, task: Task, batch_size: int) -> int | None:
@@ -118,9 +126,9 @@ def _time_steps(
     *,
     patch: Sequence[int],
     batch_size: int,
-    steps: int,
-) -> _Timing:
-    """Time training steps, after a first one that is not counted."""
+    limit_s: float,
+) -> tuple[list[_Timing], float | None]:
+    """Time a first training step, which is slower, and some more within a limit; and a GPU's peak memory in GiB."""
     plan = replace(plan, patch_size=tuple(patch), batch_size=batch_size)
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, device, memory_format)
@@ -136,10 +144,11 @@ def _time_steps(
     if memory_format is not None:
         batch["image"] = batch["image"].contiguous(memory_format=memory_format)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    times = []
+    times: list[_Timing] = []
+    begun = _now(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(steps + 1):
+    while not times or (len(times) <= _STEPS and _now(device) - begun < limit_s):
         started = _now(device)
         model.train()
         with precision.autocast():
@@ -149,10 +158,9 @@ def _time_steps(
         norm = precision.clip(optimizer, parameters, norm=config["trainer"]["clip_norm"], value=None)
         precision.step(optimizer, norm)
         optimizer.zero_grad(set_to_none=True)
-        times.append((between - started, _now(device) - between))
-    model_s, optimizer_s = (statistics.median(part) for part in zip(*times[1:], strict=True))
+        times.append(_Timing(between - started, _now(device) - between))
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return _Timing(model_s, optimizer_s, peak)
+    return times, peak
 
 
 def _now(device: torch.device) -> float:

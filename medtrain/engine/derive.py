@@ -22,7 +22,7 @@ DEFAULT_TIME = {"images": "10min"}
 """Family of the data -> how long a run on a CPU trains that names no limit: labelled images differ too much in size and
 number for a count of steps."""
 
-PATHS = ("root", "store", "splits", "path", "annotated")
+PATHS = ("root", "store", "splits", "path", "annotated", "cascade_from")
 """Settings of data that are files and folders: a run is resumed and evaluated from other folders, too."""
 
 

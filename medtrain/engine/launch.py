@@ -17,7 +17,7 @@ import torch
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan, DataSource
-from medtrain.engine.build import LIMITS, build_engine, build_task, check_sides, config_digest
+from medtrain.engine.build import LIMITS, build_engine, build_task, check_training, config_digest
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, Progress, derive
@@ -151,7 +151,7 @@ def read_plan(folder: RunFolder, config: Mapping[str, Any]) -> DataPlan:
 def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
     # what contradicts the data is said before a folder is made
     task = build_task(derivation.config, derivation.plan, derivation.device, None)
-    check_sides(derivation.config, derivation.plan, task)
+    check_training(derivation.config, derivation.plan, task)
     run = derivation.config["run"]
     experiment = run["experiment"] or f"{derivation.found.dataset_name}_{derivation.config['model']['name']}".lower()
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
@@ -256,6 +256,11 @@ def open_data(
     augment = build("augment", config["augment"], **plan.runtime())
     workers = max(1, min(8, available_cores() // dist.local_world_size))
     prepared = settings.prepare(plan, found, workers=workers, progress=log_progress("preparing"))
+    if getattr(plan, "cascade", None) is not None and dist.is_main:
+        from medtrain.inference.cascade import make_hints  # it opens runs, as this module does
+
+        used = [*found.split["train"], *found.split["val"]]
+        make_hints(config, plan, prepared, used, progress=log_progress("segmenting"))  # type: ignore[arg-type]
     dist.barrier()
     pin_memory = config["trainer"]["device"] != "cpu" and torch.cuda.is_available()
     return settings.open(plan, found, prepared, augment=augment, seed=config["seed"], pin_memory=pin_memory)
