@@ -32,12 +32,30 @@ def decide(logits: Tensor, regions: Sequence[Sequence[int]] | None) -> Tensor:
     highest = len(logits) - 1 if regions is None else max(max(region) for region in regions)
     dtype = torch.uint8 if highest < 254 else torch.int16
     if regions is None:
-        return logits.argmax(0).to(dtype)
+        return _first_largest(logits, dtype)
     assert len(regions) == len(logits), (len(regions), logits.shape)
     label = torch.zeros(logits.shape[1:], dtype=dtype, device=logits.device)
     for channel, region in zip(logits, regions):
         label.masked_fill_(channel > 0, region[0])
     return label
+
+
+def _first_largest(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """The first largest of axis 0; on a CPU many times faster than `torch.argmax`, which indexes in 64 bits."""
+    if logits.device.type != "cpu":
+        return logits.argmax(0).to(dtype)
+    values = logits.float().numpy()
+    best = values[0].copy()
+    larger = np.empty(best.shape, dtype=bool)
+    winner = np.zeros(best.shape, dtype=np.uint8 if dtype == torch.uint8 else np.int16)
+    index = np.empty_like(winner)
+    for number, channel in enumerate(values[1:], start=1):
+        np.greater(channel, best, out=larger)
+        # indices grow, so where a class is larger its index is the maximum
+        np.multiply(larger, winner.dtype.type(number), out=index)
+        np.maximum(winner, index, out=winner)
+        np.maximum(best, channel, out=best)
+    return torch.from_numpy(winner)
 
 
 def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:

@@ -188,9 +188,7 @@ class Predictor:
     def _segment(self, prepared: _Prepared) -> np.ndarray:
         """Class indices [D, H, W] on the scan's whole grid."""
         with torch.inference_mode(), self._run.precision.autocast():
-            logits = self._task.predict_logits(self._run.model, prepared.image, final=True)
-            label = prepared.geometry.invert_logits(logits)
-        return self._task.inference.postprocess(label, self._plan.class_names)
+            return self._task.predict_label([self._run.model], [prepared.image], prepared.geometry, final=True)
 
     def _write(
         self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float

@@ -9,7 +9,6 @@ from scipy import ndimage
 from medtrain.data import geometry
 from medtrain.data.geometry import (
     CaseGeometry,
-    argmax_resampled,
     interpolation_matrix,
     low_resolution_axis,
     nonzero_box,
@@ -117,11 +116,9 @@ def test_low_axis_takes_the_nearest_slice() -> None:
 
 def test_results_do_not_depend_on_the_size_of_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).normal(size=(1, 40, 20, 20)).astype(np.float32)
-    logits = np.random.default_rng(1).normal(size=(3, 40, 20, 20)).astype(np.float32)
-    whole, classes = resample_image(image, (55, 31, 17)), argmax_resampled(logits, (55, 31, 17))
+    whole = resample_image(image, (55, 31, 17))
     monkeypatch.setattr(geometry, "_SLAB_BYTES", 10_000)
     np.testing.assert_allclose(resample_image(image, (55, 31, 17)), whole, atol=1e-6)
-    assert (argmax_resampled(logits, (55, 31, 17)) == classes).mean() > 0.9999
 
 
 def test_autocast_does_not_reach_in() -> None:
@@ -164,25 +161,6 @@ def test_label_without_foreground_stays_empty() -> None:
     assert (resample_label(np.full((4, 5, 6), 3, np.uint8), (8, 3, 7)) == 3).all()
 
 
-@pytest.mark.parametrize(("source", "shape"), SHAPES)
-def test_argmax_of_resampled_logits(source: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    logits = np.random.default_rng(0).normal(size=(5, *source)).astype(np.float32)
-    expected = np.stack([reference(channel, shape, 1) for channel in logits])
-    got = argmax_resampled(torch.from_numpy(logits), shape)
-    assert got.dtype == np.uint8
-    chosen = np.take_along_axis(expected, got[None].astype(np.int64), 0)[0]
-    np.testing.assert_allclose(chosen, expected.max(0), atol=1e-5)
-    np.testing.assert_array_equal(argmax_resampled(logits, shape), got)
-
-
-def test_argmax_of_half_precision_logits_and_of_many_classes() -> None:
-    logits = torch.zeros(300, 2, 3, 4)
-    logits[299, :, 1] = 1.0
-    got = argmax_resampled(logits.to(torch.bfloat16), (2, 6, 4))
-    assert got.dtype == np.int16
-    np.testing.assert_array_equal(got[0, :, 0], [0, 299, 299, 299, 299, 0])  # 0, 1/4, 3/4, ...
-
-
 def test_rules_of_anisotropy() -> None:
     assert low_resolution_axis((5.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == 0
     assert low_resolution_axis((3.0, 1.0, 1.0), (3.0, 1.0, 1.0)) is None  # more than three times, not three
@@ -220,17 +198,25 @@ def test_there_and_back_keeps_labels(spacing: tuple[float, float, float]) -> Non
     for value in (1, 2):
         overlap = 2 * ((back == value) & (label == value)).sum() / ((back == value).sum() + (label == value).sum())
         assert overlap > 0.97
-    logits = np.stack([inside == k for k in range(3)]).astype(np.float32) * 9
-    assert (case.invert_logits(logits) == back).mean() > 0.999
+    near = case.near_label(label)
+    assert near.shape == case.resampled_shape
+    assert (near == inside).mean() > 0.97
 
 
 def test_outside_of_the_crop_is_background() -> None:
     case = CaseGeometry.between(grid_of((6, 7, 8), (1.0, 1.0, 1.0)), ((1, 4), (2, 7), (3, 5)), None)
-    logits = torch.zeros(2, 3, 5, 2)
-    logits[1] = 1
-    got = case.invert_logits(logits)
+    got = case.invert_label(np.ones((3, 5, 2), np.uint8))
     assert got.sum() == 3 * 5 * 2
     assert got[1:4, 2:7, 3:5].all()
+
+
+def test_near_label_takes_the_voxel_at_each_centre() -> None:
+    case = CaseGeometry.between(grid_of((2, 5, 6), (1.0, 1.0, 1.0)), ((0, 2), (1, 5), (0, 6)), (1.0, 2.0, 0.5))
+    label = np.arange(60).reshape(2, 5, 6)
+    near = case.near_label(label)
+    assert near.shape == (2, 2, 12)
+    # centres of 2 voxels over 4: 1 and 3 from the box's border, that is rows 1 + 1 and 1 + 3
+    np.testing.assert_array_equal(near, label[:, [2, 4]].repeat(2, axis=2))
 
 
 def test_images_are_cropped_and_resampled() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -294,14 +295,14 @@ def test_too_little_memory_is_that_scans_problem(folder: Path, tmp_path: Path, m
     write_scan(folder / "a.nii.gz", voxels(0, (30, 30, 30)))
     write_scan(folder / "b.nii.gz", voxels(0, (8, 8, 8)))
     predictor = Predictor(run())
-    whole = predictor._task.predict_logits
+    whole = predictor._task.predict_label
 
-    def limited(model: torch.nn.Module, image: torch.Tensor, *, final: bool) -> torch.Tensor:
-        if image.numel() > 1000:
+    def limited(models: Any, images: Any, geometry: Any, *, final: bool) -> np.ndarray:
+        if images[0].numel() > 1000:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(model, image, final=final)
+        return whole(models, images, geometry, final=final)
 
-    monkeypatch.setattr(predictor._task, "predict_logits", limited)
+    monkeypatch.setattr(predictor._task, "predict_label", limited)
     reports = predictor.predict_folder(folder, tmp_path / "out")
     assert [(r.case_id, r.ok) for r in reports] == [("a", False), ("b", True)]
     assert "does not fit the memory of cpu" in reports[0].message

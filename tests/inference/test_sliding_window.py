@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from medtrain import registry
-from medtrain.errors import UsageError
-from medtrain.inference import sliding_window as sw
-from medtrain.inference.sliding_window import SlidingWindow, gaussian_profile, predict_logits, window_starts
+from medtrain.inference import windows as sw
+from medtrain.inference.sliding_window import SlidingWindow
+from medtrain.inference.whole_case import predict_logits
+from medtrain.inference.windows import gaussian_profile, window_starts
 
 
 def _net(dims: int, seed: int = 0, channels: int = 2, classes: int = 3) -> nn.Module:
@@ -227,27 +227,7 @@ def test_training_output_is_refused() -> None:
     [((40, 56, 40), "cpu", 1), ((64, 64), "cpu", 16), ((128, 128, 128), "cuda", 1), ((8, 8), "cuda", 64)],
 )
 def test_window_batch_follows_patch_and_device(patch: tuple[int, ...], device: str, expected: int) -> None:
-    assert sw._default_window_batch(patch, torch.device(device)) == expected
-
-
-def test_settings_reach_the_function() -> None:
-    """Every setting that concerns logits changes them (or the calls)."""
-    model, image = _net(3), _image(2, 22, 8, 9)
-    arguments: dict[str, Any] = {"patch_size": (8, 8, 8)}
-    base = SlidingWindow().predict_logits(model, image, mirror=False, **arguments)
-    assert torch.equal(base, predict_logits(model, image, patch_size=(8, 8, 8)))
-    for changed in (SlidingWindow(overlap=0.25), SlidingWindow(sigma_scale=0.3)):
-        assert not torch.equal(changed.predict_logits(model, image, mirror=False, **arguments), base)
-    mirrored = SlidingWindow().predict_logits(model, image, mirror=True, **arguments)
-    assert torch.equal(mirrored, predict_logits(model, image, patch_size=(8, 8, 8), mirror_axes=(0, 1, 2)))
-    one_axis = SlidingWindow(mirror_axes=(1,)).predict_logits(model, image, mirror=True, **arguments)
-    assert torch.equal(one_axis, predict_logits(model, image, patch_size=(8, 8, 8), mirror_axes=(1,)))
-
-
-def test_wrong_mirror_axis_is_a_clear_error() -> None:
-    settings = SlidingWindow(mirror_axes=(0, 2))
-    with pytest.raises(UsageError, match=r"names axis 2; a 2-D patch has axes 0 to 1"):
-        settings.predict_logits(_net(2), _image(2, 4, 8, 8), patch_size=(8, 8), mirror=True)
+    assert sw.default_window_batch(patch, torch.device(device)) == expected
 
 
 def test_registered_with_documented_parameters() -> None:
@@ -256,19 +236,3 @@ def test_registered_with_documented_parameters() -> None:
     assert all(p.doc for p in component.params.values())
     built = registry.build("inference", {"name": "sliding_window", "overlap": 0.25})
     assert built == SlidingWindow(overlap=0.25)
-
-
-def test_logits_too_large_for_a_gpu_are_collected_in_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(sw, "_fits", lambda num_bytes, device: bool(asked.append(num_bytes)))
-    assert sw._accumulator((3, 4, 5, 6), torch.device("cuda")).device.type == "cpu"
-    assert asked == [4 * 3 * 4 * 5 * 6]
-
-
-@pytest.mark.cuda
-def test_cuda_equals_cpu() -> None:
-    model, image = _net(3), _image(2, 20, 21, 22)
-    expected = predict_logits(model, image, patch_size=(8, 8, 8), mirror_axes=(0, 1))
-    logits = predict_logits(model.cuda(), image, patch_size=(8, 8, 8), mirror_axes=(0, 1), device="cuda")
-    assert logits.device.type == "cuda"
-    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,187 @@
+"""From rows of logits on a network's grid to the label map of the scan, as the rows come.
+
+Grids share their outer borders, so output centre i lies at (i + 0.5) * n_in / n_out - 0.5 of the input; outside the
+input the nearest value holds. Logits are interpolated linearly along every axis (by the nearest one along an axis that
+is interpolated on its own, see `medtrain.data.geometry.low_resolution_axis`), then each voxel is decided: nothing with
+an entry per class is ever held for more than a slab.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medtrain.data.geometry import CaseGeometry
+from medtrain.inference.postprocess import decide
+from medtrain.inference.windows import Rows, outer
+
+_SLAB_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
+"""Numbers of a slab: a CPU's cache, or what keeps a GPU busy. Fixed, so that results do not depend on free memory."""
+
+_COPIES = 8
+"""Slabs that are in memory at once while one is interpolated and decided, some of them larger than it."""
+
+
+class _Line:
+    """Where the output samples of an axis lie among its input samples.
+
+    Args:
+        n_in: Input samples.
+        n_out: Output samples.
+        nearest: Take the nearest sample instead of interpolating between two.
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, nearest: bool) -> None:
+        self.n_in = n_in
+        self.n_out = n_out
+        centres = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+        if nearest or n_in == n_out:
+            # half way between two samples the upper one is taken, whatever the rounding of `centres`
+            self.low = np.clip(np.floor(centres + 0.5 + 1e-9).astype(np.int64), 0, n_in - 1)
+            self.high = self.low
+            self.share: np.ndarray | None = None
+        else:
+            centres = np.clip(centres, 0, n_in - 1)
+            self.low = np.minimum(np.floor(centres).astype(np.int64), n_in - 1)
+            self.high = np.minimum(self.low + 1, n_in - 1)
+            self.share = (centres - self.low).astype(np.float32)
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing is interpolated."""
+        return self.n_in == self.n_out
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """First and one past the last input sample that the output samples start .. stop - 1 depend on."""
+        return int(self.low[start]), int(self.high[stop - 1]) + 1
+
+    def available(self, stop: int) -> int:
+        """Output samples that depend on nothing from input sample `stop` on."""
+        return int(np.searchsorted(self.high, stop))
+
+    def apply(self, tensor: Tensor, axis: int, start: int, stop: int, offset: int) -> Tensor:
+        """Output samples start .. stop - 1 along an axis of a tensor that holds the input samples from `offset` on."""
+        if self.same:
+            return tensor.narrow(axis, start - offset, stop - start)
+        low = tensor.index_select(axis, self._index(self.low, start, stop, offset, tensor.device))
+        if self.share is None:
+            return low
+        high = tensor.index_select(axis, self._index(self.high, start, stop, offset, tensor.device))
+        share = torch.from_numpy(self.share[start:stop]).to(tensor.device)
+        return low.lerp_(high, share.view(-1, *[1] * (tensor.ndim - 1 - axis)))
+
+    def _index(self, samples: np.ndarray, start: int, stop: int, offset: int, device: torch.device) -> Tensor:
+        return torch.from_numpy(samples[start:stop] - offset).to(device)
+
+
+class WayBack:
+    """Turns finished rows into the label map of a scan.
+
+    Args:
+        geometry: How the scan came to the network's grid.
+        regions: Class indices of every region; None for classes.
+        axis: The axis along which rows come, first to last.
+    """
+
+    def __init__(self, geometry: CaseGeometry, regions: Sequence[Sequence[int]] | None, axis: int) -> None:
+        self._geometry = geometry
+        self._regions = regions
+        self._axis = axis
+        shapes = zip(geometry.resampled_shape, geometry.cropped_shape)
+        self._lines = [_Line(a, b, nearest=i == geometry.low_axis) for i, (a, b) in enumerate(shapes)]
+        self._across = [i for i in range(3) if i != axis]
+        self._done = 0
+        self._last: tuple[int, Tensor] | None = None
+        self._label: np.ndarray | None = None
+        self._inside: np.ndarray | None = None
+
+    def temporaries(self, outputs: int) -> int:
+        """Bytes of main memory that it takes on a CPU, for K outputs."""
+        slab = max(_SLAB_ELEMENTS["cpu"], outputs * self._width())
+        rows = outputs * math.prod(self._lines[i].n_in for i in self._across)
+        return 4 * (_COPIES * slab + (0 if self._lines[self._axis].same else rows))
+
+    @property
+    def label(self) -> np.ndarray:
+        """Class indices [D, H, W] of the whole scan; outside of its cropped box is background."""
+        assert self._label is not None
+        assert self._done == self._lines[self._axis].n_out, "rows are missing"
+        return self._label
+
+    def take(self, rows: Rows) -> None:
+        """Interpolate and decide the output rows that depend on these and earlier rows alone."""
+        line = self._lines[self._axis]
+        sums, inverse = rows.sums, rows.inverse
+        assert all(sums.shape[1 + i] == self._lines[i].n_in for i in self._across), (sums.shape, self._geometry)
+        stop = rows.first + sums.shape[1 + self._axis]
+        until = line.available(stop)
+        if until > self._done:
+            self._take(sums, rows.first, until, inverse)
+            self._done = until
+        if until < line.n_out and line.span(until, until + 1)[0] < stop:
+            # the next output row lies between this last row and one that is to come
+            self._last = (stop - 1, sums.narrow(1 + self._axis, stop - 1 - rows.first, 1).clone())
+
+    def _width(self) -> int:
+        """Numbers of one class in the thinnest slab: one row of the two axes that slabs are cut along."""
+        line = self._lines[self._across[1]]
+        return max(line.n_in, line.n_out)
+
+    def _take(self, sums: Tensor, first: int, until: int, inverse: tuple[Tensor, ...] | None) -> None:
+        """The output rows from `_done` to `until`, slab by slab."""
+        across = self._lines[self._across[0]]
+        thin = len(sums) * self._width()
+        most = max(1, _SLAB_ELEMENTS.get(sums.device.type, _SLAB_ELEMENTS["cpu"]) // thin)
+        # as many rows as the slab holds; of a slab that is cut both ways, both sides are made about equal
+        steps_along = min(until - self._done, most)
+        steps_across = min(across.n_out, max(1, most // steps_along))
+        for start in range(self._done, until, steps_along):
+            rows = (start, min(start + steps_along, until))
+            for low in range(0, across.n_out, steps_across):
+                columns = (low, min(low + steps_across, across.n_out))
+                decided = decide(self._slab(sums, first, rows, columns, inverse), self._regions)
+                self._enter(decided.cpu().numpy(), rows, columns)
+
+    def _slab(
+        self,
+        sums: Tensor,
+        first: int,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        inverse: tuple[Tensor, ...] | None,
+    ) -> Tensor:
+        """Logits [K, ...] of output rows x columns of the scan's box: gathered, without weights, interpolated."""
+        axis, (other, third) = self._axis, self._across
+        along, across = self._lines[axis].span(*rows), self._lines[other].span(*columns)
+        slab = self._gather(sums, first, along, across)
+        if inverse is not None:
+            ranges = {axis: along, other: across, third: (0, self._lines[third].n_in)}
+            factor = outer([inverse[i][slice(*ranges[i])] for i in range(3)])
+            slab = slab * factor.float().to(slab.device)
+        todo = {axis: (*rows, along[0]), other: (*columns, across[0]), third: (0, self._lines[third].n_out, 0)}
+        for i in range(3):
+            slab = self._lines[i].apply(slab, 1 + i, *todo[i])
+        return slab
+
+    def _gather(self, sums: Tensor, first: int, along: tuple[int, int], across: tuple[int, int]) -> Tensor:
+        """Input samples of a slab, with the last row of before where it is needed."""
+        dim, other = 1 + self._axis, 1 + self._across[0]
+        sums = sums.narrow(other, across[0], across[1] - across[0])
+        here = sums.narrow(dim, max(along[0] - first, 0), along[1] - max(along[0], first))
+        if along[0] >= first:
+            return here
+        assert self._last is not None
+        assert self._last[0] == along[0] == first - 1, "only the last row is kept"
+        return torch.cat([self._last[1].narrow(other, across[0], across[1] - across[0]), here], dim=dim)
+
+    def _enter(self, decided: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        if self._inside is None:
+            self._label = np.zeros(self._geometry.canonical_shape, dtype=decided.dtype)
+            self._inside = self._label[tuple(slice(*side) for side in self._geometry.crop)]
+        where = [slice(None)] * 3
+        where[self._axis], where[self._across[0]] = slice(*rows), slice(*columns)
+        self._inside[tuple(where)] = decided
