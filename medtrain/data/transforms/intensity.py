@@ -7,6 +7,7 @@ The formulas are those of batchgeneratorsv2 (Isensee et al., nnU-Net, Nature Met
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from medtrain.data.transforms import base
 from medtrain.data.transforms.base import to_device
+from medtrain.data.transforms.cpu import stretch
 
 _EPS = 1e-7
 
@@ -84,14 +86,24 @@ def blur(rows: Tensor, sigmas: np.ndarray) -> None:
         radius = kernel.shape[1] - 1
         if radius == 0:
             continue
-        taps = to_device(kernel.astype(np.float32), rows.device)
         pads = [0, 0] * (rows.ndim - 1)
         pads[2 * (rows.ndim - 1 - axis)] = pads[2 * (rows.ndim - 1 - axis) + 1] = radius
         padded = F.pad(rows, pads, mode="reflect")
-        torch.mul(padded.narrow(axis, radius, length), _column(taps[:, 0], rows), out=rows)
-        for j in range(1, radius + 1):
-            pair = padded.narrow(axis, radius - j, length) + padded.narrow(axis, radius + j, length)
-            rows.addcmul_(pair, _column(taps[:, j], rows))
+        middle = padded.narrow(axis, radius, length)
+        sides = [
+            (padded.narrow(axis, radius - j, length), padded.narrow(axis, radius + j, length))
+            for j in range(1, radius + 1)
+        ]
+        if len(rows) == 1:  # plain numbers are several times faster than columns of one
+            first, *others = kernel[0].astype(np.float32).tolist()
+            torch.mul(middle, first, out=rows)
+            for (below, above), tap in zip(sides, others):
+                rows.add_(below + above, alpha=tap)
+            continue
+        taps = to_device(kernel.astype(np.float32), rows.device)
+        torch.mul(middle, _column(taps[:, 0], rows), out=rows)
+        for (below, above), tap in zip(sides, taps.unbind(1)[1:]):
+            rows.addcmul_(below + above, _column(tap, rows))
 
 
 def _half_kernels(sigmas: np.ndarray, *, largest: int) -> np.ndarray:
@@ -120,9 +132,10 @@ def contrast(rows: Tensor, factors: np.ndarray) -> None:
         rows: [N, *P]; changed in place.
         factors: [N].
     """
-    mean, low, high = _over_voxels(rows, torch.mean), _over_voxels(rows, torch.amin), _over_voxels(rows, torch.amax)
-    rows.sub_(mean).mul_(_column(factors, rows)).add_(mean)
-    torch.minimum(torch.maximum(rows, low, out=rows), high, out=rows)
+    mean, (low, high) = _mean(rows), _range(rows)
+    factor = _column(factors, rows)
+    rows.mul_(factor).add_(mean * (1 - factor))
+    torch.clamp(rows, low, high, out=rows)
 
 
 def low_resolution(rows: Tensor, scales: np.ndarray) -> None:
@@ -133,11 +146,14 @@ def low_resolution(rows: Tensor, scales: np.ndarray) -> None:
         scales: Size of the smaller grid relative to the patch, [N, dims].
     """
     shape = rows.shape[1:]
-    mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
     for row, scale in zip(rows, scales):  # every row has its own small grid
         small = [max(1, round(length * factor)) for length, factor in zip(shape, scale.tolist())]
         coarse = F.interpolate(row[None, None], size=small, mode="nearest-exact")
-        row.copy_(F.interpolate(coarse, size=shape, mode=mode, align_corners=False)[0, 0])
+        if not base.one_by_one(rows.device):
+            mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
+            row.copy_(F.interpolate(coarse, size=shape, mode=mode, align_corners=False)[0, 0])
+        else:
+            stretch(coarse[0, 0], row)
 
 
 def gamma(rows: Tensor, exponents: np.ndarray) -> None:
@@ -163,26 +179,44 @@ def gamma_inverted(rows: Tensor, exponents: np.ndarray) -> None:
 def _gamma(rows: Tensor, exponents: np.ndarray, *, inverted: bool) -> None:
     # nnU-Net scales the power back to the row's range before it restores mean and deviation; the restoring undoes any
     # scale and shift, so it is left out.
-    low, high = _over_voxels(rows, torch.amin), _over_voxels(rows, torch.amax)
-    mean, deviation = _over_voxels(rows, torch.mean), _deviation(rows)
-    if inverted:
-        rows.neg_().add_(high)
-    else:
-        rows.sub_(low)
-    rows.div_((high - low).clamp_(min=_EPS)).pow_(_column(exponents, rows))
-    changed_mean, changed_deviation = _over_voxels(rows, torch.mean), _deviation(rows)
+    low, high = _range(rows)
+    span = (high - low).clamp_(min=_EPS)
+    origin, step = (high, -span) if inverted else (low, span)
+    rows.sub_(origin).mul_(1 / step)
+    mean, deviation = _moments(rows)
+    _power(rows, exponents)
+    changed_mean, changed_deviation = _moments(rows)
     gain = deviation / changed_deviation.clamp_(min=_EPS)
-    rows.sub_(changed_mean).mul_(-gain if inverted else gain).add_(mean)
+    rows.mul_(gain * step).add_(origin + step * (mean - changed_mean * gain))
 
 
-def _deviation(rows: Tensor) -> Tensor:
-    """Standard deviation of each row, [N, 1, ...]; centred first, so that a large mean costs no digits."""
-    centred = rows - _over_voxels(rows, torch.mean)
-    return _over_voxels(centred.square_(), torch.mean).sqrt_()
+def _power(rows: Tensor, exponents: np.ndarray) -> None:
+    """Raise values in [0, 1] to one positive power per row."""
+    if not base.one_by_one(rows.device):
+        rows.pow_(_column(exponents, rows))
+        return
+    values = rows.numpy()
+    with np.errstate(divide="ignore"):  # 0 becomes 2^-inf
+        np.log2(values, out=values)
+    values *= exponents.astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
+    np.exp2(values, out=values)  # together several times faster than a power
 
 
-def _over_voxels(rows: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    return reduce(rows, dim=tuple(range(1, rows.ndim)), keepdim=True)
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each row, [N, 1, ...]; centred first, so that a large mean costs no digits."""
+    mean = _mean(rows)
+    norm = torch.linalg.vector_norm((rows - mean).flatten(1), dim=1) / math.sqrt(rows[0].numel())
+    return mean, norm.view(mean.shape)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.flatten(1).mean(1).view(-1, *[1] * (rows.ndim - 1))
+
+
+def _range(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each row, [N, 1, ...]."""
+    flat, shape = rows.flatten(1), (-1, *[1] * (rows.ndim - 1))
+    return flat.amin(1).view(shape), flat.amax(1).view(shape)  # together much faster than aminmax
 
 
 def _column(values: np.ndarray | Tensor, rows: Tensor) -> Tensor:

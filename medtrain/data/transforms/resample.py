@@ -2,7 +2,8 @@
 
 Sample points are p -> M (p - (P-1)/2) + (R-1)/2, with voxel centres at whole numbers: the centre of the patch (P)
 lies on the centre of the read (R). The reads of a group are laid one after the other in one flat vector, so they
-need no common size, and image and labels share one set of sample points.
+need no common size, and image and labels share one set of sample points. A CPU resamples one read at a time, see
+`medtrain.data.transforms.cpu`.
 
 Images are interpolated linearly, as nnU-Net does. Labels get the class with the largest linear weight, which is the
 argmax of the linearly interpolated one-hot label (nnU-Net's rule too) without ever building the one-hot: at most
@@ -13,14 +14,13 @@ of classes. It is preferred to nearest neighbour because the boundary then is sm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from medtrain.data.transforms import base
 from medtrain.data.transforms.base import to_device
 
 
@@ -63,7 +63,7 @@ class Resampler:
         self._dims = dims = len(patch_size)
         self._matrices = matrices
         self._sizes = np.array([label.shape for label in labels])
-        self._device = device = labels[0].device
+        self._device = labels[0].device
         # Along the other axes every point of every sample is on a voxel: no interpolation, half the corners.
         self._axes = tuple(k for k in range(dims) if not all(is_on_voxels(m[k], k) for m in matrices))
 
@@ -75,9 +75,6 @@ class Resampler:
         self._image, self._label = _join(images), _join(labels)
         self._image_starts = self._starts(voxels, channels)
         self._label_starts = self._starts(voxels, 1)
-        # Finding the cells with several classes would make the host wait for an accelerator.
-        find_mixed = base.one_by_one(device) and self._axes
-        self._mixed = _join([_mixed_cells(label, self._axes) for label in labels]) if find_mixed else None
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Resample the rows start to stop of the patches' first axis.
@@ -152,15 +149,11 @@ class Resampler:
         index = (points.lower + self._label_starts.squeeze(1)).view(-1)
         weights = [weight.expand(shape).reshape(-1) for weight in points.weights]
         per_sample = math.prod(shape[1:])
-        if self._mixed is None and self._axes:
-            sample = torch.arange(index.numel(), device=self._device) // per_sample
-            return self._vote(index, weights, sample).view(shape)
-        label = self._label.index_select(0, index)  # right wherever a cell holds one class: nearly everywhere
-        if self._mixed is not None:
-            where = self._mixed.index_select(0, index).nonzero().view(-1)
-            index, *weights = (values.index_select(0, where) for values in (index, *weights))
-            label.index_copy_(0, where, self._vote(index, weights, where // per_sample))
-        return label.view(shape)
+        if not self._axes:
+            return self._label.index_select(0, index).view(shape)
+        # finding the cells with several classes would make the host wait for an accelerator
+        sample = torch.arange(index.numel(), device=self._device) // per_sample
+        return self._vote(index, weights, sample).view(shape)
 
     def _vote(self, index: Tensor, weights: Sequence[Tensor], sample: Tensor) -> Tensor:
         """The class with the largest sum of corner weights, of N points.
@@ -188,21 +181,6 @@ class Resampler:
 
 def _join(reads: Sequence[Tensor]) -> Tensor:
     return reads[0].reshape(-1) if len(reads) == 1 else torch.cat([read.reshape(-1) for read in reads])
-
-
-def _mixed_cells(label: Tensor, axes: Sequence[int]) -> Tensor:
-    """Whether the cell above each voxel holds more than one class, [*R] bool."""
-    low = high = label
-    for axis in axes:
-        low, high = _with_next(low, axis, torch.minimum), _with_next(high, axis, torch.maximum)
-    return low != high
-
-
-def _with_next(label: Tensor, axis: int, choose: Callable[..., Tensor]) -> Tensor:
-    """Combine each voxel with the next one along an axis; the last one stays."""
-    result, inner = label.clone(), label.shape[axis] - 1
-    choose(label.narrow(axis, 0, inner), label.narrow(axis, 1, inner), out=result.narrow(axis, 0, inner))
-    return result
 
 
 def slabs(patch_size: Sequence[int], *, voxels: int) -> list[tuple[int, int]]:

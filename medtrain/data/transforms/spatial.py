@@ -11,13 +11,11 @@ from torch import Tensor
 
 from medtrain.data.transforms import base
 from medtrain.data.transforms.base import empty_patches, fit
-from medtrain.data.transforms.resample import Resampler, is_on_voxels, slabs
+from medtrain.data.transforms.cpu import resample_read
+from medtrain.data.transforms.resample import Resampler, is_on_voxels
 
 _GROUP_VOXELS = 2**22
 """Image values resampled at once on an accelerator: bounds the memory of a large 2-D batch."""
-
-_SLAB_VOXELS = 2**17
-"""Voxels resampled at once on a CPU: what stays in its cache."""
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
@@ -89,21 +87,26 @@ def place(batch: dict[str, Any], *, patch_size: tuple[int, ...], label_pad: int)
         for patches, read, fill in ((image, batch["image"][i], 0.0), (label, batch["label"][i], label_pad)):
             patch = fit(read, patch_size, fill=fill)
             patches[i].copy_(patch.flip(axes) if axes else patch)
-    for group in _groups(params, patch_size, image):
-        sizes = [params[i]["read_size"] for i in group]
-        resampler = Resampler(
-            [fit(batch["image"][i], size, fill=0.0).float() for i, size in zip(group, sizes)],
-            [fit(batch["label"][i], size, fill=label_pad) for i, size in zip(group, sizes)],
-            [_mirrored(params[i]["matrix"], params[i].get("mirror", ())) for i in group],
-            patch_size,
-        )
-        whole = math.prod(patch_size)
-        for start, stop in slabs(patch_size, voxels=_SLAB_VOXELS if base.one_by_one(image.device) else whole):
-            image_rows, label_rows = resampler.rows(start, stop)
+    drawn = [i for i, sample in enumerate(params) if "matrix" in sample]
+    if base.one_by_one(image.device):
+        for i in drawn:
+            resample_read(*_read(batch, i, label_pad), image[i], label[i])
+    else:
+        for group in _groups(drawn, image):
+            images, labels, matrices = zip(*(_read(batch, i, label_pad) for i in group))
+            image_rows, label_rows = Resampler(images, labels, matrices, patch_size).rows(0, patch_size[0])
             for position, i in enumerate(group):
-                image[i, :, start:stop].copy_(image_rows[position])
-                label[i, start:stop].copy_(label_rows[position])
+                image[i].copy_(image_rows[position])
+                label[i].copy_(label_rows[position])
     return image, label
+
+
+def _read(batch: dict[str, Any], i: int, label_pad: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """A sample's read in the size it asked for, and its matrix with the mirroring."""
+    sample = batch["params"][i]
+    image = fit(batch["image"][i], sample["read_size"], fill=0.0).float()
+    label = fit(batch["label"][i], sample["read_size"], fill=label_pad)
+    return image, label, _mirrored(sample["matrix"], sample.get("mirror", ()))
 
 
 def _mirrored(matrix: np.ndarray, axes: Sequence[int]) -> np.ndarray:
@@ -112,10 +115,8 @@ def _mirrored(matrix: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     return matrix * signs
 
 
-def _groups(params: Sequence[dict[str, Any]], patch_size: Sequence[int], image: Tensor) -> Iterator[list[int]]:
-    """Indices of the samples to resample together; see `base.one_by_one`."""
-    drawn = [i for i, sample in enumerate(params) if "matrix" in sample]
-    voxels = image.shape[1] * math.prod(patch_size)
-    limit = 1 if base.one_by_one(image.device) else max(1, _GROUP_VOXELS // voxels)
+def _groups(drawn: Sequence[int], image: Tensor) -> Iterator[Sequence[int]]:
+    """Samples of a batch on an accelerator that are resampled together."""
+    limit = max(1, _GROUP_VOXELS // image[0].numel())
     for start in range(0, len(drawn), limit):
         yield drawn[start : start + limit]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medtrain.data.transforms import spatial
+from medtrain.data.transforms import cpu
 from medtrain.data.transforms.resample import Resampler, slabs
 from medtrain.data.transforms.spatial import place, read_size, rotation_matrix
 
@@ -234,19 +234,38 @@ def test_a_group_equals_its_members(dims: int) -> None:
         assert torch.equal(labels_together[i], labels_alone[0])
 
 
-def test_voting_everywhere_equals_voting_at_boundaries() -> None:
+def _on_a_cpu(image: Tensor, label: Tensor, matrix: np.ndarray, patch_size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    patch, patch_label = torch.empty(len(image), *patch_size), torch.empty(patch_size, dtype=label.dtype)
+    cpu.resample_read(image, label, matrix, patch, patch_label)
+    return patch, patch_label
+
+
+@pytest.mark.parametrize("patch_size", [(9, 12, 10), (12, 9), (1, 8, 7)])
+@pytest.mark.parametrize("kind", ["turned", "scaled", "flat", "still"])
+def test_a_cpu_agrees_with_the_group(patch_size: tuple[int, ...], kind: str) -> None:
     rng = np.random.default_rng(9)
-    patch_size = (12, 12, 12)
-    matrices = [_random_matrix(rng, 3) for _ in range(2)]
-    sizes = [read_size(matrix, patch_size) for matrix in matrices]
-    images = [torch.zeros(1, *size) for size in sizes]
-    labels = [torch.from_numpy(_blobs(size, 6)).to(torch.int16) for size in sizes]
-    resampler = Resampler(images, labels, matrices, patch_size)
-    _, boundaries = resampler.rows(0, 12)
-    resampler._mixed = None  # as on an accelerator
-    _, everywhere = resampler.rows(0, 12)
-    assert torch.equal(boundaries, everywhere)
-    assert len(boundaries.unique()) == 6
+    dims = len(patch_size)
+    for classes, dtype in ((6, torch.uint8), (2, torch.int16), (12, torch.uint8)):
+        matrix = _random_matrix(rng, dims) if kind == "turned" else np.diag(rng.uniform(0.7, 1.4, dims))
+        if kind == "flat":  # nothing happens along the first axis but mirroring
+            matrix[0], matrix[:, 0], matrix[0, 0] = 0, 0, -1
+        if kind == "still":
+            matrix = np.diag([-1.0, 1.0, -1.0][:dims])
+        size = tuple(max(n, 3) for n in read_size(matrix, patch_size))
+        size = tuple(n + (n - p) % 2 for n, p in zip(size, patch_size))
+        image = torch.from_numpy(rng.standard_normal((2, *size)).astype(np.float32))
+        label = torch.from_numpy(_blobs(size, classes)).to(dtype)
+        together, labels_together = Resampler([image], [label], [matrix], patch_size).rows(0, patch_size[0])
+        alone, label_alone = _on_a_cpu(image, label, matrix, patch_size)
+        torch.testing.assert_close(alone, together[0], atol=2e-5, rtol=0)
+        assert torch.equal(label_alone, labels_together[0])
+
+
+def test_of_equal_weights_the_smallest_class_wins_on_a_cpu() -> None:
+    label = torch.tensor([[3, 1], [2, 2]], dtype=torch.uint8)
+    for half, expected in ((label, 2), (label.flip(1), 2), (torch.tensor([[3, 1], [0, 4]], dtype=torch.uint8), 0)):
+        _, patch = _on_a_cpu(half[None].float(), half, np.diag([0.5, 0.5]), (1, 1))
+        assert patch.item() == expected  # the middle of four voxels
 
 
 def test_slabs_cover_the_patch_and_do_not_change_it() -> None:
@@ -270,7 +289,7 @@ def test_a_patch_larger_than_a_slab_is_put_together(monkeypatch: pytest.MonkeyPa
     volume = rng.standard_normal((2, 25, 24, 25)).astype(np.float32)
     params = _params(_random_matrix(rng, 3), patch_size)
     image, label = _place(volume, _blobs((25, 24, 25), 3), params, patch_size)
-    monkeypatch.setattr(spatial, "_SLAB_VOXELS", 120)  # slabs of two rows
+    monkeypatch.setattr(cpu, "_SLAB_VOXELS", 120)  # slabs of two rows
     image_in_slabs, label_in_slabs = _place(volume, _blobs((25, 24, 25), 3), params, patch_size)
     torch.testing.assert_close(image_in_slabs, image, atol=5e-6, rtol=0)
     assert torch.equal(label_in_slabs, label)
