@@ -13,7 +13,7 @@ from medtrain import registry
 from medtrain.config.imports import import_modules
 from medtrain.data.source import Fold
 from medtrain.data.splits import save_splits
-from medtrain.engine.build import build_task, check_sides
+from medtrain.engine.build import build_task, check_training
 from medtrain.engine.derive import Derivation, derive, with_plan
 from medtrain.engine.distributed import Dist
 from medtrain.engine.initial import check_initial
@@ -116,7 +116,7 @@ def _split_hash(config: Mapping[str, Any], fold: int) -> str:
 def _check(derivation: Derivation, *, segments: bool) -> None:
     """Say what contradicts the data before a fold is trained."""
     task = build_task(derivation.config, derivation.plan, derivation.device, None)
-    check_sides(derivation.config, derivation.plan, task)
+    check_training(derivation.config, derivation.plan, task)
     if segments != hasattr(task, "on_prediction"):
         raise UsageError(
             f"task={derivation.config['task']['name']} does not fit data={derivation.config['data']['name']}"

@@ -33,6 +33,7 @@ class SoftmaxLoss(ImageLoss):
         super().__init__(targets, num_outputs=len(targets) * num_classes)
         self.num_classes = num_classes
         self.weights = WeightTable(weights_of_classes(class_weighting, targets, num_classes=num_classes, beta=beta))
+        self.reweighs = "class_weights" if self.weights.table is not None else ""
 
     def units(self, target: Tensor) -> Tensor:
         """Weight of every entry's class [B, T]; 0 where unlabelled."""
@@ -147,6 +148,7 @@ class LabelCrossEntropy(SigmoidLoss):
         weights = positive_weights(pos_weight, self.targets)
         self.pos_weight: Tensor | None
         self.register_buffer("pos_weight", weights_buffer(weights), persistent=False)
+        self.reweighs = "pos_weight" if weights is not None else ""
 
     def each_label(self, logits: Tensor, target: Tensor) -> Tensor:
         """See the base class."""
@@ -168,6 +170,7 @@ class LabelFocal(SigmoidLoss):
         super().__init__(targets, "focal")
         self.gamma = gamma
         self.weights = WeightTable(weights_of_classes(class_weights, self.targets, num_classes=2, beta=beta))
+        self.reweighs = "class_weights" if self.weights.table is not None else ""
 
     def units(self, target: Tensor) -> Tensor:
         """Weight of every entry's class [B, T]; 0 where unlabelled."""

@@ -102,6 +102,7 @@ class MultitaskLoss(ImageLoss):
         self.parts = nn.ModuleList(losses)
         self.part_weights = tuple(part.weight for part in settings)
         self.decomposable = all(loss.decomposable for loss in losses)
+        self.reweighs = next((loss.reweighs for loss in losses if loss.reweighs), "")
 
     @property
     def losses(self) -> list[ImageLoss]:

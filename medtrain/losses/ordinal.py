@@ -55,6 +55,7 @@ class OrdinalLoss(ImageLoss):
         self.num_classes = num_classes
         self.form = form
         self.weights = WeightTable(weights_of_classes(class_weights, targets, num_classes=num_classes, beta=beta))
+        self.reweighs = "class_weights" if self.weights.table is not None else ""
 
     @property
     def cumulative_targets(self) -> int:

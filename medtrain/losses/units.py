@@ -56,11 +56,13 @@ class ImageLoss(nn.Module):
         num_outputs: Size of the last layer of the model: logits are [B, num_outputs], or [B, T, num_outputs / T].
         kind: What the outputs mean.
         always_for: What `evidence` speaks for, whatever the target; empty where it speaks for the target.
+        reweighs: Name of the setting that gives classes weights of their own; empty where none does.
     """
 
     decomposable: bool = True
     kind: ClassVar[LossKind] = "classes"
     always_for: ClassVar[str] = "a larger number"
+    reweighs: str = ""
 
     def __init__(self, targets: Sequence[TargetInfo], *, num_outputs: int) -> None:
         super().__init__()

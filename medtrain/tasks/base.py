@@ -83,6 +83,20 @@ class Task(Protocol):
         """What models that ask for it by name (`runtime=`) get to know about the task, such as `num_outputs`."""
         ...
 
+    def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
+        """See that what is trained on fits what is to be learned; asked once, before a new run has a folder.
+
+        A trained run is judged and used without: nothing here may be needed for that.
+
+        Args:
+            data: Settings of the data.
+            augment: The augmentation, built.
+
+        Raises:
+            UsageError: It contradicts the task.
+        """
+        ...
+
     def batch_weight(self, batch: Batch) -> float:
         """Number of units of a training batch, as read, over which `training_step` takes its mean."""
         ...

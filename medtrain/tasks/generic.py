@@ -109,6 +109,9 @@ class Generic:
         loss = scalars.pop("loss")
         return StepOutput(loss, {f"train/{name}": value.detach() for name, value in scalars.items()})
 
+    def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
+        """Nothing is known of what the model learns."""
+
     def begin_evaluation(self) -> None:
         """Nothing is kept between evaluations."""
 

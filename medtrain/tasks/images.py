@@ -168,6 +168,35 @@ class ImageTask:
                 hint="set inference.mirror=false, or data.paired_targets=[]",
             )
 
+    def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
+        """See that training does not mirror images whose targets would have to change places with left and right.
+
+        Warns of rare classes that are made up for twice: class weights are made for classes as often as they are, and
+        not as they come when draws are balanced.
+
+        Args:
+            data: Settings of the data.
+            augment: The augmentation (`ImageAugmentation`).
+
+        Raises:
+            UsageError: It would, and `data.paired_targets=[]` does not say that they stay where they are.
+        """
+        if self.lacks_pairs and data.get("paired_targets") != [] and augment.mirrors:
+            raise UsageError(
+                "the augmentation swaps left and right, but the data do not say which zones form pairs",
+                hint="name the pairs in data.paired_targets, say that there are none with data.paired_targets=[], or "
+                "choose an augmentation without mirroring, such as augment.mirror_p=0 or augment=chest_xray",
+            )
+        balance = data.get("balance", "none")
+        if balance != "none" and self.loss.reweighs:
+            log.warning(
+                "data.balance=%s and loss.%s both make up for rare classes, which are now corrected for twice; "
+                "one of them is usually meant: data.balance=none or loss.%s=none",
+                balance,
+                self.loss.reweighs,
+                self.loss.reweighs,
+            )
+
     @property
     def lacks_pairs(self) -> bool:
         """Whether targets have a place in the image, and nothing says which change places with left and right."""

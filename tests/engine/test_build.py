@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medtrain.engine.build import _check_together, _warn_of_two_corrections, check_sides
+from medtrain.engine.build import _check_together
 from medtrain.errors import UsageError
 
 
@@ -48,51 +48,3 @@ def test_only_tasks_that_predict_label_maps_keep_them() -> None:
     check(save_predictions=True, on_prediction=None)
     with pytest.raises(UsageError, match=r"trainer\.save_predictions keeps label maps, and this task predicts none"):
         check(save_predictions=True)
-
-
-@pytest.mark.parametrize(
-    ("lacks", "augment", "given", "refused"),
-    [
-        (True, {"name": "images"}, None, True),
-        (True, {"name": "images"}, [["a", "b"]], True),  # those of other targets
-        (True, {"name": "images"}, [], False),
-        (True, {"name": "images", "mirror_p": 0.0}, None, False),
-        (True, {"name": "images_none"}, None, False),
-        (False, {"name": "images"}, None, False),
-    ],
-)
-def test_zones_are_not_mirrored_where_nobody_knows_their_pairs(
-    lacks: bool, augment: dict[str, Any], given: list[list[str]] | None, refused: bool
-) -> None:
-    plan: Any = SimpleNamespace(runtime=lambda: {"image_size": (8, 8), "spatial_dims": 2, "in_channels": 1})
-    task: Any = SimpleNamespace(lacks_pairs=lacks)
-    config = {"augment": augment, "data": {"paired_targets": given}}
-    if not refused:
-        check_sides(config, plan, task)
-        return
-    with pytest.raises(
-        UsageError, match=r"augment=images swaps left and right, but .* which zones form pairs"
-    ) as error:
-        check_sides(config, plan, task)
-    assert error.value.hint is not None
-    assert "data.paired_targets=[]" in error.value.hint
-
-
-@pytest.mark.parametrize(
-    ("balance", "loss", "key"),
-    [
-        ("classes", {"class_weights": "balanced"}, "class_weights"),
-        ("sqrt", {"pos_weight": "balanced", "class_weights": None}, "pos_weight"),
-        ("classes", {"parts": [{"loss": "ce", "class_weights": [1.0, 2.0]}]}, "class_weights"),
-        ("classes", {"class_weights": "none", "pos_weight": "none"}, None),
-        ("classes", {"parts": []}, None),
-        ("none", {"class_weights": "balanced"}, None),
-    ],
-)
-def test_rare_classes_that_are_made_up_for_twice_are_told_of(
-    balance: str, loss: dict[str, Any], key: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    _warn_of_two_corrections({"data": {"balance": balance}, "loss": loss})
-    assert [record.getMessage().partition(" both")[0] for record in caplog.records] == (
-        [] if key is None else [f"data.balance={balance} and loss.{key}"]
-    )

@@ -17,6 +17,8 @@ from medtrain.data.tabular import CategoryState, NumericState, TabularEncoder
 from medtrain.errors import NonFiniteError, UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
+from medtrain.losses.multitask import LossPart, MultitaskLoss
+from medtrain.losses.ordinal import OrdinalLoss
 from medtrain.losses.regression import MSELoss
 from medtrain.losses.supervision import InstanceEntropy, MapSupervision
 from medtrain.models.cam import explain
@@ -55,6 +57,32 @@ def test_the_weight_of_a_batch_is_that_of_its_labels() -> None:
     task = three_classes(loss=ClassCrossEntropy([THREE], class_weights=(1.0, 2.0, 4.0)))
     assert task.batch_weight(batch([[0, 0, 0]] * 3, [0, 2, NAN])) == 5.0
     assert task.batch_weight(batch([[0, 0, 0]], [NAN])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("balance", "loss", "key"),
+    [
+        ("classes", ClassCrossEntropy([THREE], class_weights=(1.0, 2.0, 4.0)), "class_weights"),
+        ("sqrt", OrdinalLoss(targets=[THREE], class_weights="balanced"), "class_weights"),
+        ("classes", ClassCrossEntropy([THREE], class_weights="none"), None),
+        ("none", ClassCrossEntropy([THREE], class_weights="balanced"), None),
+    ],
+)
+def test_rare_classes_that_are_made_up_for_twice_are_told_of(
+    balance: str, loss: Any, key: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    three_classes(loss=loss).check_training({"balance": balance}, augment=None)
+    told = [
+        record.getMessage().partition(" both")[0] for record in caplog.records if "corrected" in record.getMessage()
+    ]
+    assert told == ([] if key is None else [f"data.balance={balance} and loss.{key}"])
+
+
+def test_parts_and_labels_tell_whether_they_make_up_for_rare_classes() -> None:
+    assert LabelCrossEntropy([TWO], pos_weight="balanced").reweighs == "pos_weight"
+    parts = [LossPart(loss="ce", targets=("finding",), class_weights="balanced")]
+    assert MultitaskLoss(targets=[THREE], parts=parts).reweighs == "class_weights"
+    assert MultitaskLoss(targets=[THREE]).reweighs == ""
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_batch() -> None:

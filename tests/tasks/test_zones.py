@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,3 +212,26 @@ def test_the_worst_and_the_names() -> None:
     named = found.readable(records)[1]
     assert (named["predicted/right_sup"], named["label/right_sup"]) == ("severe", "normal")
     assert len(found.outcome.tables(records)["confusion"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("pairs", "mirrors", "given", "refused"),
+    [
+        ((), True, None, True),
+        ((), True, [["a", "b"]], True),  # those of other targets
+        ((), True, [], False),
+        ((), False, None, False),
+        (PAIRS, True, None, False),
+    ],
+)
+def test_zones_are_not_mirrored_in_training_where_nobody_knows_their_pairs(
+    pairs: tuple[tuple[int, int], ...], mirrors: bool, given: list[list[str]] | None, refused: bool
+) -> None:
+    found = task(plan=plan(*ZONES, paired_targets=pairs))
+    augment = SimpleNamespace(mirrors=mirrors)
+    if not refused:
+        found.check_training({"paired_targets": given}, augment)
+        return
+    with pytest.raises(UsageError, match=r"swaps left and right, but .* which zones form pairs") as error:
+        found.check_training({"paired_targets": given}, augment)
+    assert "data.paired_targets=[]" in str(error.value.hint)
