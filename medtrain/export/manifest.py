@@ -85,15 +85,18 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
         },
         "output": {
             "name": OUTPUT_NAME,
-            "shape": ["batch", plan.num_classes, *plan.patch_size],
+            "shape": ["batch", plan.num_outputs, *plan.patch_size],
             "axes": ["B", "K", *_axes(plan)],
             "dtype": "float32",
-            "meaning": "logits; the class of a voxel is the index of the largest one along K",
+            "meaning": "logits; the class of a voxel is the index of the largest one along K"
+            if plan.regions is None
+            else "logits, one per region; a region holds the voxels where its logit is above 0",
         },
         "labels": [
             {"index": index, "name": name, "value": value}
             for index, (name, value) in enumerate(zip(plan.class_names, plan.label_values, strict=True))
         ],
+        "regions": _regions(plan),
         "ignore_index": plan.ignore_index,
         "geometry": _geometry(plan),
         "sliding_window": window,
@@ -103,6 +106,16 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
         },
         "recipe": _recipe(plan, window),
     }
+
+
+def _regions(plan: Plan) -> list[dict[str, Any]] | None:
+    """The regions in the order of painting; None where outputs are classes."""
+    if plan.regions is None:
+        return None
+    return [
+        {"output": output, "name": name, "classes": sorted(members), "painted_with": members[0]}
+        for output, (name, members) in enumerate(zip(plan.region_names, plan.regions, strict=True))
+    ]
 
 
 def _training(loaded: TrainedRun) -> dict[str, Any]:
@@ -200,10 +213,16 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
         + per_slice,
         f"Feed each window as {INPUT_NAME} [B, C, {axes}]. {mirrored}",
         "Blend the windows' logits with the product of weight_per_axis and divide by the sum of weights.",
-        "Resample the logits linearly to the size of the box and take the index of the largest one.",
+        f"Resample the logits linearly to the size of the box and {_decision(plan)}.",
         "Put the result into the box, 0 elsewhere, and keep the components named by postprocessing.",
         "Replace every index by labels[].value and undo the reorientation.",
     ]
+
+
+def _decision(plan: Plan) -> str:
+    if plan.regions is None:
+        return "take the index of the largest one"
+    return "begin with 0 and give the voxels of every region, one after the other, the index painted_with (regions)"
 
 
 def describe_script(path: Path, *, usage: str, needs: Sequence[str]) -> dict[str, Any]:

@@ -83,15 +83,21 @@ def segment(scan: Scan, manifest: dict[str, Any], run: Runner) -> np.ndarray:
     coarse = coarse_axis(scan.spacing, target, geometry["resampling"]["anisotropy_threshold"])
     image = prepare(cropped, shape, coarse, scan.whole, rules, geometry["resampling"]["image_order"])
 
-    window, classes = manifest["sliding_window"], len(manifest["labels"])
+    window, outputs = manifest["sliding_window"], manifest["output"]["shape"][1]
     if geometry["spatial_dims"] == 2:
-        slices = [predict_logits(run, image[:, z], window, classes) for z in range(shape[0])]
+        slices = [predict_logits(run, image[:, z], window, outputs) for z in range(shape[0])]
         logits = np.stack(slices, axis=1)
     else:
-        logits = predict_logits(run, image, window, classes)
+        logits = predict_logits(run, image, window, outputs)
 
     label = np.zeros(scan.image.shape[1:], dtype=np.int16)
-    label[box] = argmax_resampled(logits, cropped.shape[1:], coarse, geometry["resampling"]["logits_order"])
+    order = geometry["resampling"]["logits_order"]
+    if manifest["regions"] is None:
+        label[box] = argmax_resampled(logits, cropped.shape[1:], coarse, order)
+    else:
+        for region in manifest["regions"]:
+            inside = resample(logits[region["output"]], cropped.shape[1:], coarse, order) > 0
+            label[box][inside] = region["painted_with"]
     names = [entry["name"] for entry in manifest["labels"]]
     for name in manifest["postprocessing"]["keep_largest_component_of"]:
         keep_largest(label, names.index(name) if name in names else 0)  # "foreground" is everything together
@@ -262,7 +268,7 @@ def window_weight(patch: Sequence[int], sigma_scale: float, floor: float) -> np.
     return weight[0].astype(np.float32)
 
 
-def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], classes: int) -> np.ndarray:
+def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], outputs: int) -> np.ndarray:
     """Logits [K, *S] of a normalised image [C, *S], window by window, each averaged over its mirrored versions."""
     patch = window["patch_size"]
     missing = [max(p - n, 0) for p, n in zip(patch, image.shape[1:])]
@@ -274,12 +280,12 @@ def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], class
         weight = np.ones_like(weight)
     axes = [axis + 2 for axis in window["mirror_axes"]]
     flips = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
-    logits = np.zeros((classes, *padded.shape[1:]), dtype=np.float32)
+    logits = np.zeros((outputs, *padded.shape[1:]), dtype=np.float32)
     total = np.zeros(padded.shape[1:], dtype=np.float32)
     for number, origin in enumerate(origins, start=1):
         where = tuple(slice(first, first + p) for first, p in zip(origin, patch))
         part = padded[(slice(None), *where)][None]
-        mean = np.zeros((1, classes, *patch), dtype=np.float32)
+        mean = np.zeros((1, outputs, *patch), dtype=np.float32)
         for chosen in flips:
             mean += np.flip(run(np.ascontiguousarray(np.flip(part, chosen))), chosen)
         logits[(slice(None), *where)] += mean[0] / len(flips) * weight

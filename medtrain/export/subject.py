@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medtrain.errors import UsageError
 from medtrain.export.formats import Signature
 from medtrain.export.manifest import SCRIPT_PACKAGES, describe
 from medtrain.export.parity import ExpectedShape
@@ -67,8 +68,17 @@ def segmentation_subject(loaded: TrainedRun, network: nn.Module, samples: Sequen
         loaded: The run.
         network: Its network as it is exported.
         samples: (case id, normalised patch [C, *P]) of real scans.
+
+    Raises:
+        UsageError: The network is the second of a cascade.
     """
     plan = loaded.plan
+    if plan.cascade is not None:
+        raise UsageError(
+            "this network is the second stage of a cascade: it needs the label maps of the first, which exported files "
+            "cannot make",
+            hint=f"`medtrain predict {loaded.run_dir}` runs both; a network without data.cascade_from can be exported",
+        )
     generator = torch.Generator().manual_seed(0)
     shape = (plan.in_channels, *plan.patch_size)
     inputs: list[tuple[str, Inputs]] = [
@@ -80,7 +90,7 @@ def segmentation_subject(loaded: TrainedRun, network: nn.Module, samples: Sequen
         signature=Signature(),
         example=inputs[1][1],
         inputs=inputs,
-        expected=lambda given: (len(given[0]), plan.num_classes, *given[0].shape[2:]),
+        expected=lambda given: (len(given[0]), plan.num_outputs, *given[0].shape[2:]),
         description=describe(loaded),
         script=SEGMENTATION_SCRIPT,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medtrain.data.cascade import PreviousStage
 from medtrain.errors import MedtrainError, MissingExtraError, UsageError
 from medtrain.export import exporter
 from medtrain.export.exporter import export_model
@@ -234,3 +236,12 @@ def test_a_folder_with_other_files_is_never_touched(
     assert (out / "thesis.tex").read_text() == "years of work"
     with pytest.raises(UsageError, match="is a file"):
         export_model(make_run(), ["torchscript"], out / "thesis.tex", overwrite=overwrite)
+
+
+def test_a_second_stage_is_refused(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    run = make_run()
+    stage = PreviousStage((".",), ("abc",), ("background", "liver"), ((1,),))
+    run.plan = dataclasses.replace(run.plan, cascade=stage)
+    with pytest.raises(UsageError, match="the second stage of a cascade"):
+        export_model(run, ["onnx"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

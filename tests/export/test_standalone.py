@@ -25,8 +25,9 @@ from medtrain.export import standalone
 from medtrain.export.exporter import export_model
 from medtrain.export.manifest import SCRIPT_PACKAGES
 from medtrain.inference.predictor import Predictor
-from medtrain.inference.sliding_window import SlidingWindow, gaussian_profile, window_starts
-from medtrain.losses.dice import DiceCELoss
+from medtrain.inference.sliding_window import SlidingWindow
+from medtrain.inference.windows import gaussian_profile, window_starts
+from medtrain.losses.dice import DiceLoss
 from medtrain.tasks.segmentation import Segmentation
 
 CPU = torch.device("cpu")
@@ -59,7 +60,8 @@ def _expected(run: Any, scans: list[Path], folder: Path) -> np.ndarray:
     """What medtrain writes for the scan, in file order."""
     settings = {key: value for key, value in run.config["inference"].items() if key != "name"}
     settings |= {key: tuple(settings[key]) for key in ("mirror_axes", "keep_largest") if settings[key] is not None}
-    task = Segmentation(loss=DiceCELoss(num_classes=3), inference=SlidingWindow(**settings), plan=run.plan, device=CPU)
+    loss = DiceLoss(num_classes=3, regions=run.plan.regions)
+    task = Segmentation(loss=loss, inference=SlidingWindow(**settings), plan=run.plan, device=CPU)
     loaded = SimpleNamespace(**{**vars(run), "task": task, "precision": Precision("fp32", CPU)})
     (report,) = Predictor(loaded).predict_folder(scans[0], folder)  # type: ignore[arg-type]
     assert report.status == "done"
@@ -98,6 +100,27 @@ def test_the_script_segments_as_the_predictor_does(
     assert min(np.mean(expected == value) for value in (0, 2, 7)) > 0.005
     millilitres = np.count_nonzero(voxels == 7) * 0.8 * 1.1 * 4.0 / 1000
     assert f"cancer {millilitres:.2f} mL" in result.stdout
+
+
+def test_regions_are_painted_as_the_predictor_does(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    run, out = make_run(), tmp_path / "out"
+    names = ("whole", "cancer", "rest")  # the network has three outputs
+    run.plan = dataclasses.replace(run.plan, regions=((1, 2), (2,), (1,)), region_names=names)
+    run.config["inference"] |= {"mirror": False}
+    (tmp_path / "scans").mkdir()
+    scans = _scan(tmp_path / "scans")
+    export_model(run, ["onnx"], out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["regions"][0] == {"output": 0, "name": "whole", "classes": [1, 2], "painted_with": 1}
+    assert "a region holds the voxels where its logit is above 0" in manifest["output"]["meaning"]
+    assert any("painted_with (regions)" in line for line in manifest["recipe"])
+    expected = _expected(run, scans, tmp_path / "medtrain")
+
+    assert _predict(out, *scans, tmp_path / "answer.nii.gz").returncode == 0
+
+    voxels = np.asanyarray(nib.load(tmp_path / "answer.nii.gz").dataobj)
+    assert (voxels == expected).mean() >= 0.999
+    assert min(np.mean(expected == value) for value in (0, 2, 7)) > 0.005
 
 
 def test_every_normalisation_is_followed(make_run: Callable[..., Any], tmp_path: Path) -> None:
