@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medtrain.cli._data import inspection_folder, name_files, suspects_table, task_table, transfer_progress
 from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
 from medtrain.cli._run import EXIT_FAILED, handle_errors
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
     from rich.table import Table
 
     from medtrain.data.case import Dataset
     from medtrain.data.check import CaseSummary, CheckReport
     from medtrain.data.clean import Entry
-    from medtrain.data.fetch import Report
     from medtrain.data.images.settings import ImageData
+    from medtrain.data.inspect_images import ImageInspection
+    from medtrain.data.inspect_volumes import Inspection
     from medtrain.data.workers import Progress
     from medtrain.errors import Problem
 
 app = typer.Typer(
     name="data", help="Get a data set, look at it, prepare it for training, clean up.", no_args_is_help=True
 )
-_LINE_EVERY_S = 15.0
 
 
 @app.command()
@@ -112,16 +112,72 @@ def download(
         from medtrain.data.download import download as bring
 
         if name is None:
-            _print(_task_table())
+            _print(task_table())
             return
         task = find_task(name)
         folder = (to or default_folder()).expanduser()
-        with _transfer_progress() as (report, say):
+        with transfer_progress() as (report, say):
             target = bring(task, folder, url=url, md5=md5, keep=keep, report=report, say=say)
         typer.echo(f"{task.folder} ({task.about}; CC-BY-SA 4.0, cite Antonelli et al. 2022) is in {target}")
         root = "" if folder == default_folder() else f" data.root={shlex.quote(str(target))}"
         typer.echo(f"look at it:  medtrain data inspect data={task.preset}{root}")
         typer.echo(f"train on it: medtrain train model=unet data={task.preset}{root}")
+
+
+@app.command()
+def inspect(
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write; outputs/inspect/NAME without it.", show_default=False
+        ),
+    ] = None,
+    config_dirs: ConfigDirs = None,
+    imports: Imports = None,
+    debug: Debug = False,
+) -> None:
+    """Look for labels that are wrong: compare every case with the others, and draw all of them, suspicious ones first.
+
+    Writes sheet_01.png ... (every case with its label), outliers.csv, cases.csv (all numbers) and, of volumes,
+    fingerprint.json. Exit code 1 if files cannot be read. Example:
+
+        medtrain data inspect data=msd data.root=/data/Task03_Liver
+        medtrain data inspect data=csv data.path=labels.csv data.images=[file] data.targets=[grade]
+    """
+    with handle_errors(debug):
+        from medtrain.config.compose import load_config
+        from medtrain.data.volume_data import VolumeData
+        from medtrain.registry import build
+
+        config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
+        settings = build("data", config["data"])
+        report: Inspection | ImageInspection
+        with _progress("looking at") as progress:
+            if isinstance(settings, VolumeData):
+                from medtrain.data.inspect_volumes import inspect_volumes
+
+                dataset = settings.discover()
+                folder = out or inspection_folder(dataset.dataset_name)
+                report = inspect_volumes(settings, dataset, folder, progress=progress)
+            else:
+                from medtrain.data.inspect_images import inspect_images
+
+                sample_set = settings.read()
+                folder = out or inspection_folder(sample_set.set_name)
+                report = inspect_images(settings, sample_set, folder, progress=progress)
+        suspicious = [case for case in report.cases if case.flags]
+        if suspicious:
+            _print(suspects_table(suspicious))
+        if not report.compared:
+            typer.echo("too few cases to compare with each other")
+        typer.echo(
+            f"{len(suspicious)} of {len(report.cases)} cases are unlike the others or cannot be used; in {folder}:"
+        )
+        typer.echo("  " + name_files([path.name for path in report.files]))
+        _print_problems("problem", report.problems)
+        if report.problems:
+            raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -281,21 +337,6 @@ def _store_table(root: Path, entries: Sequence[Entry], gone: Collection[Path], f
     return table
 
 
-def _task_table() -> Table:
-    from rich.table import Table
-
-    from medtrain.data.decathlon import TASKS
-
-    table = Table(box=None, pad_edge=False, header_style="bold", title="Medical Segmentation Decathlon (CC-BY-SA 4.0)")
-    table.title_justify = "left"
-    for title in ("Task", "Folder", "What"):
-        table.add_column(title)
-    table.add_column("Archive, about", justify="right")
-    for task in TASKS:
-        table.add_row(task.preset, task.folder, task.about, f"{task.size / 1e9:.2g} GB")
-    return table
-
-
 def _print_problems(kind: str, problems: Sequence[Problem]) -> None:
     if not problems:
         return
@@ -340,41 +381,6 @@ def _progress(verb: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, description=f"{verb} {case_id}")
 
         yield update
-
-
-@contextmanager
-def _transfer_progress() -> Iterator[tuple[Report, Callable[[str], None]]]:
-    """What bytes and remarks of a download are reported to: a bar on a terminal's stderr, a line now and then else."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-    from rich.text import Text
-
-    from medtrain.data.fetch import format_bytes
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-        said = time.monotonic()
-
-        def report(what: str, done: int, total: int | None) -> None:
-            nonlocal said
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-            if not console.is_terminal and time.monotonic() - said > _LINE_EVERY_S:
-                said = time.monotonic()
-                of = f" of {format_bytes(total)}" if total else ""
-                typer.echo(f"{what}: {format_bytes(done)}{of}", err=True)
-
-        yield report, lambda text: console.print(Text(text), soft_wrap=True)
 
 
 def _span(rows: Sequence[Sequence[float]]) -> str:

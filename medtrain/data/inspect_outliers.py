@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medtrain.data.inspect_measure import CaseMeasure, ClassMeasure
+from medtrain.data.inspect_measure import FACES, CaseMeasure, ClassMeasure
 
 THRESHOLD = 4.5
 """Robust z-score from which a number is an outlier."""
@@ -54,12 +54,12 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class Numbers:
     """Quantities of every case that are told together.
 
     Args:
         kind: See `Flag`.
-        text: In words, with a place for the numbers.
+        text: In words, with a place for the numbers; or one text per number, of which that of the worst is said.
         values: [N, M].
         floor: The least scale.
         logarithmic: Whether ratios are compared, not differences.
@@ -67,7 +67,7 @@ class _Numbers:
     """
 
     kind: str
-    text: str
+    text: str | tuple[str, ...]
     values: np.ndarray
     floor: float
     logarithmic: bool = False
@@ -96,6 +96,29 @@ class Findings:
         return first + _CHAIN * sum(others)
 
 
+@dataclass(frozen=True)
+class Suspect:
+    """A case among the others of its data set.
+
+    Args:
+        case_id: The case.
+        findings: What is suspicious.
+    """
+
+    case_id: str
+    findings: Findings
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The worst first."""
+        return self.findings.flags
+
+    @property
+    def suspicion(self) -> float:
+        """See `Findings`."""
+        return self.findings.suspicion
+
+
 def find_outliers(
     cases: Sequence[CaseMeasure], class_names: Sequence[str], *, complete: bool = True
 ) -> dict[str, Findings]:
@@ -114,7 +137,7 @@ def find_outliers(
     found = [*_same_images(cases), *_without_label(cases, class_names, complete)]
     if len(cases) >= LEAST_CASES:
         for numbers in _scan_numbers(cases):
-            found += [(cases[index], flag) for index, flag in _compare(numbers)]
+            found += [(cases[index], flag) for index, flag in compare(numbers)]
         for index in range(1, len(class_names)):
             measures = [case.classes.get(index) for case in cases]
             if sum(measure is not None for measure in measures) >= LEAST_CASES:
@@ -148,11 +171,11 @@ def robust(values: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
     return middle, (values - middle) / max(deviation, float(high - low) / 1.349, floor)
 
 
-def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[_Numbers]:
+def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[Numbers]:
     spacing = np.array([case.spacing for case in cases])
-    yield _Numbers("spacing", "spacing {} mm (D H W)", spacing, 0.1, logarithmic=True)
+    yield Numbers("spacing", "spacing {} mm (D H W)", spacing, 0.1, logarithmic=True)
     extent = np.array([case.extent for case in cases])
-    yield _Numbers("size", "the scan is {} mm large (D H W)", extent, 0.15, logarithmic=True)
+    yield Numbers("size", "the scan is {} mm large (D H W)", extent, 0.15, logarithmic=True)
     channels = min(len(case.percentiles) for case in cases)
     for channel in range(channels):
         of = f" of channel {channel}" if channels > 1 else ""
@@ -160,36 +183,37 @@ def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[_Numbers]:
         floor = 0.1 * float(np.median(values[:, 2] - values[:, 0]))
         text = f"intensities{of} {{}} (1st, 50th, 99th percentile)"
         # whole series of scanners differ in this, and normalisation takes care of it: no label is wrong for that
-        yield _Numbers("intensity", text, values, max(floor, 1e-12), most=_MOST_INTENSITY)
+        yield Numbers("intensity", text, values, max(floor, 1e-12), most=_MOST_INTENSITY)
 
 
-def _class_numbers(name: str, found: Sequence[ClassMeasure | None]) -> Iterator[_Numbers]:
+def _class_numbers(name: str, found: Sequence[ClassMeasure | None]) -> Iterator[Numbers]:
     def column(read: Callable[[ClassMeasure], Sequence[float]], width: int = 1) -> np.ndarray:
         return np.array([[math.nan] * width if m is None else read(m) for m in found], np.float64)
 
     volume = column(lambda m: (m.volume_ml,))
-    yield _Numbers("volume", f"volume of {name} {{}} mL", volume, 0.2, logarithmic=True)
-    place = f"place of {name} {{}} of the scan (from inferior, posterior, left)"
-    yield _Numbers("place", place, 100 * column(lambda m: m.centre, 3), 3.0)
-    yield _Numbers("parts", f"parts of {name}: {{}}", column(lambda m: (m.components,)), 0.35, logarithmic=True)
+    yield Numbers("volume", f"volume of {name} {{}} mL", volume, 0.2, logarithmic=True)
+    place = tuple(f"{name} lies {{}} % from {low} to {high}" for low, high in FACES)
+    yield Numbers("place", place, 100 * column(lambda m: m.centre, 3), 3.0)
+    yield Numbers("parts", f"parts of {name}: {{}}", column(lambda m: (m.components,)), 0.35, logarithmic=True)
     reach = column(lambda m: m.reach, 3)
-    yield _Numbers("shape", f"{name} spreads over {{}} mm (standard deviation, D H W)", reach, 0.15, logarithmic=True)
+    spread = tuple(f"{name} spreads {{}} mm from {low} to {high} (deviation)" for low, high in FACES)
+    yield Numbers("shape", spread, reach, 0.15, logarithmic=True)
     parts = [m.components for m in found if m is not None]
     if sum(count > 1 for count in parts) <= _RARE * len(parts):  # lesions come in any number of parts
         largest = column(lambda m: (m.largest,))
-        yield _Numbers("parts", f"share of {name} in its largest part {{}} %", 100 * largest, 5.0)
-    yield _Numbers("level", f"relative intensity of {name} {{}} %", 100 * column(lambda m: (m.level,)), 4.0)
+        yield Numbers("parts", f"share of {name} in its largest part {{}} %", 100 * largest, 5.0)
+    yield Numbers("level", f"relative intensity of {name} {{}} %", 100 * column(lambda m: (m.level,)), 4.0)
     variation = 100 * column(lambda m: (m.variation,))
-    yield _Numbers("texture", f"intensities of {name} vary by {{}} %", variation, 0.2, logarithmic=True)
+    yield Numbers("texture", f"intensities of {name} vary by {{}} %", variation, 0.2, logarithmic=True)
     contrast = 100 * column(lambda m: (m.contrast,))
     floor = max(0.15 * float(np.nanmedian(np.abs(contrast))) if np.isfinite(contrast).any() else 0.0, 0.2)
-    yield _Numbers("edge", f"contrast of {name} to what is around it {{}} %", contrast, floor)
+    yield Numbers("edge", f"contrast of {name} to what is around it {{}} %", contrast, floor)
 
 
 def _compare_class(name: str, found: Sequence[ClassMeasure | None]) -> tuple[list[tuple[int, Flag]], np.ndarray]:
     """What is unusual of a class, one by one and taken together."""
     everything = list(_class_numbers(name, found))
-    flags = [flag for numbers in everything for flag in _compare(numbers)]
+    flags = [flag for numbers in everything for flag in compare(numbers)]
     kinds = [numbers.kind for numbers in everything if numbers.kind != "parts" for _ in numbers.values.T]
     scores = np.concatenate([_scores(numbers)[0] for numbers in everything if numbers.kind != "parts"], axis=1)
     squares = np.square(np.minimum(scores, _MOST_TOGETHER))
@@ -206,7 +230,7 @@ def _compare_class(name: str, found: Sequence[ClassMeasure | None]) -> tuple[lis
     return flags, together
 
 
-def _scores(numbers: _Numbers) -> tuple[np.ndarray, np.ndarray]:
+def _scores(numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Sizes of the z-scores [N, M], 0 where a value is missing, and the medians [M]."""
     # an exact 0, of a class without any variation, is far from all others, not infinitely far
     columns = np.log(np.maximum(numbers.values, 1e-6)) if numbers.logarithmic else numbers.values
@@ -215,12 +239,16 @@ def _scores(numbers: _Numbers) -> tuple[np.ndarray, np.ndarray]:
     return np.nan_to_num(np.abs(np.stack([scores for _, scores in compared], axis=1))), middles
 
 
-def _compare(numbers: _Numbers) -> Iterator[tuple[int, Flag]]:
+def compare(numbers: Numbers) -> Iterator[tuple[int, Flag]]:
+    """Flags of the cases, by position, whose numbers are outliers."""
     scores, middles = _scores(numbers)
     for index in np.flatnonzero(scores.max(axis=1) > THRESHOLD).tolist():
         worst = int(scores[index].argmax())
         value = numbers.values[index]
-        message = f"{numbers.text.format(_told(value))}, usually {_told(middles)}"
+        if isinstance(numbers.text, str):
+            message = f"{numbers.text.format(_told(value))}, usually {_told(middles)}"
+        else:
+            message = f"{numbers.text[worst].format(f'{value[worst]:.3g}')}, usually {middles[worst]:.3g}"
         severity = min(float(scores[index, worst]), numbers.most)
         yield index, Flag(numbers.kind, message, severity, float(value[worst]), float(middles[worst]))
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from medtrain.data.case import Case, Dataset
 from medtrain.data.fingerprint import make_fingerprint
+from medtrain.data.inspect_files import cell, png_bytes, png_pixels, write_csv, write_outliers
 from medtrain.data.inspect_measure import CaseMeasure, measure_case
-from medtrain.data.inspect_outliers import LEAST_CASES, Findings, Flag, find_outliers
+from medtrain.data.inspect_outliers import LEAST_CASES, Findings, Flag, Suspect, find_outliers
 from medtrain.data.io.nifti import Volume
 from medtrain.data.labels import LabelMap
 from medtrain.data.scan import CaseScan, count_voxels, read_case, scan_volume
@@ -28,31 +26,18 @@ from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors
 _BYTES_PER_VOXEL = 10
 _TILE = 150
 _COLUMNS, _ROWS = 3, 6
+_PANELS = "axial, coronal and sagittal plane with label, axial without"
 
 
 @dataclass(frozen=True)
-class InspectedCase:
+class InspectedCase(Suspect):
     """A case among the others.
 
     Args:
-        case_id: The case.
-        findings: What is suspicious.
         measure: None where the files cannot be read.
     """
 
-    case_id: str
-    findings: Findings
     measure: CaseMeasure | None
-
-    @property
-    def flags(self) -> tuple[Flag, ...]:
-        """The worst first."""
-        return self.findings.flags
-
-    @property
-    def suspicion(self) -> float:
-        """See `Findings`."""
-        return self.findings.suspicion
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class Inspection:
 class _Look:
     scan: CaseScan
     measure: CaseMeasure
-    tile: bytes  # PNG: a thousand of them fit into memory
+    tile: bytes  # PNG
 
 
 def inspect_volumes(
@@ -129,7 +114,7 @@ def inspect_volumes(
         out.mkdir(parents=True, exist_ok=True)
         files = [_write_fingerprint(out, dataset, {key: found.scan for key, found in looks.items()})]
         files.append(_write_cases(out / "cases.csv", cases, dataset, labels))
-        files.append(_write_outliers(out / "outliers.csv", cases))
+        files.append(write_outliers(out / "outliers.csv", cases))
         tiles = {key: found.tile for key, found in looks.items()}
         files += _write_sheets(out, dataset, labels, cases, tiles)
     told = [problem for problems in unreadable.values() for problem in problems]
@@ -149,7 +134,7 @@ def _look(case: Case, dataset: Dataset, labels: LabelMap) -> _Look:
     return _Look(
         scan_volume(image, classes, labels.num_classes),
         measure_case(case.case_id, image, classes, labels.num_classes),
-        _png(tile),
+        png_bytes(tile),
     )
 
 
@@ -204,29 +189,19 @@ def _write_cases(path: Path, cases: Sequence[InspectedCase], dataset: Dataset, l
         row: list[object] = [case.case_id, f"{case.suspicion:.2f}", flags]
         measure = case.measure
         if measure is not None:
-            row += [measure.orientation, *measure.shape, *map(_cell, measure.spacing), *map(_cell, measure.extent)]
-            row += [_cell(value) for channel in measure.percentiles for value in channel]
+            row += [measure.orientation, *measure.shape, *map(cell, measure.spacing), *map(cell, measure.extent)]
+            row += [cell(value) for channel in measure.percentiles for value in channel]
             for index in range(1, labels.num_classes):
                 found = measure.classes.get(index)
                 if found is None:
                     row += [0, 0, *[""] * (len(columns) - 2)]
                     continue
-                row += [found.voxels, _cell(found.volume_ml), *map(_cell, (*found.centre, *found.reach))]
-                row += [found.components, _cell(found.largest), _cell(found.level), _cell(found.variation)]
-                row += [_cell(found.contrast), " ".join(found.borders)]
+                row += [found.voxels, cell(found.volume_ml), *map(cell, (*found.centre, *found.reach))]
+                row += [found.components, cell(found.largest), cell(found.level), cell(found.variation)]
+                row += [cell(found.contrast), " ".join(found.borders)]
             row.append(measure.ignored)
         rows.append(row)
-    return _write_csv(path, rows)
-
-
-def _write_outliers(path: Path, cases: Sequence[InspectedCase]) -> Path:
-    rows: list[list[object]] = [["case_id", "suspicion", "severity", "kind", "value", "typical", "message"]]
-    for case in cases:
-        for flag in case.flags:
-            severity = f"{flag.severity:.2f}"
-            values = (_cell(flag.value), _cell(flag.typical))
-            rows.append([case.case_id, f"{case.suspicion:.2f}", severity, flag.kind, *values, flag.message])
-    return _write_csv(path, rows)
+    return write_csv(path, rows)
 
 
 def _write_sheets(
@@ -236,17 +211,18 @@ def _write_sheets(
         old.unlink()
     per_page = _COLUMNS * _ROWS
     pages = math.ceil(len(cases) / per_page)
-    sample = _pixels(next(iter(tiles.values()))) if tiles else draw_blank(4 * _TILE, _TILE)
+    sample = png_pixels(next(iter(tiles.values()))) if tiles else draw_blank(4 * _TILE, _TILE)
     files = []
     for page in range(pages):
         part = cases[page * per_page : (page + 1) * per_page]
         drawn = []
         for case in part:
-            pixels = _pixels(tiles[case.case_id]) if case.case_id in tiles else np.zeros_like(sample)
+            pixels = png_pixels(tiles[case.case_id]) if case.case_id in tiles else np.zeros_like(sample)
             drawn.append(caption(pixels, case.case_id, _remark(case), [flag.message for flag in case.flags]))
-        title = f"{dataset.dataset_name}: {len(cases)} cases, the most suspicious first (page {page + 1} of {pages})"
+        order = f"{len(cases)} cases, the most suspicious first (page {page + 1} of {pages})"
+        title = f"{dataset.dataset_name}: {order}: {_PANELS}"
         path = out / f"sheet_{page + 1:0{max(2, len(str(pages)))}d}.png"
-        atomic_write(path, _png(draw_page(title, drawn, labels.class_names, columns=_COLUMNS)), sync=False)
+        atomic_write(path, png_bytes(draw_page(title, drawn, labels.class_names, columns=_COLUMNS)), sync=False)
         files.append(path)
     return files
 
@@ -256,25 +232,3 @@ def _remark(case: InspectedCase) -> str:
         return "cannot be read"
     shape = " x ".join(map(str, case.measure.shape))
     return f"{shape}, {' x '.join(f'{mm:.3g}' for mm in case.measure.spacing)} mm"
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    atomic_write(path, buffer.getvalue(), sync=False)
-    return path
-
-
-def _cell(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) else ""
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _pixels(png: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(png)) as picture:
-        return np.asarray(picture.convert("RGB"))
