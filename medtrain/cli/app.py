@@ -15,6 +15,7 @@ import typer
 
 import medtrain
 from medtrain.cli._run import EXIT_INTERRUPTED, EXIT_USAGE, report, set_debug
+from medtrain.cli.compare import compare
 from medtrain.cli.crossval import crossval
 from medtrain.cli.data import app as data_app
 from medtrain.cli.describe import describe
@@ -43,6 +44,7 @@ app.command()(crossval)
 app.command()(sweep)
 app.command()(resume)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(predict)
 app.command()(export)
 app.add_typer(data_app, name="data")

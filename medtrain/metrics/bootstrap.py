@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -59,17 +59,13 @@ def bootstrap_intervals(
     """
     assert resamples >= 1, f"resamples is {resamples}"
     assert 0 < confidence < 1, f"confidence is {confidence}"
-    names, owner = np.unique(np.asarray(groups), return_inverse=True)
+    owner = np.asarray(groups)
     values = dict(statistic(np.arange(owner.size)))
-    if names.size < 2:
+    if np.unique(owner).size < 2:
         return {key: Interval(float(value), math.nan, math.nan, 0, 0) for key, value in values.items()}
     draws = np.full((resamples, len(values)), np.nan)
-    members = np.argsort(owner, kind="stable")
-    sizes = np.bincount(owner)
-    starts = np.cumsum(sizes) - sizes
-    for row in draws:
-        drawn = generator.integers(0, names.size, names.size)
-        found = statistic(members[_runs(starts[drawn], sizes[drawn])])
+    for row, drawn in zip(draws, draw_patients(owner, generator=generator, resamples=resamples), strict=True):
+        found = statistic(drawn)
         row[:] = [found[key] for key in values]
     tail = (1 - confidence) / 2
     intervals: dict[str, Interval] = {}
@@ -79,6 +75,25 @@ def bootstrap_intervals(
         undefined = int(column.size - defined.size)
         intervals[key] = Interval(float(value), float(low), float(high), int(defined.size), undefined)
     return intervals
+
+
+def draw_patients(
+    groups: Sequence[str] | np.ndarray, *, generator: np.random.Generator, resamples: int
+) -> Iterator[np.ndarray]:
+    """Indices of the samples of as many patients as there are, drawn with replacement, `resamples` times.
+
+    Args:
+        groups: Patient of every sample [N].
+        generator: Source of randomness, seeded by the caller.
+        resamples: Number of draws.
+    """
+    names, owner = np.unique(np.asarray(groups), return_inverse=True)
+    members = np.argsort(owner, kind="stable")
+    sizes = np.bincount(owner)
+    starts = np.cumsum(sizes) - sizes
+    for _ in range(resamples):
+        drawn = generator.integers(0, names.size, names.size)
+        yield members[_runs(starts[drawn], sizes[drawn])]
 
 
 def subgroup_table(

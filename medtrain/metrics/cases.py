@@ -48,9 +48,10 @@ CASE_METRICS = (
     MetricSpec("recall", "max"),
     MetricSpec("volume_error_ml", "min", "mL"),
 )
-"""Metrics of a case that are averaged; `volume_bias_ml`, which has no better direction, is beside them in its row."""
+"""Metrics of a case that are averaged."""
 
-SIGNED = "volume_bias_ml"
+VOLUMES = ("volume_bias_ml", "volume_ml")
+"""Columns of a case that have no better direction: predicted minus true volume, and the true volume."""
 
 
 def metric_specs(
@@ -91,8 +92,9 @@ def evaluate_case(
     """Compare a predicted label map with the true one, per foreground class or region.
 
     Keys are `dice/<class>`, `iou/`, `precision/`, `recall/`, `volume_error_ml/` (absolute difference of the volumes),
-    `volume_bias_ml/` (predicted minus true volume), with `surface` `hd95_mm/`, `nsd/`, `asd_mm/`, and for lesions
-    `lesions_found/`, `lesions_missed/`, `lesions_false/` and, with probabilities, `lesion_candidates/` (a text).
+    `volume_bias_ml/` (predicted minus true volume), `volume_ml/` (true volume), with `surface` `hd95_mm/`, `nsd/`,
+    `asd_mm/`, and for lesions `lesions_found/`, `lesions_missed/`, `lesions_false/` and, with probabilities,
+    `lesion_candidates/` (a text).
     Empty structures: see the module.
 
     Args:
@@ -150,7 +152,8 @@ def _overlap_row(
     row: dict[str, float] = {}
     for index, name in enumerate(names):
         row |= {f"{metric}/{name}": float(scores[metric][index]) for metric in OVERLAP_METRICS}
-        row |= {f"volume_error_ml/{name}": abs(float(bias[index])), f"{SIGNED}/{name}": float(bias[index])}
+        row |= {f"volume_error_ml/{name}": abs(float(bias[index])), f"volume_bias_ml/{name}": float(bias[index])}
+        row[f"volume_ml/{name}"] = float(counts.true[index]) * millilitres
     return row
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtrain.metrics.cases import CASE_METRICS, EMPTY_RULE, SIGNED
+from medtrain.metrics.cases import CASE_METRICS, EMPTY_RULE, VOLUMES
 from medtrain.metrics.lesions import LESION_METRICS
 from medtrain.metrics.spec import MetricSpec
 from medtrain.run.atomic import atomic_write, atomic_write_json
@@ -62,8 +62,9 @@ def summary_json(records: Rows, summary: Mapping[str, float]) -> dict[str, Any]:
         elif separator:
             classes.setdefault(name, {})[metric] = _statistics(_column(records, key))
     for name, metrics in classes.items():
-        if any(f"{SIGNED}/{name}" in record for record in records):
-            metrics[SIGNED] = _statistics(_column(records, f"{SIGNED}/{name}"))
+        for key in VOLUMES:
+            if any(f"{key}/{name}" in record for record in records):
+                metrics[key] = _statistics(_column(records, f"{key}/{name}"))
     means = {key: value for key, value in summary.items() if "/" not in key}
     return {"num_cases": len(records), "mean": means, "classes": classes, "empty": EMPTY_RULE}
 

@@ -13,7 +13,7 @@ from medtrain.cli.app import app
 
 HEAVY = ("torch", "numpy", "hydra", "omegaconf", "optuna", "rich", "yaml", "pandas", "wandb", "nibabel")
 COMMANDS = [
-    "train", "crossval", "sweep", "resume", "evaluate", "predict", "export",
+    "train", "crossval", "sweep", "resume", "evaluate", "compare", "predict", "export",
     "plan", "show", "list", "describe", "validate", "runs", "doctor", "data",
 ]  # fmt: skip
 

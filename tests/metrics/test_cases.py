@@ -43,6 +43,7 @@ def test_row_of_a_case_by_hand() -> None:
     assert row["recall/liver"] == pytest.approx(40 / 56)
     assert row["volume_error_ml/liver"] == pytest.approx((64 - 56) * 2.0 / 1000)
     assert row["volume_bias_ml/liver"] == pytest.approx((64 - 56) * 2.0 / 1000)
+    assert row["volume_ml/liver"] == pytest.approx(56 * 2.0 / 1000)
     assert row["volume_bias_ml/cancer"] == pytest.approx(-8 * 2.0 / 1000)
     expected = surface_metrics(prediction == 1, label == 1, (2.0, 1.0, 1.0))
     assert {key: row[f"{key}/liver"] for key in expected} == expected
@@ -56,7 +57,7 @@ def test_row_of_a_case_by_hand() -> None:
 def test_class_in_neither_map() -> None:
     empty = np.zeros((4, 4, 4), dtype=np.uint8)
     row = evaluate_case(empty, empty, (1.0, 1.0, 1.0), NAMES)
-    volumes = {f"{key}/{name}" for key in ("volume_error_ml", "volume_bias_ml") for name in NAMES[1:]}
+    volumes = {f"{key}/{name}" for key in ("volume_error_ml", "volume_bias_ml", "volume_ml") for name in NAMES[1:]}
     assert {key for key, value in row.items() if not math.isnan(value)} == volumes
 
 

@@ -1,0 +1,1 @@
+"""Runs against each other, on the cases that all of them have judged."""

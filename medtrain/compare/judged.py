@@ -1,0 +1,165 @@
+"""What a run has said of the cases it has judged, read back from its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medtrain.config.saved import load_saved
+from medtrain.crossval.folder import CrossvalFolder, is_crossval
+from medtrain.engine.build import build_task
+from medtrain.engine.launch import read_plan
+from medtrain.errors import MedtrainError, UsageError
+from medtrain.run.folder import RunFolder
+from medtrain.tasks.base import Record, Task
+
+log = logging.getLogger(__name__)
+
+_TEXTS = ("case_id", "group", "fold")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """An evaluation of a run, or of a cross-validation over all cases.
+
+    Args:
+        run_name: Of the folder, for tables.
+        path: The run's folder.
+        evaluation: Folder of the tables.
+        dataset: Name of the data set.
+        part: `val`, `test` or `train`.
+        task: Computes metrics from records.
+        decision: What the validation part had decided.
+        records: Of all cases, by case id.
+        trained_on: Case ids of its training part; empty for a cross-validation, which judges what each fold held out.
+        split_hash: Of the division of the cases.
+    """
+
+    run_name: str
+    path: Path
+    evaluation: Path
+    dataset: str
+    part: str
+    task: Task
+    decision: Mapping[str, float]
+    records: Mapping[str, Record]
+    trained_on: frozenset[str]
+    split_hash: str
+
+    @property
+    def family(self) -> str:
+        """Which kind of cases it judges."""
+        return "segmentation" if hasattr(self.task, "on_prediction") else "images"
+
+
+def read_judged(path: Path, *, part: str = "val", imports: Sequence[str] = ()) -> JudgedRun:
+    """Read the final evaluation of a run, or its newest one of another part.
+
+    Args:
+        path: The folder of a run or of a cross-validation.
+        part: `val`, `test` or `train`.
+        imports: Modules that register the user's components.
+
+    Raises:
+        UsageError: It is no run, or was not evaluated on the part; says what to type.
+    """
+    if part not in ("val", "test", "train"):
+        raise UsageError(f"--part {part}: choose val, test or train")
+    if is_crossval(path):
+        return _read_crossval(path, part, imports)
+    folder = RunFolder.open(path)
+    evaluation = _find_evaluation(folder, part)
+    summary = _read_json(evaluation / "summary.json")
+    decision = {key: float(value) for key, value in (summary.get("decision") or {}).items()}
+    task, config = _task(folder, imports)
+    task.use_decision(decision)
+    data = _read_json(folder.path / "data.json")
+    return JudgedRun(
+        run_name=folder.path.name,
+        path=path,
+        evaluation=evaluation,
+        dataset=str(data.get("dataset", "")),
+        part=part,
+        task=task,
+        decision=decision,
+        records=_read_records(evaluation / "cases.csv"),
+        trained_on=frozenset() if part == "train" else _trained_on(folder.splits, config),
+        split_hash=str(data.get("split_hash", "")),
+    )
+
+
+def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
+    if part != "val":
+        raise UsageError(f"--part {part}: a cross-validation has judged the cases that its folds held out (val)")
+    folder = CrossvalFolder.open(path)
+    members = folder.read_record().members
+    if not folder.cases.is_file() or not members:
+        raise UsageError(f"{path} is not done", hint=f"go on with it: medtrain resume {path}")
+    first = RunFolder.open(folder.path / members[0])
+    task, _ = _task(first, imports)
+    data = _read_json(first.path / "data.json")
+    records = _read_records(folder.cases)
+    name, dataset = folder.path.name, str(data.get("dataset", ""))
+    return JudgedRun(name, path, folder.path, dataset, part, task, {}, records, frozenset(), "")
+
+
+def _task(folder: RunFolder, imports: Sequence[str]) -> tuple[Task, Mapping[str, Any]]:
+    """The task that judges, without what only an evaluation writes; and the configuration."""
+    config = load_saved(folder.path, imports=imports)
+    judging = {key: value for key, value in config["task"].items() if key != "report"}
+    return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config
+
+
+def _find_evaluation(folder: RunFolder, part: str) -> Path:
+    """The run's own final evaluation if it is of the part; else the newest one of the best or a named checkpoint."""
+    found = [folder.evaluation] if part == "val" else []
+    found += sorted(folder.evaluation.glob(f"{part}_step_*"), key=lambda place: place.stat().st_mtime, reverse=True)
+    there = [place for place in found if (place / "cases.csv").is_file() and (place / "summary.json").is_file()]
+    if not there:
+        words = "" if part == "val" else f" --part {part}"
+        raise UsageError(
+            f"{folder.path} has not been evaluated on its {part} part",
+            hint=f"evaluate it first: medtrain evaluate {folder.path}{words}",
+        )
+    if len(there) > 1 and part != "val":
+        log.info("%s has %d evaluations of its %s part: taking the newest", folder.path.name, len(there), part)
+    return there[0]
+
+
+def _trained_on(splits: Path, config: Mapping[str, Any]) -> frozenset[str]:
+    content = _read_json(splits)
+    if isinstance(content, list):  # folds; with data.fold=null everything is in one
+        fold = config["data"].get("fold")
+        content = content[0 if fold is None else int(fold) % len(content)]
+    return frozenset(str(case) for case in content.get("train", ()))
+
+
+def _read_records(path: Path) -> dict[str, Record]:
+    """Rows of `cases.csv` as they were before they were written."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row["case_id"]: {key: _value(key, text) for key, text in row.items()} for row in rows}
+
+
+def _value(key: str, text: str) -> Any:
+    if key in _TEXTS or key.startswith("column/"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MedtrainError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,79 @@
+"""Comparisons on the console."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from medtrain.compare.runs import Comparison
+from medtrain.metrics.paired import Difference
+from medtrain.metrics.spec import MetricSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MOST = 5
+
+
+def comparison_table(
+    found: Comparison, specs: Mapping[str, MetricSpec], *, main: str, part: str, confidence: float
+) -> Table:
+    """Metrics without their classes, and the main one by class.
+
+    Args:
+        found: Of two runs.
+        specs: Units and directions.
+        main: The main metric, first in the table.
+        part: Of the data.
+        confidence: Of the intervals.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"A = {found.first}, B = {found.second}: {part}, {found.num_cases} cases of {found.num_patients} patients"
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", overflow="fold")
+    for name in ("A", "B", f"B - A [{100 * confidence:g} %]", "better", "p"):
+        table.add_column(Text(name), justify="right")
+    head = main.partition("/")[0]
+    named = [item for item in found.differences if not item.metric.startswith("n_")]
+    shown = [item for item in named if "/" not in item.metric or item.metric.startswith(f"{head}/")]
+    for item in sorted(shown, key=lambda item: not f"{item.metric}/".startswith(f"{head}/")):
+        spec = specs[item.metric]
+        digits = 2 if spec.unit else 3
+        table.add_row(
+            Text(item.metric if spec.mode == "max" else f"{item.metric} (min)"),
+            _number(item.first, digits),
+            _number(item.second, digits),
+            _difference(item, digits),
+            "-" if math.isnan(item.second_better) else f"{100 * item.second_better:.0f} %",
+            "-" if math.isnan(item.p_value) else f"{item.p_value:.3f}",
+        )
+    table.caption = Text("\n".join(_notes(found, main)))
+    table.caption_justify = "left"
+    return table
+
+
+def _notes(found: Comparison, main: str) -> list[str]:
+    notes = ["better: share of draws of patients in which B is; p: of exchanging A and B patient by patient"]
+    if found.one_sided:
+        some = [f"{key} A {one} B {two}" for key, (one, two) in list(found.one_sided.items())[:_MOST]]
+        notes.append(f"left out, as only one of the two has a value: {', '.join(some)}")
+    if found.missing:
+        notes.append(f"only one of the two has {', '.join(found.missing[:_MOST])}")
+    if found.apart:
+        cases = [f"{case} {one:.4f} -> {two:.4f}" for case, one, two in found.apart]
+        notes.append(f"furthest apart ({main}): {', '.join(cases)}")
+    return notes
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _difference(item: Difference, digits: int) -> str:
+    if math.isnan(item.difference):
+        return "-"
+    interval = "" if math.isnan(item.low) else f" [{item.low:+.{digits}f}, {item.high:+.{digits}f}]"
+    return f"{item.difference:+.{digits}f}{interval}"

@@ -1,0 +1,252 @@
+"""Comparisons of judged runs: what is refused, what is paired, what is written."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medtrain.compare import runs as module
+from medtrain.compare.judged import JudgedRun, _find_evaluation, _read_records, _trained_on
+from medtrain.compare.runs import check_out, compare_runs, matched_cases, write_comparison
+from medtrain.compare.shown import comparison_table
+from medtrain.errors import DataError, UsageError
+from medtrain.metrics.cases import metric_specs, summarize, worst_cases
+from medtrain.metrics.spec import MetricSpec
+from medtrain.metrics.tables import cases_csv
+from medtrain.run.folder import RunFolder
+from medtrain.tasks.outcome import column
+
+NAN = math.nan
+NAMES = ("background", "liver", "tumour")
+
+
+class Cases:
+    """A task of segmented cases."""
+
+    class_names = NAMES
+    monitor = MetricSpec("val/dice", "max")
+    on_prediction = None
+
+    def metrics(self) -> Mapping[str, MetricSpec]:
+        return metric_specs(NAMES)
+
+    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+        return summarize(records, NAMES)
+
+    def worst_cases(self, records: Sequence[Any], count: int = 5) -> list[tuple[str, float]]:
+        return worst_cases(records, count)
+
+
+class Samples:
+    """A task of labelled samples."""
+
+    class_names = ("no", "yes")
+    monitor = MetricSpec("val/accuracy", "max")
+
+    def metrics(self) -> Mapping[str, MetricSpec]:
+        return {"accuracy": MetricSpec("accuracy", "max"), "wrong": MetricSpec("wrong", "min")}
+
+    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+        right = column(records, "label") == column(records, "predicted")
+        return {"accuracy": float(right.mean()), "wrong": float((~right).sum())}
+
+    def worst_cases(self, records: Sequence[Any], count: int = 5) -> list[tuple[str, float]]:
+        return [(row["case_id"], float(row["label"] == row["predicted"])) for row in records][:count]
+
+
+def _run(name: str, rows: Sequence[dict[str, Any]], task: Any, **changes: Any) -> JudgedRun:
+    made = JudgedRun(
+        run_name=name,
+        path=Path(name),
+        evaluation=Path(name),
+        dataset="liver",
+        part="val",
+        task=task,
+        decision={},
+        records={row["case_id"]: row for row in rows},
+        trained_on=frozenset({"t1", "t2"}),
+        split_hash="x",
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def _cases(dice: Sequence[tuple[float, float]], hd95: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "case_id": f"c{number}",
+            "group": f"p{number // 2}",
+            "dice/liver": liver,
+            "dice/tumour": tumour,
+            "hd95_mm/liver": distance,
+            "hd95_mm/tumour": NAN,
+            "volume_ml/liver": 100.0 + number,
+        }
+        for number, ((liver, tumour), distance) in enumerate(zip(dice, hd95, strict=True))
+    ]
+
+
+FIRST = _cases([(0.9, 0.5), (0.8, NAN), (0.7, 0.3), (0.6, 0.1)], [1.0, 2.0, NAN, 4.0])
+SECOND = _cases([(0.9, 0.6), (0.9, NAN), (0.7, 0.5), (0.7, 0.0)], [1.0, NAN, 9.0, 3.0])
+
+
+def _compare(monkeypatch: pytest.MonkeyPatch, *made: JudgedRun, **settings: Any) -> Any:
+    by_path = {item.path: item for item in made}
+    monkeypatch.setattr(module, "read_judged", lambda path, **_: by_path[path])
+    return compare_runs([item.path for item in made], **{"resamples": 60, **settings})
+
+
+def test_pairs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,), main, _ = _compare(monkeypatch, _run("a", FIRST, Cases()), _run("b", SECOND[::-1], Cases()))
+    assert (main, found.num_cases, found.num_patients) == ("dice", 4, 2)
+    by_name = {item.metric: item for item in found.differences}
+    assert by_name["dice/liver"].first == pytest.approx(0.75)
+    assert by_name["dice/liver"].difference == pytest.approx(0.05)
+    assert by_name["dice/tumour"].difference == pytest.approx((0.1 + 0.2 - 0.1) / 3)
+    assert by_name["dice"].difference == pytest.approx((0.05 + 0.2 / 3) / 2)
+    # of the distances only cases 0 and 3 have one in both
+    assert (by_name["hd95_mm"].first, by_name["hd95_mm"].second) == (2.5, 2.0)
+    assert found.one_sided == {"hd95_mm/liver": (1, 1)}
+    # p0 gains (0 + 0.1) / 2 in the liver, p1 the same
+    assert (by_name["dice/liver"].low, by_name["dice/liver"].high) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert by_name["dice/liver"].second_better == 1.0
+    assert found.apart[0][0] == "c1"
+    assert found.apart[0][1:] == (pytest.approx(0.8), pytest.approx(0.9))
+
+
+def test_swapping_the_runs_changes_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = _run("a", FIRST, Cases()), _run("b", SECOND, Cases())
+    (forth,), _, _ = _compare(monkeypatch, one, two)
+    (back,), _, _ = _compare(monkeypatch, two, one)
+    for first, second in zip(forth.differences, back.differences, strict=True):
+        expected = [-first.difference, -first.high, -first.low, 1 - first.second_better]
+        assert [second.difference, second.low, second.high, second.second_better] == pytest.approx(
+            expected, nan_ok=True
+        )
+
+
+def test_a_run_equals_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = _run("a", FIRST, Cases())
+    (found,), _, _ = _compare(monkeypatch, one, dataclasses.replace(one, path=Path("again")))
+    defined = [item for item in found.differences if not math.isnan(item.difference)]
+    assert all((item.difference, item.low, item.high, item.p_value) == (0, 0, 0, 1) for item in defined)
+    assert all(item.second_better == 0.5 for item in defined)
+    assert found.apart == ()
+
+
+def test_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 60)
+
+    def rows(share: float) -> list[dict[str, Any]]:
+        predicted = np.where(rng.random(60) < share, label, 1 - label)
+        return [
+            {"case_id": f"{i:02}", "group": f"g{i}", "label": float(label[i]), "predicted": float(predicted[i])}
+            for i in range(60)
+        ]
+
+    one, two = _run("a", rows(0.6), Samples()), _run("b", rows(0.95), Samples())
+    (found,), main, _ = _compare(monkeypatch, one, two, resamples=200)
+    assert main == "accuracy"
+    accuracy, wrong = found.differences
+    assert accuracy.difference > 0.2
+    assert 0 < accuracy.low < accuracy.difference < accuracy.high
+    assert accuracy.second_better == wrong.second_better == 1.0
+    assert wrong.difference < 0
+    assert accuracy.p_value == pytest.approx(1 / 201)
+    # other thresholds: results cannot change places
+    (found,), _, _ = _compare(monkeypatch, one, dataclasses.replace(two, decision={"threshold/yes": 0.3}))
+    assert all(math.isnan(item.p_value) for item in found.differences)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "spleen"}, "different data sets: liver and spleen"),
+        ({"task": Samples()}, "one judges segmentation, the other images"),
+        ({"trained_on": frozenset({"c1", "t1"})}, r"b was trained on 1 case \(c1\), which a judged"),
+        ({"trained_on": frozenset({"t1"})}, r"different splits: 1 case \(t2\) in the training part of one of them"),
+        ({"records": {row["case_id"]: row for row in FIRST[1:]}}, r"only a has judged 1 case \(c0\)"),
+        ({"records": {"z": {"case_id": "z"}}}, "they have no judged case in common"),
+        ({"records": {r["case_id"]: {**r, "volume_ml/liver": 7.0} for r in FIRST}}, r"labels differ in 4 cases \(c0, "),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        matched_cases(
+            _run("a", FIRST, Cases()), dataclasses.replace(_run("b", FIRST, Cases()), **changes), common=False
+        )
+
+
+def test_common_cases() -> None:
+    one = _run("a", FIRST, Cases())
+    other = _run("b", FIRST[1:], Cases(), trained_on=frozenset({"t1"}))
+    assert matched_cases(one, other, common=True) == ["c1", "c2", "c3"]
+    with pytest.raises(DataError, match="only a has judged") as caught:
+        matched_cases(one, other, common=False)
+    assert caught.value.problems[-1].hint == "--common compares them on the cases that both have judged"
+    with pytest.raises(DataError, match="b was trained on"):  # never
+        matched_cases(one, dataclasses.replace(other, trained_on=frozenset({"c2"})), common=True)
+
+
+def test_unknown_metrics_and_single_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = _run("a", FIRST, Cases()), _run("b", SECOND, Cases())
+    with pytest.raises(UsageError, match="--metric dise is no metric of a") as caught:
+        _compare(monkeypatch, one, two, metric="dise")
+    assert caught.value.hint == "did you mean dice?"
+    with pytest.raises(UsageError, match="two runs or more"):
+        _compare(monkeypatch, one)
+
+
+def test_files_and_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, main, specs = _compare(monkeypatch, _run("a", FIRST, Cases()), _run("b", SECOND, Cases()))
+    write_comparison(tmp_path / "out.csv", found, main=main, part="val")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    assert float(rows["dice"]["difference"]) == found[0].differences[0].difference
+    assert rows["dice"]["second_run"] == "b"
+    write_comparison(tmp_path / "out.json", found, main=main, part="val")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["metric"] == "dice"
+    assert written["comparisons"][0]["apart"][0][0] == "c1"
+    with pytest.raises(UsageError, match=r"ends in \.csv or \.json"):
+        check_out(tmp_path / "out.txt")
+    with pytest.raises(UsageError, match="there is no folder"):
+        check_out(tmp_path / "none" / "out.csv")
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    console.print(comparison_table(found[0], specs, main=main, part="val", confidence=0.95))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "A = a, B = b: val, 4 cases of 2 patients" in text
+    assert text.index("dice/tumour") < text.index("hd95_mm (min)")
+    assert "+0.050 [+0.050, +0.050]" in text
+    assert "hd95_mm/liver A 1 B 1" in text
+    assert "c1 0.8000 -> 0.9000" in text
+
+
+def test_reading_a_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(UsageError, match="has not been evaluated on its test part") as caught:
+        _find_evaluation(folder, "test")
+    assert caught.value.hint == f"evaluate it first: medtrain evaluate {tmp_path} --part test"
+    place = tmp_path / "evaluation" / "test_step_00000010"
+    place.mkdir(parents=True)
+    (place / "summary.json").write_text("{}")
+    (place / "cases.csv").write_text(cases_csv([{"case_id": "1", "group": "7", "dice/liver": NAN, "note": "x"}]))
+    assert _find_evaluation(folder, "test") == place
+    (record,) = _read_records(place / "cases.csv").values()
+    assert (record["case_id"], record["group"], record["note"]) == ("1", "7", "x")
+    assert math.isnan(record["dice/liver"])
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]))
+    assert _trained_on(splits, {"data": {"fold": 1}}) == {"b"}
+    splits.write_text(json.dumps({"train": ["c"], "val": ["d"]}))
+    assert _trained_on(splits, {"data": {}}) == {"c"}
