@@ -79,6 +79,7 @@ _NO_EFFECT = (
 _EFFECT = ("callbacks.early_stopping.*",)
 _SPEED = (
     "data.num_workers",
+    "inference.max_memory",
     "inference.window_batch",
     "trainer.channels_last",
     "trainer.compile",

@@ -16,7 +16,7 @@ import torch
 
 import medtrain
 from medtrain.export.exporter import export_model
-from medtrain.inference.sliding_window import predict_logits
+from medtrain.inference.whole_case import predict_logits
 
 
 def _manifest(run: Any, out: Path, formats: tuple[str, ...] = ("torchscript",)) -> dict[str, Any]:
