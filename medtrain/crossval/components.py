@@ -73,7 +73,7 @@ class Trial:
     @property
     def verdict(self) -> str:
         """Why it was taken or not, in a few words."""
-        hurt = [name for name in self.before if self.after[name] < self.before[name]]
+        hurt = [name for name in self.before if name != "mean" and self.after[name] < self.before[name]]
         if self.taken:
             return "taken"
         if hurt:

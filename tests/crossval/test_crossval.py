@@ -1,0 +1,252 @@
+"""A cross-validation through the command line: train, be killed, go on, fail in one fold, be put together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from medtrain.cli.app import main
+from medtrain.config.compose import load_config
+from medtrain.config.imports import import_modules
+from medtrain.config.saved import load_saved
+from medtrain.crossval.folder import CrossvalFolder, is_crossval
+from medtrain.crossval.launch import check_request
+from medtrain.crossval.probe import probe
+from medtrain.data.io.nifti import read_label
+from medtrain.errors import UsageError
+from medtrain.registry import build
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def medtrain(monkeypatch: pytest.MonkeyPatch) -> Command:
+    def run(*words: str | Path) -> int:
+        monkeypatch.setattr("sys.argv", ["medtrain", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    place = tmp_path_factory.mktemp("data")
+    root = place / "phantom"
+    build("data", {"name": "phantom", "root": str(root), "num_cases": 4, "num_test_cases": 1}).discover()
+    return [
+        "data=msd", f"data.root={root}", f"data.store={place / 'store'}", "data.num_folds=2",
+        "data.patch_size=[8,16,16]", "data.spacing=[9,9,9]", "data.batch_size=2", "model.channels=[4,8]",
+        "trainer.precision=fp32", "trainer.num_threads=1", "trainer.max_steps=4", "trainer.eval_every=2step",
+        "trainer.checkpoint_every=1step", "trainer.sanity_check=false", "trainer.device=cpu",
+        "task.surface_metrics=never", "logger=[csv]", "callbacks=[accidents]", "inference.mirror=false",
+    ]  # fmt: skip
+
+
+def _alone(words: list[str]) -> list[str]:
+    """Without the component of this module."""
+    return [word for word in words if not word.startswith("callbacks=")]
+
+
+MODULE = """
+import multiprocessing, os, signal
+from pathlib import Path
+from medtrain.callbacks.base import Callback
+from medtrain.errors import MedtrainError
+from medtrain.registry import register
+
+@register("callbacks", "accidents")
+class Accidents(Callback):
+    \"\"\"Kills the first fold and the whole cross-validation after two steps, and lets the second fold fail.\"\"\"
+
+    def on_fit_start(self, view):
+        if view.run_dir.name == "fold_1" and not Path("mended").exists():
+            raise MedtrainError("a fold that fails")
+
+    def on_checkpoint(self, view, path):
+        if view.run_dir.name == "fold_0" and view.step == 2 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEDTRAIN_NO_PROGRESS": "1"}
+    command = [sys.executable, "-m", "medtrain", *map(str, words), "--import", "accidents"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cross-validation of two folds that was killed in the first one, went on, failed in the second, and went on."""
+    place = tmp_path_factory.mktemp("crossval")
+    (place / "accidents.py").write_text(MODULE)
+    folder = place / "cv"
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        killed = _command("crossval", *words, f"run.dir={folder}")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert [path.name for path in (folder / "fold_0" / "checkpoints").glob("step_*/meta.json")]
+        assert not (folder / "fold_1").exists()
+
+        failed = _command("resume", folder)
+        assert failed.returncode == 1, failed.stderr
+        assert "resumed at step 2" in failed.stderr
+        assert "fold_1 failed: a fold that fails" in failed.stderr
+        record = CrossvalFolder.open(folder).read_record()
+        assert (list(record.members), record.num_cases) == (["fold_0"], 2)
+        assert record.failed == {"fold_1": "a fold that fails"}
+        assert json.loads((folder / "status.json").read_text())["status"] == "failed"
+
+        (place / "mended").touch()
+        done = _command("resume", folder)
+        assert done.returncode == 0, done.stderr
+        assert "1 of 2 folds are done" in done.stderr
+        assert CrossvalFolder.open(folder).read_record().failed == {}
+        import_modules(["accidents"])
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+def test_every_case_is_judged_by_the_fold_that_has_not_seen_it(trained: Path) -> None:
+    folds = json.loads((trained / "splits.json").read_text())
+    with (trained / "cases.csv").open() as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == sorted(case for fold in folds for case in fold["val"])
+    assert len(rows) == 4
+    for case_id, row in rows.items():
+        assert case_id in folds[int(row["fold"])]["val"]
+        assert case_id not in folds[int(row["fold"])]["train"]
+
+
+def test_metrics_are_means_over_folds_and_over_cases(trained: Path) -> None:
+    record = json.loads((trained / "crossval.json").read_text())
+    assert record["members"] == ["fold_0", "fold_1"]
+    assert record["num_cases"] == 4
+    summaries = [json.loads((trained / name / "evaluation" / "summary.json").read_text()) for name in record["members"]]
+    dice = [summary["mean"]["dice"] for summary in summaries]
+    found = record["metrics"]["folds"]["dice"]
+    assert found["values"] == dice
+    assert found["mean"] == pytest.approx(np.mean(dice), abs=1e-12)
+    assert found["std"] == pytest.approx(np.std(dice, ddof=1), abs=1e-12)
+    with (trained / "cases.csv").open() as file:
+        livers = [float(row["dice/liver"]) for row in csv.DictReader(file)]
+    assert record["metrics"]["cases"]["dice/liver"] == pytest.approx(np.mean(livers), abs=1e-12)
+    report = (trained / "report.md").read_text()
+    assert f"{found['mean']:.4f} | {found['std']:.4f}" in report
+    assert "Post-processing, chosen on 4 held-out cases" in report
+
+
+def test_folds_share_their_plan_and_fit_intensities_on_their_own(trained: Path) -> None:
+    first, second = (json.loads((trained / name / "plan.json").read_text()) for name in ("fold_0", "fold_1"))
+    for key in ("spacing", "patch_size", "batch_size", "channels", "strides", "kernel_sizes"):
+        assert first[key] == second[key], key
+    assert first["normalization"] != second["normalization"]  # of CT, from each fold's training part
+    for index, name in enumerate(("fold_0", "fold_1")):
+        config = yaml.safe_load((trained / name / "config.yaml").read_text())
+        assert config["data"]["fold"] == index
+        assert config["data"]["splits"] == str(trained / "splits.json")
+        assert json.loads((trained / name / "status.json").read_text())["status"] == "done"
+
+
+def test_predictions_are_kept_on_the_scans_grids(trained: Path, words: list[str]) -> None:
+    root = Path(next(word for word in words if word.startswith("data.root=")).partition("=")[2])
+    for name in ("fold_0", "fold_1"):
+        files = sorted((trained / name / "evaluation" / "predictions").glob("*.nii.gz"))
+        assert len(files) == 2
+        for file in files:
+            truth = read_label(root / "labelsTr" / file.name)
+            predicted = read_label(file)
+            assert predicted.array.shape == truth.array.shape
+            assert predicted.grid.matches(truth.grid) is None
+
+
+def test_the_status_says_how_it_went(trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    status = json.loads((trained / "status.json").read_text())
+    assert status["status"] == "done"
+    assert status["step"] == 8
+    assert status["message"].startswith("2 of 2 folds: dice ")
+    assert medtrain("runs", trained.parent, "--format", "json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [Path(run["run"]).name for run in listed] == ["cv"]  # its folds are not listed one by one
+    assert listed[0]["metric"] == "val/dice"
+
+
+def test_a_fold_is_done_again_where_it_is_lost_and_the_others_stay(
+    trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (trained / "crossval.json").read_text()
+    stamps = [(trained / f"fold_{i}" / "checkpoints" / "last.json").stat().st_mtime_ns for i in range(2)]
+    assert medtrain("resume", trained, "--import", "accidents") == 0
+    assert "2 of 2 folds are done" in capsys.readouterr().err
+    assert [(trained / f"fold_{i}" / "checkpoints" / "last.json").stat().st_mtime_ns for i in range(2)] == stamps
+    assert (trained / "crossval.json").read_text() == before
+    assert medtrain("evaluate", trained) == 0
+    assert (trained / "crossval.json").read_text() == before
+
+
+def test_commands_for_one_run_say_which(trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["export", trained, "--format", "onnx"],
+        ["evaluate", trained, "inference.overlap=0.25"],
+        ["resume", trained, "trainer.max_steps=9"],
+    ):
+        assert medtrain(*words) == 2
+        error = capsys.readouterr().err
+        assert "cross-validation" in error
+        assert f"{trained}/fold_0" in error
+
+
+def test_what_makes_no_cross_validation_is_refused(words: list[str], tmp_path: Path) -> None:
+    config = load_config(_alone(words)).tree
+    with pytest.raises(UsageError, match=r"data\.fold names one"):
+        check_request(config, [*words, "data.fold=0"])
+    without: dict[str, Any] = {**config, "trainer": {**config["trainer"], "final_evaluation": False}}
+    with pytest.raises(UsageError, match=r"trainer\.final_evaluation is false"):
+        check_request(without, words)
+    assert not is_crossval(tmp_path)
+    with pytest.raises(UsageError, match="is not a cross-validation"):
+        CrossvalFolder.open(tmp_path)
+    splits = tmp_path / "parts.json"
+    splits.write_text("{}")
+    images = load_config(["data=phantom_images", f"data.root={tmp_path / 'p'}", f"data.splits={splits}"]).tree
+    with pytest.raises(UsageError, match="holds one division of the images"):
+        probe(images, ())
+
+
+def test_only_cases_of_the_folds_enter_the_plan(words: list[str], tmp_path: Path) -> None:
+    """A split file may leave cases out; the plan of all folds does not see them either."""
+    config = load_config(_alone(words)).tree
+    every = probe(config, ())
+    assert every.folds is not None
+    ids = sorted({case for fold in every.folds for case in fold["val"]})
+    folds = [{"train": [ids[0]], "val": [ids[1]]}, {"train": [ids[1]], "val": [ids[0]]}]
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps(folds))
+    some = probe({**config, "data": {**config["data"], "splits": str(splits)}}, ())
+    assert some.folds == folds
+    assert len(some.split_hashes) == 2
+    assert some.split_hashes != every.split_hashes
+    assert "2 training cases" in "".join(reason for _, _, reason in some.values) or some.plan != every.plan
+    assert some.config["data"]["patch_size"] == [8, 16, 16]
+
+
+def test_a_fold_can_be_used_as_the_run_it_is(trained: Path) -> None:
+    config = load_saved(trained / "fold_1")
+    assert config["trainer"]["save_predictions"] is True
+    assert config["data"]["fold"] == 1
