@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from medtrain.data.cascade import PreviousStage, who_predicts
+from medtrain.data.io.nifti import read_image
+from medtrain.data.preprocess import prepare_image
 from medtrain.data.source import Progress
 from medtrain.data.store import case_folder, hints_file, write_hints
 from medtrain.errors import MedtrainError
+from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from medtrain.data.geometry import CaseGeometry
     from medtrain.data.plan import Plan
     from medtrain.data.store import Store
-    from medtrain.inference.predictor import Predictor
+    from medtrain.engine.restore import LoadedRun
 
 log = logging.getLogger(__name__)
 
@@ -43,41 +47,57 @@ class FirstStage:
         self._stage = stage
         self._device = device
         self._members: tuple[int, ...] = ()
-        self._predictor: Predictor | None = None
-        self._classes: dict[int, int] = {}
+        self._runs: list[LoadedRun] = []
+
+    @classmethod
+    def behind(cls, run: LoadedRun) -> FirstStage | None:
+        """The first stage of an opened run, or None where the run is no cascade."""
+        if run.plan.cascade is None:
+            return None
+        return cls(Path(run.config["data"]["cascade_from"]), run.plan.cascade, device=run.device.type)
+
+    def add_channels(self, image: Tensor, files: Sequence[Path], geometry: CaseGeometry) -> Tensor:
+        """Put what all of them together find in a scan behind the channels of its image [C, D, H, W].
+
+        Args:
+            image: On the grid of the second network.
+            files: Of the scan.
+            geometry: How it came to that grid.
+        """
+        hints = torch.from_numpy(self.predict(files, geometry))
+        return torch.cat([image, self._stage.channels(hints[None])[0]])
 
     def predict(
-        self, images: Sequence[Path], geometry: CaseGeometry, members: Sequence[int] | None = None
+        self, files: Sequence[Path], geometry: CaseGeometry, members: Sequence[int] | None = None
     ) -> np.ndarray:
         """What they find in a scan.
 
         Args:
-            images: Its files.
+            files: Of the scan.
             geometry: How it comes to the grid of the second network.
             members: Which of them; None lets all decide together.
 
         Returns:
             Class indices [D, H, W] of the first stage on the grid of the second network.
         """
-        predictor = self._open(tuple(range(len(self._stage.members))) if members is None else tuple(members))
-        values = predictor.predict_case(images)
-        classes = np.zeros(values.shape, dtype=np.uint8 if len(self._classes) < 255 else np.int16)
-        for value, index in self._classes.items():
-            classes[values == value] = index
-        return geometry.apply_label(classes)
+        self._open(tuple(range(len(self._stage.members))) if members is None else tuple(members))
+        first = self._runs[0]
+        nonzero = any(channel.nonzero for run in self._runs for channel in run.plan.normalization)
+        prepared = prepare_image(read_image(files), first.plan.spacing, nonzero=nonzero)
+        images = [torch.from_numpy(prepared.normalized(run.plan.normalization)) for run in self._runs]
+        assert isinstance(first.task, Segmentation), first.task
+        with torch.inference_mode(), first.precision.autocast():
+            label = first.task.predict_label([run.model for run in self._runs], images, prepared.geometry, final=True)
+        return geometry.apply_label(label)
 
-    def _open(self, members: tuple[int, ...]) -> Predictor:
-        # the predictor knows first stages, too
-        from medtrain.engine.restore import load_run
-        from medtrain.inference.predictor import Predictor
+    def _open(self, members: tuple[int, ...]) -> None:
+        from medtrain.engine.restore import load_run  # it opens data, which may be that of a cascade
 
-        if self._predictor is None or members != self._members:
-            self._predictor = None  # one set of networks at a time
+        if members != self._members:
+            self._runs = []  # one set of networks at a time
             folders = [self._root / self._stage.members[index] for index in members]
-            runs = [load_run(folder, _read_config(folder), device=self._device) for folder in folders]
-            self._predictor, self._members = Predictor(runs), members
-            self._classes = {value: index for index, value in enumerate(runs[0].plan.label_values)}
-        return self._predictor
+            self._runs = [load_run(folder, _read_config(folder), device=self._device) for folder in folders]
+            self._members = members
 
 
 def make_hints(

@@ -21,6 +21,7 @@ from medtrain.data.geometry import CaseGeometry
 from medtrain.data.io.nifti import Volume, is_nifti, read_image, write_label
 from medtrain.data.preprocess import prepare_image
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
+from medtrain.inference.cascade import FirstStage
 from medtrain.inference.postprocess import class_indices
 from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
 from medtrain.inference.scans import Scan, find_scans
@@ -42,6 +43,7 @@ class _Prepared:
     """A scan as network input [C, D, H, W], the way back to its file's grid, and why to doubt its segmentation."""
 
     image: Tensor
+    files: Sequence[Path]
     geometry: CaseGeometry
     seconds: float
     doubts: str
@@ -55,7 +57,7 @@ class Predictor:
         mirror: Average over mirrored inputs; None takes the run's setting.
 
     Raises:
-        MedtrainError: The run's post-processing names an unknown class.
+        MedtrainError: The run's post-processing names an unknown class, or the first stage of a cascade is missing.
     """
 
     def __init__(self, run: LoadedRun, *, mirror: bool | None = None) -> None:
@@ -67,6 +69,7 @@ class Predictor:
             self._task.inference = dataclasses.replace(run.task.inference, mirror=mirror)
         class_indices(self._task.inference.keep_largest, self._plan.class_names)
         self._values = np.array(self._plan.label_values)
+        self._first_stage = FirstStage.behind(run)
 
     def predict_case(self, images: Sequence[Path]) -> np.ndarray:
         """Segment one scan.
@@ -183,12 +186,15 @@ class Predictor:
         prepared = prepare_image(volume, self._plan.spacing, nonzero=nonzero)
         image = torch.from_numpy(prepared.normalized(self._plan.normalization))
         doubts = "; ".join(_doubts(volume, self._plan))
-        return _Prepared(image, prepared.geometry, time.perf_counter() - started, doubts)
+        return _Prepared(image, images, prepared.geometry, time.perf_counter() - started, doubts)
 
     def _segment(self, prepared: _Prepared) -> np.ndarray:
         """Class indices [D, H, W] on the scan's whole grid."""
+        image = prepared.image
+        if self._first_stage is not None:
+            image = self._first_stage.add_channels(image, prepared.files, prepared.geometry)
         with torch.inference_mode(), self._run.precision.autocast():
-            return self._task.predict_label([self._run.model], [prepared.image], prepared.geometry, final=True)
+            return self._task.predict_label([self._run.model], [image], prepared.geometry, final=True)
 
     def _write(
         self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float
