@@ -11,7 +11,7 @@ import pytest
 from medtrain.data.case import Case
 from medtrain.data.geometry import CaseGeometry
 from medtrain.data.preprocess import ChannelStats
-from medtrain.data.store import PreparedCase, Store, chunk_shapes, compress, write_case
+from medtrain.data.store import PreparedCase, Store, _read_whole, chunk_shapes, compress, write_case
 from medtrain.errors import MedtrainError
 from tests.data.small_data import grid_of
 
@@ -155,9 +155,20 @@ def test_threads_may_share_a_case(tmp_path: Path, rng: np.random.Generator) -> N
     assert not wrong
 
 
-def test_chunks_are_nnunets_for_a_large_case() -> None:
-    # nnU-Net 2.8.1: comp_blosc2_params((1, 300, 400, 400), (128, 128, 128), 4)
-    assert chunk_shapes((300, 400, 400), (128, 128, 128), 4) == ((32, 32, 32), (96, 128, 128))
+def test_chunks_of_a_large_case() -> None:
+    # nnU-Net 2.8.1, comp_blosc2_params((1, 300, 400, 400), (128, 128, 128), 4), has blocks of 32^3 voxels
+    assert chunk_shapes((300, 400, 400), (128, 128, 128), 4) == ((32, 16, 16), (96, 128, 128))
+    assert chunk_shapes((150, 320, 320), (64, 128, 128), 2) == ((16, 32, 32), (80, 192, 192))
+
+
+def test_a_small_case_is_one_block_and_read_as_one(tmp_path: Path, rng: np.random.Generator) -> None:
+    assert chunk_shapes((36, 50, 35), (40, 56, 40), 4) == ((36, 50, 35), (36, 50, 35))
+    array = rng.normal(size=(3, 7, 6, 5)).astype(np.float32)
+    (tmp_path / "image.b2nd").write_bytes(compress(array, (4, 4, 4)))
+    opened = blosc2.open(str(tmp_path / "image.b2nd"), mode="r")
+    assert opened.schunk.nchunks == 3
+    np.testing.assert_array_equal(_read_whole(opened), array)
+    np.testing.assert_array_equal(opened[:], array)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +183,7 @@ def test_chunks_are_nnunets_for_a_large_case() -> None:
 )
 def test_chunks_stay_within_bounds(shape: tuple[int, ...], patch: tuple[int, ...], itemsize: int) -> None:
     block, chunk = chunk_shapes(shape, patch, itemsize)
-    assert np.prod(block) * itemsize <= 128 * 1024
+    assert np.prod(block) * itemsize <= 32 * 1024 or (block == shape and np.prod(shape) * itemsize <= 512 * 1024)
     assert np.prod(chunk) * itemsize <= 6 * 2**20
     assert all(1 <= b <= c <= n for b, c, n in zip(block, chunk, shape))
     if len(patch) == 2:
