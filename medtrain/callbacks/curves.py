@@ -65,15 +65,16 @@ class Curves(Callback):
         lines = {key: Line(key, series.steps, series.values) for key, series in self._series.items()}
         families = [[line] for line in lines.values() if len(line.steps) > 1]
         evaluated = _evaluation_lines(view.history)
-        families += group_by_class(evaluated, view.class_names)
+        class_names = part_names([line.name for line in evaluated], view.class_names)
+        families += group_by_class(evaluated, class_names)
         if not families:
             return
-        names = file_names([family_name(family, view.class_names) for family in families])
+        names = file_names([family_name(family, class_names) for family in families])
         folder = view.run_dir / "curves"
         folder.mkdir(exist_ok=True)
         for family, name in zip(families, names, strict=True):
             mode = view.monitor.mode if family[0].name == view.monitor.name else None
-            draw_lines(folder / name, family, class_names=view.class_names, mode=mode)
+            draw_lines(folder / name, family, class_names=class_names, mode=mode)
         forecast = read_forecast(view.run_dir)
         newest = forecast is not None and bool(view.history) and forecast.step == view.history[-1]["step"]
         monitored = [family for family in families if family[0].name == view.monitor.name]
@@ -85,7 +86,7 @@ class Curves(Callback):
             mode=view.monitor.mode,
             lr=lines.get("train/lr"),
             forecast=forecast if newest else None,
-            class_names=view.class_names,
+            class_names=class_names,
             title=f"{view.run_dir.parent.name} / {view.run_dir.name}",
         )
 
@@ -103,6 +104,18 @@ def _evaluation_lines(history: Sequence[Mapping[str, float]]) -> list[Line]:
         if series.steps:
             lines.append(Line(key, series.steps, series.values))
     return lines
+
+
+def part_names(keys: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """The class names, and what else metrics are given for, such as zones: what stands behind a metric and a slash.
+
+    Args:
+        keys: Names of metrics.
+        class_names: Names of the classes.
+    """
+    known = set(keys)
+    found = [key.rpartition("/")[2] for key in keys if key.rpartition("/")[0] in known]
+    return list(dict.fromkeys([*class_names, *found]))
 
 
 def group_by_class(lines: Sequence[Line], class_names: Sequence[str]) -> list[list[Line]]:

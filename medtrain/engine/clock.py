@@ -8,6 +8,9 @@ from dataclasses import dataclass
 _LARGEST_RESERVE = 0.25
 """Share of a time limit kept for evaluations at the end, at most."""
 
+_LARGEST_SHARE = 0.2
+"""Share of the time of training that evaluations in between may take, at most, where the time is bounded."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -63,6 +66,13 @@ class RunClock:
         """Record the duration of an evaluation."""
         self._evaluation_seconds += seconds
         self._last_evaluation_seconds = seconds
+
+    def affords_evaluation(self) -> bool:
+        """Whether evaluations, with another one, stay within a fifth of a time that is bounded."""
+        if self.limit.max_seconds is None or not self._evaluation_seconds:
+            return True
+        spent = self._evaluation_seconds + self._last_evaluation_seconds
+        return spent <= _LARGEST_SHARE * (spent + self._train_seconds)
 
     def remaining(self) -> float | None:
         """Seconds left for training, or None without a time limit."""

@@ -30,7 +30,7 @@ from medtrain.engine.memory import memory_guard
 from medtrain.engine.predictions import FOLDER, PredictionWriter
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
-from medtrain.engine.sanity import sanity_check
+from medtrain.engine.sanity import sanity_check, warn_of_ties
 from medtrain.errors import MedtrainError
 from medtrain.models.freezing import parameter_summary
 from medtrain.registry import build, plain
@@ -341,6 +341,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
             write_report(folder.path)
         log.info("stopped at step %d (%s); continue with: medtrain resume %s", result.step, result.reason, folder.path)
         return Outcome(folder.path, EXIT_STOPPED)
+    warn_of_ties(engine)
     final: Mapping[str, float] = {}
     if config["trainer"]["final_evaluation"] and engine.history:
         try:

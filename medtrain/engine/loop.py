@@ -182,7 +182,7 @@ class Engine:
             if self._due(self.cadences.log) or finished:
                 self._log()
             improved = False
-            if self._due(self.cadences.evaluate) or finished:
+            if (self._due(self.cadences.evaluate) and self.clock.affords_evaluation()) or finished:
                 improved = self.evaluate_and_record()
             finished = self._agree_on_stop() or finished
             keep = self._due(self.cadences.keep)

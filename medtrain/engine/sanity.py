@@ -1,4 +1,4 @@
-"""The check before the first step: one training and one evaluation batch through the real path."""
+"""The check before the first step: one training and one evaluation batch through the real path; and one at the end."""
 
 from __future__ import annotations
 
@@ -83,6 +83,19 @@ def sanity_check(engine: Engine) -> SanityReport:
         log.warning("no gradient reaches %d parameter(s), e.g. %s: they will not train", len(without), without[0])
     _check_evaluation(engine)
     return _report(engine, macs=int(flops.get_total_flops()) // 2, activations=sum(kept.values()), loss=loss)
+
+
+def warn_of_ties(engine: Engine) -> None:
+    """Say that the first of many equal evaluations was kept as the best: nothing was learned that the monitor sees."""
+    values = {entry.get(engine.monitor.name) for entry in engine.history}
+    if len(engine.history) > 1 and len(values) == 1 and values != {None}:
+        log.warning(
+            "%s was %.4f in all %d evaluations: the first weights are kept as the best, and may predict the same of "
+            "every case",
+            engine.monitor.name,
+            *values,
+            len(engine.history),
+        )
 
 
 def _check_evaluation(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -75,7 +76,7 @@ def evaluate_run(
         chosen = _choose_cases(data, part, cases)
         as_trained = config["inference"] == trained["inference"] and config["task"] == trained["task"]
         same = part == "val" and not cases and checkpoint == "best" and as_trained
-        name = "cases" if cases else part
+        name = _name_of(cases) if cases else part
         out = folder.evaluation if same else folder.evaluation / f"{name}_step_{run.step:08d}"
         out.mkdir(parents=True, exist_ok=True)
         drawn: dict[str, np.ndarray] = {}
@@ -94,13 +95,16 @@ def evaluate_run(
             save_picture(out / f"{picture}.png", pixels)
     finally:
         data.close()
-    if same:
+    if same or (part == "test" and not cases):
         write_report(run.run_dir)
     title = f"{run.run_dir.name}: {name}, {len(chosen)} cases"
     console().print(run.task.summary_table(records, summary, title=title))
     for table in report_tables(out, run.task.metrics(), monitor=run.task.monitor.name.removeprefix("val/")):
         console().print("", table)
     log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in run.task.worst_cases(records)))
+    for record in records if cases else ():
+        if line := run.task.told(record):
+            console().print(f"{record['case_id']}: {line}", markup=False, highlight=False)
     log.info("tables and pictures in %s", out)
     return summary
 
@@ -121,6 +125,15 @@ def _choose_cases(data: TrainData, part: str, cases: Sequence[str]) -> list[str]
             hint = f"did you mean {near}?" if near else f"the run has {len(known)} cases, e.g. {known[0]}"
             raise UsageError(f"--case {case}: the run has no such case", hint=hint)
     return list(cases)
+
+
+def _name_of(cases: Sequence[str]) -> str:
+    """Of the folder of some cases: those of others stay where they are."""
+    flat = re.sub(r"[^\w.-]", "_", cases[0])[:60]
+    if len(cases) == 1:
+        return f"case_{flat}"
+    digest = hashlib.sha256("\n".join(cases).encode()).hexdigest()[:6]
+    return f"cases_{flat}_and_{len(cases) - 1}_more_{digest}"
 
 
 def _judge_validation(run: LoadedRun, data: TrainData, cases: Sequence[str], config: Mapping[str, Any]) -> list[Record]:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _AHEAD = 2  # batches that are read before they are needed
 _TELL_EVERY_S = 5.0
 _LEADING = ("case_id", "file", "input", "status", "message")
+_NO_FOLDERS = (*TABLE_SUFFIXES, ".xlsx", ".json")
 _NOT_TOLD = ("case_id", "group", "loss", "loss_weight", "attention")
 
 Read = tuple[Sample, ReadSample | MedtrainError, str]
@@ -197,6 +198,11 @@ class _Tables:
             known = out.suffix.lower() in TABLE_SUFFIXES
             hint = f"{out.with_suffix('.csv')}" if known else "choose a folder, or a name ending in .csv"
             raise UsageError(f"{out} is a file; OUT is a folder or a .csv file", hint=hint)
+        if not as_file and not out.exists() and out.suffix.lower() in _NO_FOLDERS:
+            raise UsageError(
+                f"{out} is named like a file; predictions are written to a folder or to a .csv file",
+                hint=f"{out.with_suffix('.csv')}",
+            )
         if as_file and out.is_dir():
             raise UsageError(f"{out} is a folder, but is named like a table", hint=f"choose {out / TABLE}")
         self.path = out if as_file else out / TABLE

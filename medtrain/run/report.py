@@ -36,12 +36,14 @@ def write_report(run_dir: Path) -> Path:
         _summary(run_dir, status),
         _best(run_dir, status),
         _final_evaluation(run_dir),
+        *_other_evaluations(run_dir),
         _worst_cases(run_dir),
         _pictures(run_dir),
         _adapter(run_dir),
         _components(run_dir),
         _plan(run_dir),
         _data(run_dir),
+        _beginning(run_dir),
         _origin(run_dir),
         _next_commands(run_dir, status),
     ]
@@ -75,7 +77,9 @@ def _best(run_dir: Path, status: Status) -> str:
         return ""
     table = []
     monitor = status.best["metric"]
+    printed = _read_json(run_dir / "evaluation" / "summary.json").get("printed")
     keys = [key for key in chosen if key not in ("step", "epoch")]
+    keys = [key for key in keys if printed is None or key.removeprefix("val/") in printed]
     for key in sorted(keys, key=lambda key: not f"{key}/".startswith(f"{monitor}/")):
         values = [row[key] for row in rows if key in row and not math.isnan(row[key])]
         span = f"{min(values):.4f} .. {max(values):.4f}" if values else "-"
@@ -84,8 +88,14 @@ def _best(run_dir: Path, status: Status) -> str:
     return f"{heading}\n\n" + _table(("Metric", "Best model", "Span", "Last"), table)
 
 
-def _final_evaluation(run_dir: Path) -> str:
-    summary = _read_json(run_dir / "evaluation" / "summary.json")
+def _other_evaluations(run_dir: Path) -> list[str]:
+    """The newest evaluation of the part that training never saw."""
+    folders = sorted((run_dir / "evaluation").glob("test_step_????????"))
+    return [_final_evaluation(run_dir, f"evaluation/{path.name}", title="Test part") for path in folders[-1:]]
+
+
+def _final_evaluation(run_dir: Path, folder: str = "evaluation", *, title: str = "Final evaluation") -> str:
+    summary = _read_json(run_dir / folder / "summary.json")
     classes = summary.get("classes", {})
     metrics = list(dict.fromkeys(metric for values in classes.values() for metric in values))
     rows = []
@@ -95,20 +105,21 @@ def _final_evaluation(run_dir: Path) -> str:
     cases = f"{summary.get('num_cases', '?')} cases"
     where = f" of {summary['checkpoint']}" if "checkpoint" in summary else ""
     if not rows:
-        return _whole_split(summary, f"## Final evaluation{where} on {cases}")
+        return _whole_split(summary, folder, f"## {title}{where} on {cases}")
     means = summary.get("mean", {})
     rows.append(("**mean**", *(f"**{_number(means.get(metric))}**" for metric in metrics)))
-    text = f"## Final evaluation{where} on {cases}, each whole and on its own grid (mean +- standard deviation)"
-    return f"{text}\n\n" + _table(("Class", *metrics), rows) + "\n\nEvery case: `evaluation/cases.csv`."
+    text = f"## {title}{where} on {cases}, each whole and on its own grid (mean +- standard deviation)"
+    return f"{text}\n\n" + _table(("Class", *metrics), rows) + f"\n\nEvery case: `{folder}/cases.csv`."
 
 
-def _whole_split(summary: Mapping[str, Any], heading: str) -> str:
+def _whole_split(summary: Mapping[str, Any], folder: str, heading: str) -> str:
     """Metrics of a whole split with their intervals, and what was decided on the validation part."""
     metrics, intervals = summary.get("metrics", {}), summary.get("intervals", {})
     if not metrics:
         return ""
     rows = []
-    for name, value in metrics.items():
+    printed = summary.get("printed") or metrics
+    for name, value in ((name, value) for name, value in metrics.items() if name in printed):
         low, high = intervals.get(name, (math.nan, math.nan))
         rows.append((name, _number(value), f"{_number(low)} .. {_number(high)}" if name in intervals else "-"))
     confidence = summary.get("confidence")
@@ -117,7 +128,7 @@ def _whole_split(summary: Mapping[str, Any], heading: str) -> str:
     decided = [f"{name} = {_number(value)}" for name, value in summary.get("decision", {}).items()]
     if decided:
         lines.append(f"Chosen on the validation part: {', '.join(decided)}.")
-    return "\n\n".join([*lines, "Every case: `evaluation/cases.csv`."])
+    return "\n\n".join([*lines, f"Every case: `{folder}/cases.csv`."])
 
 
 def _worst_cases(run_dir: Path) -> str:
@@ -196,6 +207,18 @@ def _planned(plan: Mapping[str, Any], config: Mapping[str, Any], key: str) -> An
 def _data(run_dir: Path) -> str:
     data = {key: value for key, value in _read_json(run_dir / "data.json").items() if not isinstance(value, dict)}
     return "## Data\n\n" + _table(("", ""), [(key, _short(value)) for key, value in data.items()]) if data else ""
+
+
+def _beginning(run_dir: Path) -> str:
+    """The weights that a fine-tuned run began with."""
+    facts = _read_json(run_dir / "initial_weights.json")
+    if not facts:
+        return ""
+    rows = [(key, _short(value)) for key, value in facts.items() if not isinstance(value, list | dict)]
+    rows += [(key, _short(", ".join(facts[key]))) for key in ("missing", "unexpected") if facts.get(key)]
+    for name, shapes in facts.get("mismatched", {}).items():
+        rows.append((f"{name} begins anew", f"{shapes['there']} there, {shapes['here']} here"))
+    return "## Began with (initial_weights.json)\n\n" + _table(("", ""), rows)
 
 
 def _origin(run_dir: Path) -> str:

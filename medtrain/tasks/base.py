@@ -142,6 +142,10 @@ class Task(Protocol):
         """Records that were judged without a decision, under the one that is adopted."""
         ...
 
+    def told(self, record: Record) -> str:
+        """Truth and prediction of a case in a line; empty where its metrics say all there is."""
+        ...
+
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """The cases that were judged worst, the worst first, each with its score."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,11 @@ from medtrain.tasks.outcome import (
     classes_of,
     column,
     columns,
+    doubt_at,
     label_or_nan,
     log_probs,
     one_target,
+    only_value,
 )
 
 
@@ -55,6 +57,7 @@ class ClassOutcome(Outcome):
     """
 
     takes_temperature = True
+    judged_by = "probability of the truth"
     ordered = False
     """Whether the classes are grades."""
 
@@ -126,9 +129,25 @@ class ClassOutcome(Outcome):
         labels = column(records, "label")
         return {"confusion": confusion_rows(column(records, "predicted"), labels, self.class_names)}
 
-    def doubts(self, records: Sequence[Record]) -> np.ndarray:
-        """Entropy of the probabilities."""
-        return entropy(self.read(records))
+    def doubts(self, records: Sequence[Record], decision: Decision) -> np.ndarray:
+        """Entropy of the probabilities; of two classes, nearness to the threshold."""
+        probs = self.read(records)
+        return doubt_at(probs[:, 1], self.threshold(decision)) if self.takes_threshold else entropy(probs)
+
+    def printed(self, names: Iterable[str]) -> list[str]:
+        """Of two classes, what there is of the positive one; the other one's, and means of both, follow from it."""
+        if len(self.class_names) != 2:
+            return list(names)
+        return [name for name in names if "/" not in name and name not in _SAME_OF_TWO]
+
+    def constant(self, records: Sequence[Record]) -> str:
+        """The class that every sample is said to be."""
+        labels = column(records, "label")
+        value = only_value(column(records, "predicted"), labels)
+        if value is None:
+            return ""
+        share = float((labels[~np.isnan(labels)] == value).mean())
+        return f"{self.class_names[int(value)]}, and the accuracy is the share of these samples, {share:.4f}"
 
     def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """The predicted and the true class."""
@@ -170,6 +189,12 @@ class ClassOutcome(Outcome):
     def readable(self, record: Record) -> dict[str, Any]:
         """The names of the predicted class and of the label."""
         return named_classes(record, ("predicted", "label"), self.class_names)
+
+
+_SAME_OF_TWO = (
+    *("recall_macro", "recall_weighted", "specificity_macro"),  # balanced accuracy, accuracy, balanced accuracy
+    *("precision_macro", "precision_weighted", "f1_weighted"),
+)
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:

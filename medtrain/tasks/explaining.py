@@ -20,7 +20,7 @@ from medtrain.pictures.samples import Sample, describe
 from medtrain.pictures.thumbnails import DIM, RIGHT, WRONG, Line
 from medtrain.tasks.base import PictureStyle, ReadCases, Record
 from medtrain.tasks.gallery import sample_of
-from medtrain.tasks.outcome import FOR_THE_PREDICTION, FOR_THE_TRUTH, Outcome
+from medtrain.tasks.outcome import FOR_THE_PREDICTION, FOR_THE_TRUTH, NO_DECISION, Decision, Outcome
 
 if TYPE_CHECKING:
     from medtrain.tasks.images import ImageTask
@@ -53,7 +53,9 @@ class _Looked:
     maps: Mapping[str, np.ndarray]
 
 
-def choose(outcome: Outcome, records: Sequence[Record], count: int) -> dict[str, list[int]]:
+def choose(
+    outcome: Outcome, records: Sequence[Record], count: int, *, decision: Decision = NO_DECISION
+) -> dict[str, list[int]]:
     """The samples to explain by kind: `worst`, the most `uncertain` of the others, the `best` of the rest.
 
     The best are of different predictions, as far as there are, and none that was predicted wrong is among them.
@@ -62,13 +64,14 @@ def choose(outcome: Outcome, records: Sequence[Record], count: int) -> dict[str,
         outcome: Tells how good and how sure a prediction is.
         records: Of all samples.
         count: At most as many of each kind.
+        decision: What was chosen on the validation part.
 
     Returns:
         Indices; of so few samples that there is nothing to choose, all under an empty name.
     """
     if len(records) <= count:
         return {"": list(range(len(records)))} if records else {}
-    scores, doubts = outcome.scores(records), outcome.doubts(records)
+    scores, doubts = outcome.scores(records), outcome.doubts(records, decision)
     worst = _lowest(scores, (), count)
     uncertain = _lowest(-doubts, worst, count)
     best: list[int] = []
@@ -97,7 +100,7 @@ def explain_samples(
     method = task.report.explain
     if method == "none" or not task.plan.has_images or not records:
         return {}
-    kinds = choose(task.outcome, records, task.report.explained)
+    kinds = choose(task.outcome, records, task.report.explained, decision=task.decision)
     order = [index for found in kinds.values() for index in found]
     chosen = [records[index] for index in order]
     asked = ask(task, chosen)

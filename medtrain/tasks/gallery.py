@@ -36,6 +36,14 @@ class Caption:
     truth_probability: float | None = None
     predicted_probability: float | None = None
 
+    def line(self) -> str:
+        """All of it in a line."""
+        truth = f"truth {self.truth}" if self.truth else "no label"
+        chances = (self.truth_probability, self.predicted_probability)
+        true, said = ("" if chance is None else f" ({chance:.1%})" for chance in chances)
+        judged = {None: "", True: ": right", False: ": wrong"}[self.correct]
+        return f"{truth}{true}, predicted {self.predicted}{said}{judged}"
+
 
 @dataclass(frozen=True)
 class _Kept:

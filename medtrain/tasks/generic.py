@@ -141,6 +141,10 @@ class Generic:
         """The loss, and the scalars that were announced."""
         return {"loss": MetricSpec("loss", "min"), **{k: MetricSpec(k, mode) for k, mode in self.scalars.items()}}
 
+    def told(self, record: Record) -> str:
+        """Its scalars say all there is."""
+        return ""
+
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """The samples with the largest loss."""
         order = sorted((-float(record["loss"]), str(record["case_id"])) for record in records)

@@ -28,6 +28,7 @@ from medtrain.tasks.report import (
     DEFAULT_REPORT,
     Report,
     Subgroups,
+    attention_rows,
     interval_rows,
     metrics_table,
     subgroup_rows,
@@ -173,13 +174,6 @@ class ImageTask:
 
         Warns of rare classes that are made up for twice: class weights are made for classes as often as they are, and
         not as they come when draws are balanced.
-
-        Args:
-            data: Settings of the data.
-            augment: The augmentation (`ImageAugmentation`).
-
-        Raises:
-            UsageError: It would, and `data.paired_targets=[]` does not say that they stay where they are.
         """
         if self.lacks_pairs and data.get("paired_targets") != [] and augment.mirrors:
             raise UsageError(
@@ -293,7 +287,7 @@ class ImageTask:
             records,
             [self.outcome.caption(record) for record in records],
             scores=self.outcome.scores(records) if self.outcome.scores_stand_alone else -column(records, "loss"),
-            doubts=self.outcome.doubts(records),
+            doubts=self.outcome.doubts(records, self.decision),
         )
         return records
 
@@ -384,30 +378,34 @@ class ImageTask:
         if self.report.subgroups:
             tables["subgroups"] = subgroup_rows(records, statistic, self.subgroups.columns(records), self.report)
         if any("attention" in record for record in records):
-            tables["attention"] = self._attention_rows(records)
+            tables["attention"] = attention_rows(records, self.plan.view_names)
         return {**tables, **self.outcome.tables(records)}
-
-    def _attention_rows(self, records: Sequence[Record]) -> Rows:
-        """The attention to every instance, or view by name, of every sample."""
-        names = self.plan.view_names
-        rows: Rows = []
-        for record in records:
-            for place, weight in enumerate(str(record.get("attention", "")).split()):
-                view = {"view": names[place]} if names else {}
-                rows.append({"case_id": record["case_id"], "instance": place, **view, "attention": float(weight)})
-        return rows
 
     def write_evaluation(
         self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
     ) -> None:
         """Write `cases.csv`, `summary.json` and the final tables."""
-        worst = [{"case_id": case, "score": score} for case, score in self.worst_cases(records)]
-        facts = {**extra, "worst": worst, "decision": dict(self.decision)}
+        by = self.outcome.judged_by
+        sign = -1.0 if by.startswith("error") else 1.0
+        worst = [{"case_id": case, by: sign * score} for case, score in self.worst_cases(records)]
+        facts = {**extra, "worst": worst, "decision": dict(self.decision), "printed": list(self._printed())}
+        said = self.outcome.constant(records) if records else ""
+        if said:
+            log.warning("the model says the same of all %d samples: %s", len(records), said)
         write_report(folder, records, summary, self.final_tables(records), extra=facts)
 
     def summary_table(self, records: Sequence[Record], summary: Mapping[str, float], *, title: str) -> Table:
         """One row per metric, one column per class where they fit."""
-        return metrics_table(summary, self.metrics(), title=title)
+        return metrics_table(summary, self._printed(), title=title)
+
+    def told(self, record: Record) -> str:
+        """Truth and prediction, with their probabilities where there are some."""
+        return self.outcome.caption(record).line()
+
+    def _printed(self) -> dict[str, MetricSpec]:
+        specs = self.metrics()
+        names = {*self.outcome.printed(specs), self.monitor.name.removeprefix("val/")}
+        return {name: spec for name, spec in specs.items() if name in names}
 
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """The samples that were predicted worst, the worst first."""

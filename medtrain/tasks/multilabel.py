@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
 from torch import Tensor
 
 from medtrain.errors import UsageError
@@ -20,7 +19,18 @@ from medtrain.tasks.base import Record
 from medtrain.tasks.classification import choose_threshold
 from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, logit, one_by_one
+from medtrain.tasks.outcome import (
+    Decision,
+    Outcome,
+    Rows,
+    classes_of,
+    columns,
+    doubt_at,
+    label_or_nan,
+    logit,
+    one_by_one,
+    only_value,
+)
 
 
 @register("task", "multilabel", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
@@ -52,6 +62,7 @@ class LabelOutcome(Outcome):
 
     takes_threshold = True
     takes_temperature = True
+    judged_by = "probability of the truth"
 
     def __init__(self, label_names: tuple[str, ...], inference: ImageInference) -> None:
         self.class_names = label_names
@@ -122,10 +133,17 @@ class LabelOutcome(Outcome):
                 decision[f"threshold/{name}"] = found
         return decision
 
-    def doubts(self, records: Sequence[Record]) -> np.ndarray:
-        """Largest entropy of a label."""
-        probs = self.read(records)
-        return np.asarray((entr(probs) + entr(1 - probs)).max(axis=1))
+    def doubts(self, records: Sequence[Record], decision: Decision) -> np.ndarray:
+        """Nearness to its threshold of the label that is nearest."""
+        return np.asarray(doubt_at(self.read(records), self.thresholds(decision)).max(axis=1))
+
+    def constant(self, records: Sequence[Record]) -> str:
+        """The same labels of every sample."""
+        said, true = columns(records, self.predicted_keys), columns(records, self.label_keys)
+        values = [only_value(said[:, index], true[:, index]) for index in range(len(self.class_names))]
+        if any(value is None for value in values):
+            return ""
+        return ", ".join(name for name, value in zip(self.class_names, values, strict=True) if value) or "no label"
 
     def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Every label, whether or not it is predicted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,7 @@ class Parts(Outcome):
     """
 
     scores_stand_alone = False
+    judged_by = "mean rank among all samples"
 
     def __init__(self, loss: MultitaskLoss, outcomes: Sequence[tuple[str, Outcome]]) -> None:
         self.outcomes = dict(outcomes)
@@ -210,6 +211,21 @@ class Parts(Outcome):
             for name, outcome in self.outcomes.items()
             for key, rows in outcome.tables(part_of(records, name)).items()
         }
+
+    def printed(self, names: Iterable[str]) -> list[str]:
+        """What every part would print alone, after its name, and `score`."""
+        given = list(names)
+        kept = {
+            f"{name}/{key}"
+            for name, outcome in self.outcomes.items()
+            for key in outcome.printed([key.removeprefix(f"{name}/") for key in given if key.startswith(f"{name}/")])
+        }
+        return [key for key in given if key in kept or key.partition("/")[0] not in self.outcomes]
+
+    def constant(self, records: Sequence[Record]) -> str:
+        """What each part says of every sample."""
+        said = {name: outcome.constant(part_of(records, name)) for name, outcome in self.outcomes.items()}
+        return "; ".join(f"{name}: {words}" for name, words in said.items() if words)
 
     def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Those of all parts, but for the truth."""

@@ -83,6 +83,7 @@ class GradeOutcome(ClassOutcome):
     """
 
     ordered = True
+    judged_by = "error of the expected grade"
 
     def __init__(self, class_names: tuple[str, ...], inference: ImageInference, *, rule: GradeRule = "median") -> None:
         super().__init__(class_names, inference)

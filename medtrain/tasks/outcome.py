@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import entr, expit
 from torch import Tensor
 
 from medtrain.errors import UsageError
@@ -16,6 +17,8 @@ from medtrain.tasks.gallery import Caption
 
 Decision = Mapping[str, float]
 """What was chosen on the validation part, by key: `temperature`, `threshold/<class>`."""
+
+NO_DECISION: Decision = {}
 
 Rows = list[dict[str, Any]]
 
@@ -42,6 +45,9 @@ class Outcome:
 
     takes_temperature: bool = False
     """Whether the predictions are probabilities that can be calibrated."""
+
+    judged_by: str = "quality"
+    """What `scores` are, in words; where these begin with `error`, scores are negative errors."""
 
     scores_stand_alone: bool = True
     """Whether the score of a sample does not depend on the other samples."""
@@ -105,9 +111,17 @@ class Outcome:
         """Further tables of a final evaluation by name."""
         return {}
 
-    def doubts(self, records: Sequence[Record]) -> np.ndarray:
+    def doubts(self, records: Sequence[Record], decision: Decision) -> np.ndarray:
         """How unsure the model is of each sample [N], higher is less sure; NaN where that is not known."""
         return np.full(len(records), np.nan)
+
+    def printed(self, names: Iterable[str]) -> list[str]:
+        """The metrics that are worth printing: those that say the same as another one are left to `summary.json`."""
+        return list(names)
+
+    def constant(self, records: Sequence[Record]) -> str:
+        """What is predicted of every sample alike, though their labels differ, in words; empty as a rule."""
+        return ""
 
     def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """What can be asked of a picture of the evidence, by name: for which targets [N, T] does it speak?
@@ -205,6 +219,33 @@ def one_by_one(names: Sequence[str], values: np.ndarray) -> dict[str, np.ndarray
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def only_value(predicted: np.ndarray, labels: np.ndarray) -> float | None:
+    """The one value that is predicted throughout; None if there are several, or no two labels differ.
+
+    Args:
+        predicted: [N].
+        labels: [N], NaN where unlabelled.
+    """
+    known = ~np.isnan(labels)
+    if len(np.unique(labels[known])) < 2 or len(np.unique(predicted[known])) != 1:
+        return None
+    return float(predicted[known][0])
+
+
+def doubt_at(probs: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
+    """How near probabilities are to the threshold above which they are called positive, highest there.
+
+    The logit is shifted by that of the threshold; the entropy of what it then stands for is the binary entropy of the
+    probability where the threshold is 0.5.
+
+    Args:
+        probs: Any shape.
+        threshold: One, or several that broadcast.
+    """
+    shifted = expit(logit(probs) - logit(np.asarray(threshold, dtype=np.float64)))
+    return np.asarray(entr(shifted) + entr(1 - shifted))
 
 
 def label_or_nan(value: float) -> int | float:

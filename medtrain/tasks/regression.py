@@ -13,7 +13,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Record
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.outcome import Decision, Outcome, Rows, columns, one_by_one
+from medtrain.tasks.outcome import Decision, Outcome, Rows, columns, one_by_one, only_value
 
 
 @register("task", "regression", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
@@ -49,6 +49,7 @@ class NumberOutcome(Outcome):
 
     def __init__(self, target_names: tuple[str, ...], *, scales: Sequence[float]) -> None:
         self.num_predictions = len(target_names)
+        self.judged_by = "error in standard deviations" if len(target_names) > 1 else "error"
         self.names = target_names if len(target_names) > 1 else ()
         self.scales = np.array([scale or 1.0 for scale in scales])
         self.label_keys = [f"label/{name}" for name in self.names] or ["label"]
@@ -88,6 +89,16 @@ class NumberOutcome(Outcome):
         if not self.names:
             return errors[:, 0]
         return np.array([defined_mean(row) for row in errors / self.scales])
+
+    def constant(self, records: Sequence[Record]) -> str:
+        """The same numbers, to a thousandth of their standard deviation."""
+        said, true = np.round(self.read(records) / self.scales, 3), columns(records, self.label_keys)
+        values = [only_value(said[:, index], true[:, index]) for index in range(self.num_predictions)]
+        if any(value is None for value in values):
+            return ""
+        return ", ".join(
+            f"{value * scale:.4g}" for value, scale in zip(values, self.scales, strict=True) if value is not None
+        )
 
     def questions(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """More of every quantity."""

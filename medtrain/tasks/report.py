@@ -201,6 +201,21 @@ def interval_rows(records: Sequence[Record], statistic: Statistic, report: Inter
     ]
 
 
+def attention_rows(records: Sequence[Record], view_names: Sequence[str]) -> Rows:
+    """The attention to every instance, or view by name, of every sample.
+
+    Args:
+        records: Of all samples.
+        view_names: Names of the views; empty for instances.
+    """
+    rows: Rows = []
+    for record in records:
+        for place, weight in enumerate(str(record.get("attention", "")).split()):
+            view = {"view": view_names[place]} if view_names else {}
+            rows.append({"case_id": record["case_id"], "instance": place, **view, "attention": float(weight)})
+    return rows
+
+
 def subgroup_rows(
     records: Sequence[Record], statistic: Statistic, columns: Mapping[str, Sequence[Any]], report: Intervals
 ) -> Rows:

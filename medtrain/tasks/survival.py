@@ -43,6 +43,7 @@ class SurvivalOutcome(Outcome):
     """
 
     scores_stand_alone = False
+    judged_by = "share of right pairs"
 
     def __init__(self, time_name: str, event_name: str, *, times: Sequence[float] = ()) -> None:
         self.time_key = f"label/{time_name}"

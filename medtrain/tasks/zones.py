@@ -32,7 +32,17 @@ from medtrain.tasks.base import Record
 from medtrain.tasks.classification import confusion_rows, named_classes
 from medtrain.tasks.gallery import Caption
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.outcome import Decision, Outcome, Rows, classes_of, columns, label_or_nan, log_probs, one_by_one
+from medtrain.tasks.outcome import (
+    Decision,
+    Outcome,
+    Rows,
+    classes_of,
+    columns,
+    label_or_nan,
+    log_probs,
+    one_by_one,
+    only_value,
+)
 from medtrain.tasks.report import DEFAULT_REPORT, Report
 
 if TYPE_CHECKING:
@@ -159,6 +169,7 @@ class ZoneOutcome(Outcome):
     """
 
     takes_temperature = True
+    judged_by = "error of the grades"
 
     def __init__(
         self,
@@ -254,12 +265,17 @@ class ZoneOutcome(Outcome):
         )
 
     def scores(self, records: Sequence[Record]) -> np.ndarray:
-        """Mean probability of the true class over the labelled zones."""
-        probs, labels = self.by_zone(self.read(records)), columns(records, self.label_keys)
-        known = ~np.isnan(labels)
-        index = np.where(known, labels, 0).astype(np.int64)
-        true = np.where(known, np.take_along_axis(probs, index[..., None], axis=2)[..., 0], np.nan)
-        return np.array([defined_mean(row) for row in true])
+        """Mean distance between the predicted and the true grade over the labelled zones, negative.
+
+        The predicted grade is what the score of the image averages. Unknown is as far from any grade as the lowest
+        grade is from the highest.
+        """
+        labels, chosen = columns(records, self.label_keys), columns(records, self.predicted_keys)
+        said = chosen if self.score == "classes" else columns(records, self.grade_keys)
+        graded, called = labels < self.num_grades, chosen < self.num_grades
+        apart = np.where(graded == called, 0.0, self.num_grades - 1.0)
+        errors = np.where(graded & called, np.abs(said - labels), apart)
+        return -np.array([defined_mean(row) for row in np.where(np.isnan(labels), np.nan, errors)])
 
     def fit(self, records: Sequence[Record], inference: ImageInference) -> dict[str, float]:
         """One temperature for all zones."""
@@ -285,7 +301,13 @@ class ZoneOutcome(Outcome):
         ]
         return {"confusion": confusion, "risk_confusion": risks}
 
-    def doubts(self, records: Sequence[Record]) -> np.ndarray:
+    def constant(self, records: Sequence[Record]) -> str:
+        """The same class of every zone of every sample."""
+        said, true = columns(records, self.predicted_keys), columns(records, self.label_keys)
+        value = only_value(said.ravel(), true.ravel())
+        return "" if value is None else f"{self.class_names[int(value)]} in every zone"
+
+    def doubts(self, records: Sequence[Record], decision: Decision) -> np.ndarray:
         """Mean entropy of the zones."""
         probs = self.by_zone(self.read(records))
         return np.asarray(entr(probs).sum(axis=2).mean(axis=1))

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medtrain.callbacks.curves import Curves, file_names, group_by_class
+from medtrain.callbacks.curves import Curves, file_names, group_by_class, part_names
 from medtrain.callbacks.plots import Line, _draw_family, family_name, smooth
 
 
@@ -112,3 +112,16 @@ def test_smoothing_keeps_constants_and_ends() -> None:
     assert smoothed[-1] == 1
     np.testing.assert_allclose(smoothed[97:103], [0, 0.2, 0.4, 0.6, 0.8, 1], atol=1e-12)  # window of 5
     np.testing.assert_allclose(smooth([3.0] * 500), 3.0)
+
+
+def test_zones_share_a_picture_with_their_mean() -> None:
+    keys = ["val/f1", "val/f1/left", "val/f1/right", "val/mae", "val/mae/left", "val/ill/auroc", "val/ill/ece"]
+    names = part_names(keys, ["no"])
+    assert names == ["no", "left", "right"]
+    families = group_by_class([Line(key, [1, 2], [0.1, 0.2]) for key in keys], names)
+    assert [[line.name for line in family] for family in families] == [
+        ["val/f1", "val/f1/left", "val/f1/right"],
+        ["val/mae", "val/mae/left"],
+        ["val/ill/auroc"],
+        ["val/ill/ece"],
+    ]

@@ -76,7 +76,7 @@ def test_a_single_case_gets_its_own_pictures_in_one_folder(data: list[str], tmp_
     assert _train(data, run, medtrain) == 0
     assert (run / "evaluation" / "confusion.png").exists()
     assert medtrain("evaluate", run, "--case", "val/cat/1", "--case", "train/dog/0") == 0
-    (out,) = (run / "evaluation").glob("cases_step_*")
+    (out,) = (run / "evaluation").glob("cases_val_cat_1_and_1_more_*_step_*")
     assert not [path for path in out.iterdir() if path.is_dir()]
     assert sorted(path.name for path in out.glob("*.png")) == [
         "train_dog_0.png",

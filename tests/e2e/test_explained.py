@@ -47,7 +47,7 @@ def test_a_model_is_told_where_to_look_and_shows_where_it_looks(store: Path, tmp
     assert {"evaluation/explained", "evaluation/confusion"} <= set(events.Tags()["images"])
     case = json.loads((run / "splits.json").read_text())["val"][0]
     assert medtrain("evaluate", run, "--case", case) == 0
-    (found,) = (run / "evaluation").glob(f"cases_step_*/{case.replace('/', '_')}_explained.png")
+    (found,) = (run / "evaluation").glob(f"case_*_step_*/{case.replace('/', '_')}_explained.png")
     assert found.stat().st_size > 500
     assert medtrain("evaluate", run, "--part", "train", "task.report.explain=none") == 0
     (folder,) = (run / "evaluation").glob("train_step_*")

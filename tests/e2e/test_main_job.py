@@ -383,7 +383,7 @@ def test_evaluate_draws_a_case_and_keeps_the_final_evaluation(
     final = (run / "evaluation" / "cases.csv").read_bytes()
     train_case = json.loads((run / "splits.json").read_text())[0]["train"][0]
     assert medtrain("evaluate", run, "--case", train_case) == 0
-    out = run / "evaluation" / "cases_step_00000008"
+    out = run / "evaluation" / f"case_{train_case}_step_00000008"
     assert (out / f"{train_case}.png").stat().st_size > 0
     assert medtrain("evaluate", run, "--part", "train") == 0
     assert "worst cases: " in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
 from medtrain.engine.meter import Meter
 from medtrain.engine.precision import Precision, choose_precision, cpu_has_bf16
+from medtrain.engine.sanity import warn_of_ties
 from medtrain.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -302,3 +304,29 @@ def test_an_evaluation_does_not_make_the_next_one_due_at_once() -> None:
     cadence.restart(progress=0.2, elapsed=200)  # the evaluation took 139 s
     assert not cadence.due(step=2, total_steps=None, progress=0.2, elapsed=201)
     assert cadence.due(step=3, total_steps=None, progress=0.2, elapsed=261)
+
+
+def test_evaluations_keep_within_a_fifth_of_a_bounded_time() -> None:
+    clock = RunClock(Limit(None, 1000.0))
+    assert clock.affords_evaluation()  # nobody knows what it takes
+    clock.add_evaluation(10.0)
+    for _ in range(79):
+        clock.add_step(1.0)
+    assert not clock.affords_evaluation()  # 20 of 99 s
+    clock.add_step(1.0)
+    assert clock.affords_evaluation()  # 20 of 100 s
+    endless = RunClock(Limit(100, None))
+    endless.add_evaluation(10.0)
+    assert endless.affords_evaluation()
+
+
+def test_equal_evaluations_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    def warned(*values: float) -> bool:
+        caplog.clear()
+        history = [{"step": step, "val/f1": value} for step, value in enumerate(values)]
+        warn_of_ties(SimpleNamespace(monitor=SimpleNamespace(name="val/f1"), history=history))  # type: ignore[arg-type]
+        return "val/f1 was 0.5000 in all 3 evaluations" in caplog.text
+
+    assert warned(0.5, 0.5, 0.5)
+    assert not warned(0.5, 0.5, 0.6)
+    assert not warned(0.5)

@@ -72,6 +72,16 @@ def test_probabilities_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose([float(row[f"prob/{name}"]) for name in NAMES], softmax(logits), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["OUT.txt", "OUT.tsv", "OUT.xlsx"])
+def test_only_csv_files_are_written(tmp_path: Path, name: str) -> None:
+    image = picture(tmp_path / "one.png", 3)
+    with pytest.raises(UsageError, match=f"{name} is named like a file") as error:
+        ImagePredictor(run(plan(), tmp_path)).predict(image, tmp_path / name)
+    assert error.value.hint == str(tmp_path / "OUT.csv")
+    assert not (tmp_path / name).exists()
+    assert ImagePredictor(run(plan(), tmp_path)).predict(image, tmp_path / "v1.2")  # a folder
+
+
 def test_unreadable_images_are_told_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = _folder(tmp_path / "in")
     (images / "sub" / "x1.png").write_bytes(b"\x89PNG\r\n\x1a\n then nothing")

@@ -194,3 +194,18 @@ def test_metrics_of_a_whole_split_come_with_their_intervals(run: RunFolder) -> N
     assert "| auroc | 0.8125 | 0.7000 .. 0.9000 |" in text
     assert "| accuracy | 0.7500 | - |" in text
     assert "Chosen on the validation part: threshold/sick = 0.2500." in text
+
+
+def test_the_newest_evaluation_of_the_test_part_is_told(run: RunFolder) -> None:
+    for step, value in ((16, 0.7), (32, 0.8)):
+        folder = run.evaluation / f"test_step_{step:08d}"
+        folder.mkdir()
+        summary = {"checkpoint": f"step_{step:08d}", "num_cases": 9, "num_patients": 9}
+        summary |= {"metrics": {"auroc": value, "recall_macro": 0.6}, "printed": ["auroc"]}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    text = write_report(run.path).read_text()
+    assert "## Test part of step_00000032 on 9 cases, 9 patients" in text
+    assert "| auroc | 0.8000 | - |" in text
+    assert "recall_macro" not in text
+    assert "Every case: `evaluation/test_step_00000032/cases.csv`." in text
+    assert "step_00000016 on 9" not in text

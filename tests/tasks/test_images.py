@@ -697,3 +697,48 @@ def test_an_example_has_every_entry_that_the_data_give() -> None:
 def test_models_get_the_size_of_their_output() -> None:
     assert three_classes().runtime() == {"num_outputs": 3, "cumulative_targets": 0}
     assert two_classes().runtime() == {"num_outputs": 1, "cumulative_targets": 0}
+
+
+def test_the_most_uncertain_are_nearest_to_the_threshold() -> None:
+    probs = np.array([0.05, 0.2, 0.5, 0.9])
+    records = [{"prob/no": 1 - p, "prob/yes": p} for p in probs]
+    task = two_classes()
+    assert task.outcome.doubts(records, {}).argmax() == 2
+    half = -(0.2 * np.log(0.2) + 0.8 * np.log(0.8))
+    assert task.outcome.doubts(records, {})[1] == pytest.approx(half)  # the entropy, where the threshold is 0.5
+    assert task.outcome.doubts(records, {"threshold/yes": 0.18}).argmax() == 1
+    fixed = two_classes(inference=ImageInference(threshold=0.93))
+    assert fixed.outcome.doubts(records, {}).argmax() == 3
+    assert fixed.outcome.doubts(records, {"threshold/yes": 1.0}).argmax() == 3
+
+
+def test_of_two_classes_nothing_is_printed_twice() -> None:
+    task = two_classes()
+    found = task.evaluation_step(Echo(), batch(random_logits(30, 1), random_labels(30, 2)), final=True)
+    summary = task.summarize(found)
+    printed = task.outcome.printed(summary)
+    assert printed[:4] == ["auroc", "f1_macro", "balanced_accuracy", "accuracy"]
+    assert {"sensitivity", "specificity", "ppv", "npv", "loss"} < set(printed)
+    values = [round(summary[name], 12) for name in printed if name not in ("n_undefined", "loss")]
+    assert len(set(values)) == len(values)
+    monitored = two_classes(monitor="recall_macro")
+    assert "recall_macro" in str(list(monitored.summary_table(found, summary, title="t").columns[0].cells))
+    three = three_classes()
+    assert three.outcome.printed(three.metrics()) == list(three.metrics())
+
+
+def test_a_model_that_says_the_same_of_all_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = two_classes()
+    found = task.evaluation_step(Echo(), batch([[2.0], [1.0], [3.0], [1.5]], [1, 1, 0, 1]), final=True)
+    task.write_evaluation(tmp_path, found, task.summarize(found), extra={})
+    (told,) = [record.getMessage() for record in caplog.records if "says the same" in record.getMessage()]
+    expected = "of all 4 samples: yes, and the accuracy is the share of these samples, 0.7500"
+    assert told == f"the model says the same {expected}"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    right = 1 - 1 / (1 + np.exp(-3))
+    assert summary["worst"][0] == {"case_id": "c002", "probability of the truth": pytest.approx(right)}
+    assert task.told(found[2]) == "truth no (4.7%), predicted yes (95.3%): wrong"
+    caplog.clear()
+    alike = task.evaluation_step(Echo(), batch([[2.0], [1.0]], [1, 1]), final=True)  # and so are the labels
+    task.write_evaluation(tmp_path, alike, task.summarize(alike), extra={})
+    assert "says the same" not in caplog.text

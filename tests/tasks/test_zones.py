@@ -235,3 +235,16 @@ def test_zones_are_not_mirrored_in_training_where_nobody_knows_their_pairs(
     with pytest.raises(UsageError, match=r"swaps left and right, but .* which zones form pairs") as error:
         found.check_training({"paired_targets": given}, augment)
     assert "data.paired_targets=[]" in str(error.value.hint)
+
+
+def test_the_worst_images_are_those_with_the_largest_distance_of_grades() -> None:
+    truth = [[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 4], [0, 0, 0, 0, 0, 0], [NAN] * 6]
+    said = [saying(1, 1, 1, 1, 1, 1), saying(0, 0, 0, 0, 0, 0), saying(0, 0, 0, 0, 0, 3), saying(0, 0, 0, 0, 0, 0)]
+    found = task()
+    records = found.evaluation_step(Echo(), batch(said, truth), final=False)
+    # 6/6, 3/6 for an unknown zone that was graded, 3/6
+    np.testing.assert_allclose(found.outcome.scores(records), [-1.0, -0.5, -0.5, NAN])
+    assert found.worst_cases(records) == [("c000", -1.0), ("c001", -0.5), ("c002", -0.5)]
+    assert found.outcome.judged_by == "error of the grades"
+    same = found.evaluation_step(Echo(), batch([saying(*[2] * 6)] * 2, [[0, 1, 2, 0, 1, 2]] * 2), final=False)
+    assert found.outcome.constant(same) == f"{found.outcome.class_names[2]} in every zone"
