@@ -145,7 +145,7 @@ def _network(derivation: Derivation) -> list[Row]:
     size = list(plan.patch_size)
     mm = list(plan.spacing)
     for index, (width, stride, kernel) in enumerate(zip(channels, plan.strides, plan.kernel_sizes, strict=True)):
-        size = [n // step for n, step in zip(size, stride, strict=True)]
+        size = [-(-n // step) for n, step in zip(size, stride, strict=True)]
         mm = [old * step for old, step in zip(mm, stride, strict=True)]
         what = f"{_by(mm)} mm, stride {_by(stride)}, kernel {_by(kernel)}"
         rows.append((f"stage {index}", f"{width} x {_by(size)}", what))

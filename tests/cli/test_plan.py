@@ -1,0 +1,89 @@
+"""`medtrain plan`: what is printed, and that a saved plan trains exactly as planned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medtrain.cli.app import main
+from medtrain.registry import build
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def medtrain(monkeypatch: pytest.MonkeyPatch) -> Command:
+    def run(*words: str | Path) -> int:
+        monkeypatch.setattr("sys.argv", ["medtrain", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    place = tmp_path_factory.mktemp("plan")
+    root = place / "phantom"
+    build("data", {"name": "phantom", "root": str(root), "num_cases": 4, "num_test_cases": 0}).discover()
+    return [
+        "data=msd", f"data.root={root}", f"data.store={place / 'store'}", "data.num_folds=2", "data.spacing=[9,9,9]",
+        "model.channels=[4,8,16]", "trainer.precision=fp32", "trainer.num_threads=1", "trainer.device=cpu",
+    ]  # fmt: skip
+
+
+def test_a_saved_plan_is_trained_exactly(
+    words: list[str], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.yaml"
+    assert medtrain("plan", *words, "--out", file) == 0
+    shown = capsys.readouterr()
+    text = shown.out
+    for title in ("data\n", "fingerprint of the training part\n", "plan\n", "network\n", "cost\n"):
+        assert title in text
+    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    assert lines["data.spacing"].split(maxsplit=4)[-1] == "given"
+    assert "median case" in lines["data.patch_size"]
+    assert "measured: " in lines["step"]
+    assert "2 train, 2 val" in lines["cases"]
+    assert lines["memory"].split()[2] == "GiB"
+    assert file.read_text().splitlines()[0] == "# @package _global_"
+    assert "the median case" in file.read_text()
+
+    quick = ["trainer.max_steps=1", "trainer.final_evaluation=false", "trainer.sanity_check=false",
+             "task.surface_metrics=never", "logger=[]", "callbacks=[]"]  # fmt: skip
+    straight, planned = tmp_path / "straight", tmp_path / "planned"
+    assert medtrain("train", *words, *quick, f"run.dir={straight}") == 0
+    assert medtrain("train", f"experiment={file}", *quick, f"run.dir={planned}") == 0
+    one, other = (json.loads((run / "plan.json").read_text()) for run in (straight, planned))
+    assert one.pop("reasons") != other.pop("reasons")  # there it follows, here it is given
+    assert one == other
+
+    capsys.readouterr()
+    # edited by hand to what does not fit, or overridden: the same checks as of anything typed
+    file.write_text(file.read_text().replace("batch_size: 2", "batch_size: 3"))
+    assert medtrain("plan", f"experiment={file}", "data.patch_size=[16,16]") == 2
+    assert "data.patch_size: 2 values where 3 are needed" in capsys.readouterr().err
+    assert medtrain("show", f"experiment={file}", "--origin", "--format", "flat") == 0
+    origin = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data.batch_size="))
+    assert origin.startswith("data.batch_size=3  # ")
+    assert str(file) in origin
+
+
+def test_images_have_a_plan_too(tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data=phantom_images", f"data.root={tmp_path / 'p'}", "data.num_samples=40", "model=cnn",
+             f"data.store={tmp_path / 'store'}", "trainer.device=cpu"]  # fmt: skip
+    assert medtrain("plan", *words) == 0
+    text = capsys.readouterr().out
+    assert "data.image_size" in text
+    assert "parameters" in text
+    assert "fingerprint" not in text
+
+
+def test_a_plan_is_saved_as_yaml(words: list[str], medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert medtrain("plan", *words, "--out", "plan.json") == 2
+    assert "hint: --out plan.yaml" in capsys.readouterr().err
