@@ -264,9 +264,10 @@ def _check_together(
 ) -> None:
     if not data.evaluation_cases("val", limit=None):
         if schedule.interval == "metric":
+            hint = "leave a share in data.shares" if "shares" in config["data"] else "choose a data.fold"
             raise UsageError(
-                "scheduler=plateau follows the evaluations, and with data.fold=null there are none",
-                hint="choose a fold, or another scheduler",
+                "scheduler=plateau follows the evaluations, and no case is held out to be evaluated",
+                hint=f"{hint}, or another scheduler",
             )
         log.info("no case is held out: nothing is evaluated, and the last weights are the result")
     if settings.save_predictions and not hasattr(task, "on_prediction"):

@@ -73,7 +73,7 @@ def evaluate_run(
         problem = changed_data(folder, data)
         if problem is not None:
             log.warning("%s", problem)
-        chosen = _choose_cases(data, part, cases)
+        chosen = _choose_cases(data, part, cases, segments=run.plan.family == "segmentation")
         as_trained = config["inference"] == trained["inference"] and config["task"] == trained["task"]
         same = part == "val" and not cases and checkpoint == "best" and as_trained
         name = _name_of(cases) if cases else part
@@ -109,14 +109,11 @@ def evaluate_run(
     return summary
 
 
-def _choose_cases(data: TrainData, part: str, cases: Sequence[str]) -> list[str]:
+def _choose_cases(data: TrainData, part: str, cases: Sequence[str], *, segments: bool) -> list[str]:
     if not cases:
         chosen = data.evaluation_cases(part, limit=None)  # type: ignore[arg-type]
         if not chosen:
-            raise UsageError(
-                f"the {part} part of this run has no cases",
-                hint="--part train; a run with data.fold=null holds none out, and one of folds keeps none back to test",
-            )
+            raise UsageError(f"the {part} part of this run has no cases", hint=_why_empty(part, segments=segments))
         return chosen
     known = [case for name in ("train", "val", "test") for case in data.evaluation_cases(name, limit=None)]
     for case in cases:
@@ -134,6 +131,17 @@ def _name_of(cases: Sequence[str]) -> str:
         return f"case_{flat}"
     digest = hashlib.sha256("\n".join(cases).encode()).hexdigest()[:6]
     return f"cases_{flat}_and_{len(cases) - 1}_more_{digest}"
+
+
+def _why_empty(part: str, *, segments: bool) -> str:
+    """What to judge instead, by how each family of data is divided."""
+    if segments and part == "val":
+        return "--part train: a run with data.fold=null is trained on every case"
+    if segments:
+        return "--part val: scans are divided into folds, and none is kept back to test"
+    if part == "test":
+        return "--part val: of folds (data.fold) and with data.shares=[..,..,0] none is kept back to test"
+    return "--part train: with data.shares=[..,0,..] none is held out"
 
 
 def _judge_validation(run: LoadedRun, data: TrainData, cases: Sequence[str], config: Mapping[str, Any]) -> list[Record]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medtrain.engine.build import _check_together
+from medtrain.engine.launch import changed_data
 from medtrain.errors import UsageError
 
 
@@ -33,7 +36,7 @@ def check(
 def test_a_schedule_that_follows_the_evaluations_needs_some() -> None:
     check(interval="metric")
     check(held_out=0)
-    with pytest.raises(UsageError, match=r"data\.fold=null there are none"):
+    with pytest.raises(UsageError, match="no case is held out to be evaluated"):
         check(held_out=0, interval="metric")
 
 
@@ -48,3 +51,27 @@ def test_only_tasks_that_predict_label_maps_keep_them() -> None:
     check(save_predictions=True, on_prediction=None)
     with pytest.raises(UsageError, match=r"trainer\.save_predictions keeps label maps, and this task predicts none"):
         check(save_predictions=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({"a": "1", "b": "2"}, {"a": "1", "b": "2"}, None),
+        ({"a": "1", "b": "2"}, {"a": "1", "b": "3"}, "b"),
+        ({"a": "1", "b": "2"}, {"a": "1", "c": "2"}, "b, c"),
+    ],
+)
+def test_changed_data_are_told_by_content_within_a_scheme_and_by_name_otherwise(
+    tmp_path: Path, before: dict[str, str], now: dict[str, str], said: str | None
+) -> None:
+    def told(schemes: tuple[str | None, str]) -> str | None:
+        noted = {"cases": before, "split_hash": "s"} | ({"scheme": schemes[0]} if schemes[0] else {})
+        (tmp_path / "data.json").write_text(json.dumps(noted))
+        data = SimpleNamespace(describe=lambda: {"cases": now, "split_hash": "s", "scheme": schemes[1]})
+        found = changed_data(SimpleNamespace(path=tmp_path), data)  # type: ignore[arg-type]
+        return None if found is None else found.removeprefix("the data changed since the run began: ")
+
+    assert told(("images-1.1", "images-1.1")) == said
+    by_name = said if said == "b, c" else None
+    assert told(("images-1.1", "images-2.1")) == by_name
+    assert told((None, "images-1.1")) == by_name
