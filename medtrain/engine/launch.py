@@ -16,17 +16,18 @@ import torch
 
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.previews import save_picture
-from medtrain.data.source import DataPlan, DataSource
+from medtrain.data.source import DataPlan
 from medtrain.engine.build import LIMITS, build_engine, build_task, check_training, config_digest
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
 from medtrain.engine.decisions import save_decision
-from medtrain.engine.derive import Derivation, Progress, derive
-from medtrain.engine.device import available_cores, choose_device
+from medtrain.engine.derive import Derivation, derive
+from medtrain.engine.device import choose_device
 from medtrain.engine.distributed import Dist
 from medtrain.engine.explaining import draw_evaluation, explain_cases
 from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.memory import memory_guard
+from medtrain.engine.opening import log_progress, open_data
 from medtrain.engine.predictions import FOLDER, PredictionWriter
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
@@ -234,38 +235,6 @@ def _run(
             data.close()
 
 
-def open_data(
-    config: Mapping[str, Any],
-    plan: DataPlan,
-    dist: Dist,
-    *,
-    derivation: Derivation | None = None,
-    splits: Path | None = None,
-) -> TrainData:
-    """Prepare the cases that are not prepared yet and open them; several processes share the work.
-
-    Args:
-        config: A completed configuration.
-        plan: The plan of the run.
-        dist: This process among the others.
-        derivation: Of a new run.
-        splits: The split file of an existing run.
-    """
-    settings: DataSource = derivation.settings if derivation else build("data", config["data"])
-    found = derivation.found if derivation else settings.find(splits=splits)
-    augment = build("augment", config["augment"], **plan.runtime())
-    workers = max(1, min(8, available_cores() // dist.local_world_size))
-    prepared = settings.prepare(plan, found, workers=workers, progress=log_progress("preparing"))
-    if getattr(plan, "cascade", None) is not None and dist.is_main:
-        from medtrain.inference.cascade import make_hints  # it opens runs, as this module does
-
-        used = [*found.split["train"], *found.split["val"]]
-        make_hints(config, plan, prepared, used, progress=log_progress("segmenting"))  # type: ignore[arg-type]
-    dist.barrier()
-    pin_memory = config["trainer"]["device"] != "cpu" and torch.cuda.is_available()
-    return settings.open(plan, found, prepared, augment=augment, seed=config["seed"], pin_memory=pin_memory)
-
-
 def _continue(
     engine: Engine,
     folder: RunFolder,
@@ -323,11 +292,11 @@ def changed_data(folder: RunFolder, data: TrainData) -> str | None:
     except FileNotFoundError:
         return None  # stopped before it began to train
     now = plain(data.describe())
-    cases = sorted(
-        case
-        for case in before["cases"].keys() | now["cases"].keys()
-        if before["cases"].get(case) != now["cases"].get(case)
-    )
+    if before.get("scheme") == now.get("scheme"):
+        differing = dict(before["cases"].items() ^ now["cases"].items())
+    else:  # what another version of medtrain noted of their content cannot be compared
+        differing = dict.fromkeys(before["cases"].keys() ^ now["cases"].keys())
+    cases = sorted(differing)
     if not cases and before["split_hash"] == now["split_hash"]:
         return None
     shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
@@ -441,15 +410,3 @@ def save_adapter(engine: Engine, folder: RunFolder) -> None:
         write(partial)
     size = sum(path.stat().st_size for path in folder.adapter.iterdir())
     log.info("adapter of step %d (%.1f MB): %s", best.step, size / 1e6, folder.adapter)
-
-
-def log_progress(what: str, *, every_s: float = 5.0) -> Progress:
-    """A progress callback that logs now and then, and nothing when the work is done at once."""
-    state = {"next": time.monotonic() + every_s}
-
-    def report(done: int, total: int, case_id: str) -> None:
-        if time.monotonic() >= state["next"]:
-            log.info("%s cases: %d of %d", what, done, total)
-            state["next"] = time.monotonic() + every_s
-
-    return report
