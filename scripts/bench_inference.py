@@ -227,7 +227,7 @@ def scale(arguments: argparse.Namespace) -> None:
                 nib.Nifti1Image(image.transpose(2, 1, 0), np.diag([0.7, 0.7, 1.0, 1.0])),
                 folder / "scans" / f"scan_{number}.nii.gz",
             )
-        size = image.nbytes
+        megabytes = image.nbytes / 1e6
         del image
         for classes in arguments.classes:
             command = [sys.executable, __file__, "--scale-child", str(folder), "--classes", str(classes)]
@@ -235,11 +235,10 @@ def scale(arguments: argparse.Namespace) -> None:
             command += ["--max-memory", arguments.max_memory] if arguments.max_memory else []
             contestant = Contestant("medtrain", command, threads=arguments.threads)
             result = contestant.ask(None)
-            print(
-                f"{arguments.scans} scan(s) of {' x '.join(map(str, shape))} int16 ({size / 1e6:.0f} MB each), {classes}"
-                f" classes, inference.max_memory={arguments.max_memory or 'null'}: "
-                f"peak {result['above']:.0f} MB above start, {result['wall']:.1f} s wall, {result['cpu']:.1f} s CPU"
-            )
+            size = f"{' x '.join(map(str, shape))} int16, {megabytes:.0f} MB each"
+            setting = f"inference.max_memory={arguments.max_memory or 'null'}"
+            print(f"{arguments.scans} scan(s) of {size}, {classes} classes, {setting}:", end=" ")
+            print(f"peak {result['above']:.0f} MB above start, {result['wall']:.1f} s wall, {result['cpu']:.1f} s CPU")
             contestant.close()
 
 
