@@ -13,17 +13,18 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from medtrain.data.case import Case, Dataset
 from medtrain.data.digests import DigestCache, digest_of
 from medtrain.data.geometry import resampled_shape
+from medtrain.data.io.nifti import Volume
 from medtrain.data.labels import LabelMap
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import prepare_image
-from medtrain.data.scan import CaseScan, make_store, read_case, scan_cases
+from medtrain.data.scan import RECENT, CaseScan, make_store, read_case, scan_cases, scan_key
 from medtrain.data.store import (
     FORMAT,
     Store,
@@ -46,6 +47,7 @@ MAX_LOCATIONS = 10_000
 
 _EXPECTED_COMPRESSION = 0.8
 _BYTES_PER_VOXEL = 16
+_WAIT_FOR_DISK = 16 * 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -104,10 +106,15 @@ def prepare(
             folder, scan = folders[case.case_id], scans[case.case_id]
             voxels = max(_prepared_voxels(scan, plan), int(np.prod(scan.shape)))
             with gate.hold(_BYTES_PER_VOXEL * voxels * dataset.num_channels):
+                read = RECENT.take(scan_key(case, digests, labels))
                 if not _is_intact(folder):  # another process may have been faster
-                    _prepare_case(case, dataset, labels, plan, folder)
+                    image, classes = read or read_case(case, dataset, labels)
+                    _prepare_case(dataset.root, image, classes, labels, plan, folder)
 
-        for_each_case(todo, prepare_one, workers=workers, progress=progress)
+        try:
+            for_each_case(todo, prepare_one, workers=workers, progress=progress)
+        finally:
+            RECENT.clear()
     return Store(root, keys, {case.case_id: case for case in dataset.cases})
 
 
@@ -137,14 +144,16 @@ def foreground_locations(label: np.ndarray, labels: LabelMap) -> dict[int, np.nd
     return {index: rows for index, rows in found.items() if len(rows)}
 
 
-def _prepare_case(case: Case, dataset: Dataset, labels: LabelMap, plan: Plan, folder: Path) -> None:
-    image, classes = read_case(case, dataset, labels)
+def _prepare_case(source: Path, image: Volume, classes: np.ndarray, labels: LabelMap, plan: Plan, folder: Path) -> None:
     prepared = prepare_image(image, plan.spacing, nonzero=_needs_body(plan))
     label = prepared.geometry.apply_label(classes)
-    with atomic_dir(folder, existing="replace" if folder.is_dir() else "keep") as temporary:
+    existing: Literal["replace", "keep"] = "replace" if folder.is_dir() else "keep"
+    # waiting for the disk takes a small case longer than making it anew after a power cut, which is noticed
+    large = prepared.array.nbytes >= _WAIT_FOR_DISK
+    with atomic_dir(folder, existing=existing, sync=large) as temporary:
         write_case(
             temporary,
-            source=dataset.root,
+            source=source,
             image=prepared.array,
             label=label,
             body=prepared.body,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ QUANTILES = 1001
 
 _FORMAT = 2  # 1 did not compare the positions of image and label
 _BYTES_PER_VOXEL = 10
+_SMALL_FILES = 2**20  # bytes of a case's images below which its memory need not be looked up
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -72,7 +74,9 @@ class CaseScan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
-        return asdict(self)
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        # dataclasses.asdict would copy every quantile by itself
+        return {**own, "foreground": [{**vars(channel)} for channel in self.foreground]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CaseScan:
@@ -121,13 +125,15 @@ def scan_cases(
     gate = MemoryGate()
 
     def scan_case(case: Case) -> CaseScan:
-        key = digest_of({"format": _FORMAT, "files": digests.of_case(case), "labels": labels.to_json()})
+        key = scan_key(case, digests, labels)
         path = root / "scans" / f"{key}.json"
         found = _read_scan(path) if mark_used(path) else None
         if found is None:
-            with gate.hold(_BYTES_PER_VOXEL * count_voxels(case) * dataset.num_channels):
+            small = sum(file.stat().st_size for file in case.images) < _SMALL_FILES
+            with gate.hold(0 if small else _BYTES_PER_VOXEL * count_voxels(case) * dataset.num_channels):
                 image, classes = read_case(case, dataset, labels)
                 found = scan_volume(image, classes, labels.num_classes)
+                RECENT.keep(key, image, classes)
             atomic_write(path, json.dumps(found.to_json()), sync=False)
         return found
 
@@ -136,6 +142,51 @@ def scan_cases(
         return for_each_case(chosen, scan_case, workers=workers, progress=progress)
     finally:
         digests.save()
+
+
+def scan_key(case: Case, digests: DigestCache, labels: LabelMap) -> str:
+    """Names what is known of a case: its content, and how its labels are read."""
+    return digest_of({"format": _FORMAT, "files": digests.of_case(case), "labels": labels.to_json()})
+
+
+class Recent:
+    """Cases that were read to be measured, kept for being prepared next, as long as they are few and small.
+
+    Args:
+        limit: Bytes of all of them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: dict[str, tuple[Volume, np.ndarray]] = {}
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def keep(self, key: str, image: Volume, classes: np.ndarray) -> None:
+        """Remember a case if there is room."""
+        size = image.array.nbytes + classes.nbytes
+        with self._lock:
+            if key not in self._kept and self._used + size <= self._limit:
+                self._kept[key] = (image, classes)
+                self._used += size
+
+    def take(self, key: str) -> tuple[Volume, np.ndarray] | None:
+        """The case, which is forgotten; None if it is not known."""
+        with self._lock:
+            found = self._kept.pop(key, None)
+            if found is not None:
+                self._used -= found[0].array.nbytes + found[1].nbytes
+            return found
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+            self._used = 0
+
+
+RECENT = Recent(limit=128 * 2**20)
+"""Of this process."""
 
 
 def count_voxels(case: Case) -> int:

@@ -80,7 +80,7 @@ def atomic_dir(
         path: Destination folder; its parent must exist.
         existing: When `path` is there at the end: raise FileExistsError, keep it and discard ours (the winner of a
             race has written the same), or put ours in its place.
-        sync: Wait until every file is on the disk; thousands of small ones take half a minute.
+        sync: Wait until every file and the folder's name are on the disk; thousands of small ones take half a minute.
 
     Yields:
         The folder to write into.
@@ -97,7 +97,8 @@ def atomic_dir(
             if sync:
                 sync_tree(temporary)
             _move_folder(temporary, target, existing)
-            _sync_folder(target.parent)
+            if sync:
+                _sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

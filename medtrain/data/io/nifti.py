@@ -7,6 +7,7 @@ undone exactly.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import zlib
 from collections.abc import Sequence
@@ -30,6 +31,12 @@ _LABEL_GZIP_LEVEL = 3
 Affine = tuple[tuple[float, ...], ...]
 
 
+@functools.lru_cache(maxsize=1024)
+def _orientation(affine: Affine) -> tuple[tuple[float, ...], ...]:
+    """What `SourceGrid.orientation` says; asked for many times of every file, and slow to compute."""
+    return tuple(tuple(row) for row in io_orientation(np.array(affine, dtype=np.float64)).tolist())
+
+
 @dataclass(frozen=True)
 class SourceGrid:
     """The voxel grid of a file: enough to put a label back beside the scan it belongs to.
@@ -50,7 +57,7 @@ class SourceGrid:
     @property
     def orientation(self) -> np.ndarray:
         """Nibabel's orientation array [3, 2]: the RAS axis that each file axis is closest to, and its sign."""
-        return np.asarray(io_orientation(self.matrix))
+        return np.array(_orientation(self.affine))
 
     @property
     def axis_codes(self) -> str:
