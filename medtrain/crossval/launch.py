@@ -155,7 +155,8 @@ def _run(folder: CrossvalFolder, record: CrossvalRecord, imports: Sequence[str],
         log.info("try again with: medtrain resume %s", folder.path)
         return EXIT_FAILED
     log.info("done: %s", folder.path)
-    log.info("apply all %d models together with: medtrain predict %s SCANS OUT", record.num_folds, folder.path)
+    if folder.splits.is_file():  # of segmentations
+        log.info("apply all %d models together with: medtrain predict %s SCANS OUT", record.num_folds, folder.path)
     return EXIT_DONE
 
 

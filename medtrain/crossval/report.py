@@ -41,11 +41,16 @@ def _head(folder: CrossvalFolder, record: CrossvalRecord) -> str:
 
 def _metrics(record: CrossvalRecord) -> str:
     folds, cases = record.metrics.get("folds", {}), record.metrics.get("cases", {})
-    header = ["Metric", "Folds: mean", "std", *(["All cases"] if cases else [])]
-    rows = [
-        [name, _number(values["mean"]), _number(values["std"]), *([_number(cases.get(name))] if cases else [])]
-        for name, values in folds.items()
-    ]
+    intervals, confidence = record.metrics.get("intervals", {}), record.metrics.get("confidence")
+    header = ["Metric", "Folds: mean", "std"]
+    header += ["All cases"] if cases else []
+    header += [f"{100 * confidence:.0f} % interval (patients drawn again)"] if confidence else []
+    rows = []
+    for name, values in folds.items():
+        row = [name, _number(values["mean"]), _number(values["std"])]
+        row += [_number(cases.get(name))] if cases else []
+        row += [" .. ".join(map(_number, intervals[name])) if name in intervals else "-"] if confidence else []
+        rows.append(row)
     return "## Metrics\n\n" + _table(header, rows) if rows else ""
 
 
@@ -94,10 +99,12 @@ def _next(folder: CrossvalFolder, record: CrossvalRecord) -> str:
     relative = os.path.relpath(folder.path)
     path = str(folder.path) if relative.startswith("..") else relative
     member = record.members[0] if record.members else "fold_0"
+    segments = folder.splits.is_file()
+    predict = f"{path} SCANS OUT    # all models together" if segments else f"{path}/{member} IN OUT.csv"
     return f"""## What to do with it
 
 ```sh
-medtrain predict  {path} SCANS OUT    # all models together
+medtrain predict  {predict}
 medtrain resume   {path}              # folds that are not done
 medtrain evaluate {path}              # put the folds together again
 medtrain export   {path}/{member} --format onnx

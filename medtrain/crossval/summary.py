@@ -49,6 +49,7 @@ class Member:
         plan: The run's plan.
         metrics: Of its final evaluation, by name without `val/`.
         rows: Its `cases.csv`.
+        printed: The metrics worth printing; empty is all.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Member:
     plan: Any
     metrics: Mapping[str, float]
     rows: list[dict[str, str]]
+    printed: tuple[str, ...] = ()
 
 
 def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: Sequence[str] = ()) -> CrossvalRecord:
@@ -77,11 +79,11 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     rows = [{"fold": member.name.removeprefix("fold_"), **row} for member in members for row in member.rows]
     rows.sort(key=lambda row: row["case_id"])
     segments = hasattr(task, "on_prediction")
-    whole = task.summarize([_record(row) for row in rows]) if segments else {}
+    whole = _judge_whole(folder, task, [_record(row) for row in rows]) if segments else {}
     choice = _choose(members) if segments else None
     record = dataclasses.replace(
         record,
-        metrics={"folds": folds, "cases": whole},
+        metrics={"folds": folds, **whole},
         num_cases=len(rows),
         postprocess={"keep_largest": list(choice.keep_largest) if choice else []},
         chosen=choice.to_json() if choice else {},
@@ -96,6 +98,16 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     for line in _lines(choice):
         log.info(line)
     return record
+
+
+def _judge_whole(folder: CrossvalFolder, task: Task, records: Sequence[Record]) -> dict[str, Any]:
+    """The metrics over all cases, with intervals by patient; the tables of an evaluation are written."""
+    summary = task.summarize(records)
+    folder.evaluation.mkdir(exist_ok=True)
+    task.write_evaluation(folder.evaluation, records, summary, extra={"part": "val", "folds": True})
+    written = json.loads((folder.evaluation / "summary.json").read_text(encoding="utf-8"))
+    facts = {key: written[key] for key in ("intervals", "confidence") if key in written}
+    return {"cases": summary, **facts}
 
 
 def _note_best(folder: CrossvalFolder, best: Best) -> None:
@@ -113,7 +125,8 @@ def _read_member(folder: CrossvalFolder, name: str, imports: Sequence[str]) -> M
     summary = json.loads((run.evaluation / "summary.json").read_text(encoding="utf-8"))
     with (run.evaluation / "cases.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return Member(name, run, config, read_plan(run, config), _flatten(summary), rows)
+    printed = tuple(summary.get("printed") or ())
+    return Member(name, run, config, read_plan(run, config), _flatten(summary), rows, printed)
 
 
 def _flatten(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -205,13 +218,16 @@ def _pairs(members: Sequence[Member]) -> Iterator[Pair]:
 
 
 def _table(record: CrossvalRecord, task: Task, members: Sequence[Member]) -> Table:
-    folds, cases = record.metrics["folds"], record.metrics["cases"]
+    folds, cases = record.metrics["folds"], record.metrics.get("cases", {})
+    printed = members[0].printed
     title = f"{len(members)} folds, {record.num_cases} held-out cases"
     table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", overflow="fold")
     for name in ("folds: mean", "std", *(("all cases",) if cases else ())):
         table.add_column(name, justify="right", no_wrap=True)
-    shown = [name for name in folds if not cases or name.partition("/")[0] in _MAIN]
+    shown = [name for name in folds if name in printed] if printed else list(folds)
+    if cases:
+        shown = [name for name in shown if name.partition("/")[0] in _MAIN]
     for name in shown:
         values = [folds[name]["mean"], folds[name]["std"], *([cases.get(name)] if cases else [])]
         table.add_row(Text(name), *map(show_number, values))

@@ -150,6 +150,9 @@ def test_metrics_are_means_over_folds_and_over_cases(trained: Path) -> None:
     report = (trained / "report.md").read_text()
     assert f"{found['mean']:.4f} | {found['std']:.4f}" in report
     assert "Post-processing, chosen on 4 held-out cases" in report
+    low, high = record["metrics"]["intervals"]["dice"]
+    assert low <= record["metrics"]["cases"]["dice"] <= high
+    assert "95 % interval" in report
 
 
 def test_folds_share_their_plan_and_fit_intensities_on_their_own(trained: Path) -> None:
