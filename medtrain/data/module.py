@@ -16,7 +16,7 @@ from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
 from medtrain.data.sampler import EpochSampler
 from medtrain.data.splits import split_hash
-from medtrain.data.store import Store
+from medtrain.data.store import FORMAT, Store
 from medtrain.data.stream import TrainingStream, evenly
 from medtrain.data.transforms.base import Augmentation
 
@@ -69,6 +69,7 @@ class SegmentationData:
         self.annotated = dict(annotated or {})
         self.groups = {case.case_id: case.group for case in dataset.cases}
         self.hints = dict(hints or {})
+        self._warn_of_contradictions()
         self.augment = augment
         self.sampler = EpochSampler(
             num_samples=len(self.split["train"]) * settings.samples_per_case, batch_size=plan.batch_size, seed=seed
@@ -93,6 +94,22 @@ class SegmentationData:
             mark_used=store.mark_used,
             pin_memory=pin_memory,
         )
+
+    def _warn_of_contradictions(self) -> None:
+        """Of labels that hold classes which are said not to have been annotated."""
+        if self.plan.regions is not None:
+            return
+        used = sorted({*self.split["train"], *self.split["val"]} & self.annotated.keys())
+        for case_id in used:
+            known = self.annotated[case_id]
+            present = self.store.case(case_id).class_ids
+            wrong = [self.plan.class_names[index] for index in present if index and not known[index]]
+            if wrong:
+                log.warning(
+                    "%s: the label holds %s, which data.annotated says nobody annotated: taken for not annotated",
+                    case_id,
+                    ", ".join(wrong),
+                )
 
     @property
     def batch_size(self) -> int:
@@ -193,6 +210,7 @@ class SegmentationData:
         return {
             "dataset": self.dataset.dataset_name,
             "root": str(self.dataset.root),
+            "scheme": f"volumes-{FORMAT}",
             "data_hash": self.store.data_hash,
             "split_hash": split_hash(self.split),
             "num_train": len(self.split["train"]),

@@ -190,7 +190,9 @@ def read_box(
 def pack(label: np.ndarray, hints: np.ndarray, plan: Plan) -> np.ndarray:
     """Put two label maps into one, which augmentations move as one: label + hints x (number of classes + 1)."""
     base = plan.num_classes + 1
-    return label.astype(np.int16) + np.int16(base) * hints.astype(np.int16)
+    largest = base * len(plan.cascade.class_names) if plan.cascade is not None else base * (int(hints.max()) + 1)
+    dtype = np.dtype(np.int16 if largest <= np.iinfo(np.int16).max else np.int32)
+    return label.astype(dtype) + hints.astype(dtype) * dtype.type(base)
 
 
 def unpack(packed: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:

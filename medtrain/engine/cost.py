@@ -138,7 +138,7 @@ def _time_steps(
     optimizer = build("optimizer", config["optimizer"], model=model)
     precision = Precision(config["trainer"]["precision"], device)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn((batch_size, plan.in_channels, *patch), generator=generator)
+    image = torch.randn((batch_size, plan.input_channels, *patch), generator=generator)
     label = torch.randint(0, plan.num_classes, (batch_size, *patch), generator=generator)
     batch: dict[str, Any] = {"image": image.to(device), "label": label.to(device)}
     if memory_format is not None:

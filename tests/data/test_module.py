@@ -228,3 +228,22 @@ def test_what_identifies_the_data(prepared: tuple[Dataset, VolumeData, Store]) -
     assert other["split_hash"] != told["split_hash"]
     assert other["data_hash"] == told["data_hash"]
     assert set(other["cases"]) == {"case_0", "case_3"}
+
+
+def test_labels_of_classes_that_nobody_annotated_are_warned_of(
+    prepared: tuple[Dataset, VolumeData, Store], caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, settings, store = prepared
+    augment = build("augment", {"name": "none"}, in_channels=1, masked_channels=())
+    known = {"case_1": (True, True, False), "case_2": (True, True, True)}
+    with caplog.at_level(logging.WARNING):
+        data = SegmentationData(
+            settings=settings, dataset=dataset, store=store, split=SPLIT, plan=small_plan(), augment=augment, seed=0,
+            annotated=known,
+        )  # fmt: skip
+    (record,) = caplog.records
+    assert record.getMessage().startswith("case_1: the label holds tumour, which data.annotated says nobody annotated")
+    batch = data.to_device(take(data.train_batches(), 1)[0], torch.device("cpu"))
+    assert batch["annotated"].shape == (4, 3)
+    assert data.evaluation_item("case_3").get("annotated") is None
+    assert data.describe()["annotated"]["case_1"] == [True, True, False]
