@@ -130,8 +130,8 @@ class DiceLoss(SegmentationLoss):
 class DiceBCELoss(SegmentationLoss):
     """Weighted sum of soft Dice and binary cross-entropy, both of sigmoid probabilities.
 
-    For regions (data.regions), each of them judged on its own: nnU-Net's loss for them. Dice treats absent ones as
-    `dice` does.
+    For regions (data.regions), each of them judged on its own. With bce_weight=1 it is nnU-Net's loss for them. Dice
+    treats absent ones as `dice` does.
 
     Args:
         num_classes: Classes; with a single one there is one sigmoid.
