@@ -17,11 +17,12 @@ from medtrain.data.image_sets import read_sample_image
 from medtrain.data.images.settings import ImageData
 from medtrain.data.inspect_files import cell, png_bytes, write_csv, write_outliers
 from medtrain.data.inspect_outliers import LEAST_CASES, Findings, Flag, Numbers, Suspect, compare
+from medtrain.data.io.images import window_of
 from medtrain.data.sample import ImageRef, Sample, SampleSet
 from medtrain.data.workers import Progress, usable_cores
-from medtrain.errors import DataError, Problem
-from medtrain.pictures.contact import caption, draw_blank, draw_page
-from medtrain.pictures.thumbnails import thumbnail
+from medtrain.errors import DataError, Problem, UsageError
+from medtrain.pictures.contact import caption, draw_page
+from medtrain.pictures.thumbnails import absent, thumbnail
 from medtrain.run.atomic import atomic_write, disk_errors
 
 _TILE = 150
@@ -78,6 +79,8 @@ def inspect_images(
         MedtrainError: The folder cannot be written to.
     """
     refs = list(dict.fromkeys(ref for sample in sample_set.samples for ref in sample.images if ref is not None))
+    if not refs:
+        raise UsageError(f"{sample_set.set_name} holds no images to look at", hint="`medtrain data check` reads tables")
     measures, problems = _measure_all(refs, workers, progress)
     flags = _find_flags(sample_set, refs, measures, problems)
     cases = [
@@ -89,7 +92,7 @@ def inspect_images(
         out.mkdir(parents=True, exist_ok=True)
         files = [_write_cases(out / "cases.csv", sample_set, cases, measures)]
         files.append(write_outliers(out / "outliers.csv", cases))
-        files += _write_sheets(out, sample_set, cases, measures)
+        files += _write_sheets(out, sample_set, cases, measures, data.window)
     return ImageInspection(tuple(cases), tuple(problems.values()), tuple(files), len(measures) >= LEAST_CASES)
 
 
@@ -222,7 +225,11 @@ def _target(sample_set: SampleSet, sample: Sample, index: int) -> str:
 
 
 def _write_sheets(
-    out: Path, sample_set: SampleSet, cases: Sequence[Suspect], measures: Mapping[ImageRef, _Measure]
+    out: Path,
+    sample_set: SampleSet,
+    cases: Sequence[Suspect],
+    measures: Mapping[ImageRef, _Measure],
+    window: str | None,
 ) -> list[Path]:
     for old in out.glob("sheet_*.png"):
         old.unlink()
@@ -239,7 +246,13 @@ def _write_sheets(
         stem = re.sub(r"[^\w.-]+", "_", name)
         for page in range(pages):
             part = group[page * per_page : (page + 1) * per_page]
-            tiles = [_tile(sample_set, samples[case.case_id], case, measures, told=not single) for case in part]
+            tiles = []
+            for case in part:
+                sample = samples[case.case_id]
+                readable = [ref for ref in sample.images if ref is not None and ref in measures]
+                remark = _remark(sample_set, sample, told=not single)
+                lines = [flag.message for flag in case.flags]
+                tiles.append(caption(_picture(readable, sample, window), case.case_id, remark, lines))
             shown = f"{len(group)} samples" if pages * per_page >= len(group) else f"{pages * per_page} of {len(group)}"
             title = f"{sample_set.set_name}: {name}: {shown}, the most suspicious first (page {page + 1} of {pages})"
             path = out / f"sheet_{stem}_{page + 1:02d}.png"
@@ -248,16 +261,22 @@ def _write_sheets(
     return files
 
 
-def _tile(
-    sample_set: SampleSet, sample: Sample, case: Suspect, measures: Mapping[ImageRef, _Measure], *, told: bool
-) -> np.ndarray:
-    readable = [ref for ref in sample.images if ref is not None and ref in measures]
-    # of several images the first stands for all, and their number is told
-    picture = thumbnail(read_sample_image(readable[0]).array, _TILE) if readable else draw_blank(_TILE, _TILE)
-    remark = f"{len(sample.images)} images" if len(sample.images) > 1 else ""
-    lines = [flag.message for flag in case.flags]
+def _picture(readable: Sequence[ImageRef], sample: Sample, window: str | None) -> np.ndarray:
+    """The first image of a sample, or what stands for it."""
+    if not readable:
+        return absent(_TILE, "cannot be read" if any(ref is not None for ref in sample.images) else "no image")
+    image = read_sample_image(readable[0])
+    array = image.array
+    if window is not None and image.max_value is None:
+        centre, width = window_of(window)
+        array = np.clip(array, centre - width / 2, centre + width / 2)
+    return thumbnail(array, _TILE)
+
+
+def _remark(sample_set: SampleSet, sample: Sample, *, told: bool) -> str:
+    """How many images it has, and what its targets are where the sheet does not say it."""
+    parts = [f"{len(sample.images)} images"] if len(sample.images) > 1 else []
     if told:
         values = [_target(sample_set, sample, index) for index in range(len(sample_set.targets))]
-        pairs = [f"{t.target_name} {value}" for t, value in zip(sample_set.targets, values) if value]
-        remark = ", ".join([*([remark] if remark else []), *pairs])
-    return caption(picture, sample.sample_id, remark, lines)
+        parts += [f"{target.target_name} {value}" for target, value in zip(sample_set.targets, values) if value]
+    return ", ".join(parts)

@@ -34,10 +34,9 @@ class ClassMeasure:
         components: Connected parts, corners touching.
         largest: Share of the voxels that lie in the largest part.
         borders: Faces of the scan that it touches, from `FACES`.
-        level: Mean intensity of the first channel, 0 at the scan's median and 1 at one span of its 1st to 99th
-            percentile above.
-        variation: Standard deviation of its intensities, in the same spans.
-        contrast: Mean intensity inside minus that of a shell of 2 voxels around, in the same spans; NaN without one.
+        level: Mean intensity of the first channel: 0 at the scan's 1st percentile, 1 at its 99th.
+        variation: Standard deviation of its intensities, in the same units.
+        contrast: Mean intensity inside minus that of a shell of 2 voxels around, in the same units; NaN without one.
     """
 
     voxels: int
@@ -97,7 +96,7 @@ def measure_case(case_id: str, image: Volume, classes: np.ndarray, num_classes: 
         num_classes: Number of classes, with the background.
     """
     percentiles = tuple(_percentiles(channel) for channel in image.array)
-    low, middle, high = percentiles[0]
+    low, _, high = percentiles[0]
     span = max(high - low, 1e-6 * max(abs(high), abs(low), 1.0))
     first = image.array[0]
     found: dict[int, ClassMeasure] = {}
@@ -108,7 +107,7 @@ def measure_case(case_id: str, image: Volume, classes: np.ndarray, num_classes: 
         if index >= num_classes:
             ignored += int((classes[box] == index).sum())
         else:
-            found[index] = _measure_class(first, classes, index, box, image.spacing, middle, span)
+            found[index] = _measure_class(first, classes, index, box, image.spacing, low, span)
     d, h, w = classes.shape
     state = hashlib.blake2b(repr(image.array.shape).encode(), digest_size=16)
     state.update(np.ascontiguousarray(image.array).data)
@@ -132,7 +131,7 @@ def _measure_class(
     index: int,
     box: tuple[slice, ...],
     spacing: tuple[float, float, float],
-    middle: float,
+    low: float,
     span: float,
 ) -> ClassMeasure:
     mask = classes[box] == index
@@ -159,7 +158,7 @@ def _measure_class(
         components=components,
         largest=largest,
         borders=tuple(borders),
-        level=(inside - middle) / span,
+        level=(inside - low) / span,
         variation=variation / span,
         contrast=(inside - shell) / span,
     )
@@ -184,7 +183,10 @@ def _components(mask: np.ndarray) -> tuple[int, float]:
 
 
 def _shell_mean(image: np.ndarray, classes: np.ndarray, index: int, box: tuple[slice, ...]) -> float:
-    """Mean intensity of what lies just outside of a class; NaN where there is nothing."""
+    """Mean intensity of what lies just outside of a class; NaN where there is nothing.
+
+    Of a class in a large box only every so manieth voxel is looked at.
+    """
     size = float(np.prod([side.stop - side.start for side in box]))
     step = max(1, round((size / _SHELL_VOXELS) ** (1 / 3)))
     reach = _SHELL_STEPS * step
@@ -193,7 +195,7 @@ def _shell_mean(image: np.ndarray, classes: np.ndarray, index: int, box: tuple[s
     )
     mask = classes[wide] == index
     shell = ndimage.binary_dilation(mask, iterations=_SHELL_STEPS) & ~mask
-    return float(image[wide][shell].mean(dtype=np.float64)) if shell.any() else float("nan")
+    return float(image[wide][shell].mean(dtype=np.float64)) if shell.any() else math.nan
 
 
 def _percentiles(channel: np.ndarray) -> tuple[float, float, float]:

@@ -179,9 +179,10 @@ def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[Numbers]:
     channels = min(len(case.percentiles) for case in cases)
     for channel in range(channels):
         of = f" of channel {channel}" if channels > 1 else ""
-        values = np.array([case.percentiles[channel] for case in cases])
-        floor = 0.1 * float(np.median(values[:, 2] - values[:, 0]))
-        text = f"intensities{of} {{}} (1st, 50th, 99th percentile)"
+        # not the median: it tells how much air was scanned
+        values = np.array([case.percentiles[channel] for case in cases])[:, ::2]
+        floor = 0.1 * float(np.median(values[:, 1] - values[:, 0]))
+        text = f"intensities{of} {{}} (1st x 99th percentile)"
         # whole series of scanners differ in this, and normalisation takes care of it: no label is wrong for that
         yield Numbers("intensity", text, values, max(floor, 1e-12), most=_MOST_INTENSITY)
 

@@ -170,18 +170,8 @@ def _write_cases(path: Path, cases: Sequence[InspectedCase], dataset: Dataset, l
     header += [f"{name}_{axis}" for name in ("voxels", "spacing_mm", "extent_mm") for axis in axes]
     percentiles = ("p01", "median", "p99")
     header += [f"{name}_{channel}" for channel in range(dataset.num_channels) for name in percentiles]
-    columns = (
-        "voxels",
-        "ml",
-        "centre_d",
-        "centre_h",
-        "centre_w",
-        "parts",
-        "largest_part",
-        "level",
-        "contrast",
-        "touches",
-    )
+    columns = ["voxels", "ml", "centre_d", "centre_h", "centre_w", "reach_d_mm", "reach_h_mm", "reach_w_mm"]
+    columns += ["parts", "largest_part", "level", "variation", "contrast", "touches"]
     header += [f"{name}_{column}" for name in labels.class_names[1:] for column in columns]
     rows: list[list[object]] = [[*header, "ignored_voxels"]]
     for case in sorted(cases, key=lambda case: case.case_id):
