@@ -46,7 +46,7 @@ class TrainData(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data: at least `cases` (id -> content key) and `split_hash`."""
+        """What identifies the data: `cases` (id -> content key), the `scheme` of these keys, and `split_hash`."""
         ...
 
     def close(self) -> None:

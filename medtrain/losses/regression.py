@@ -64,7 +64,8 @@ def check_numbers(targets: Sequence[TargetInfo], loss_name: str) -> None:
     if classes:
         raise UsageError(
             f"loss={loss_name} is one of numbers, but these targets are classes: {', '.join(classes)}",
-            hint="use loss=ce, bce, focal or ordinal for classes, or loss=multitask for both together",
+            hint="for classes: task=classification with loss=ce or focal, or task=ordinal, multilabel or zones; "
+            "for both together: task=multitask",
         )
 
 

@@ -160,7 +160,8 @@ def class_names(targets: Sequence[TargetInfo], loss_name: str) -> tuple[str, ...
     if numbers:
         raise UsageError(
             f"loss={loss_name} is one of classes, but these targets are numbers: {', '.join(numbers)}",
-            hint="use loss=mse, mae or huber for numbers, or loss=multitask for classes and numbers together",
+            hint="for numbers: task=regression with loss=huber, mse or mae; for classes and numbers together: "
+            "task=multitask",
         )
     classes = [target.classes or () for target in targets]
     if len({len(names) for names in classes}) > 1:

@@ -110,7 +110,12 @@ class Generic:
         return StepOutput(loss, {f"train/{name}": value.detach() for name, value in scalars.items()})
 
     def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
-        """Nothing is known of what the model learns."""
+        """Nothing is known of what the model learns: only mixing images needs to know."""
+        if augment.mixup or augment.cutmix:
+            raise UsageError(
+                "augment.mixup and augment.cutmix mix targets in the loss, which the model computes itself",
+                hint="set augment.mixup=0 and augment.cutmix=0",
+            )
 
     def begin_evaluation(self) -> None:
         """Nothing is kept between evaluations."""

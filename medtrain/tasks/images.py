@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medtrain.data.images.mixing import Mix
 from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.samples import Normalizer
 from medtrain.errors import UsageError
@@ -23,7 +24,7 @@ from medtrain.metrics.spec import MetricSpec
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 from medtrain.tasks.gallery import Gallery
 from medtrain.tasks.model_io import as_outputs, example_batch, model_inputs, unwrapped
-from medtrain.tasks.outcome import Decision, Outcome, Rows, column
+from medtrain.tasks.outcome import Decision, Outcome, Rows, column, require_kind
 from medtrain.tasks.report import (
     DEFAULT_REPORT,
     Report,
@@ -35,6 +36,7 @@ from medtrain.tasks.report import (
     taken,
     write_report,
 )
+from medtrain.tasks.training_checks import check_mixing, check_sides, warn_of_two_corrections
 from medtrain.tasks.watching import Outputs, TruthMaps
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class ImageTask:
         self.supervised = SupervisedLoss(
             loss, aux_weights=aux_weights, attention=attention, instance_entropy=instance_entropy
         )
-        self._check_loss()
+        require_kind(loss.kind, self.kinds)
         self._check_attention(instance_entropy)
         self.outcome = self.make_outcome()
         self.subgroups = Subgroups(report, plan.tabular, plan.metadata_names)
@@ -112,13 +114,6 @@ class ImageTask:
     def make_outcome(self) -> Outcome:
         """What the samples are judged on; called once, with `loss`, `inference` and `plan` in place."""
         raise NotImplementedError
-
-    def _check_loss(self) -> None:
-        if self.loss.kind not in self.kinds:
-            raise UsageError(
-                f"this task judges {' or '.join(self.kinds)}, but the loss is one of {self.loss.kind}",
-                hint="choose another loss, or the task that belongs to it; see `medtrain list loss --long`",
-            )
 
     def _check_attention(self, instance_entropy: InstanceEntropy | None) -> None:
         """Say before the first step what these data cannot give; what the model lacks, its first batch tells."""
@@ -170,26 +165,15 @@ class ImageTask:
             )
 
     def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
-        """See that training does not mirror images whose targets would have to change places with left and right.
+        """See `Task.check_training`, and `medtrain.tasks.training_checks`."""
+        check_mixing(self, augment)
+        check_sides(self, data, augment)
+        warn_of_two_corrections(self, data)
 
-        Warns of rare classes that are made up for twice: class weights are made for classes as often as they are, and
-        not as they come when draws are balanced.
-        """
-        if self.lacks_pairs and data.get("paired_targets") != [] and augment.mirrors:
-            raise UsageError(
-                "the augmentation swaps left and right, but the data do not say which zones form pairs",
-                hint="name the pairs in data.paired_targets, say that there are none with data.paired_targets=[], or "
-                "choose an augmentation without mirroring, such as augment.mirror_p=0 or augment=chest_xray",
-            )
-        balance = data.get("balance", "none")
-        if balance != "none" and self.loss.reweighs:
-            log.warning(
-                "data.balance=%s and loss.%s both make up for rare classes, which are now corrected for twice; "
-                "one of them is usually meant: data.balance=none or loss.%s=none",
-                balance,
-                self.loss.reweighs,
-                self.loss.reweighs,
-            )
+    @property
+    def has_places(self) -> bool:
+        """Whether targets belong to places in the image."""
+        return False
 
     @property
     def lacks_pairs(self) -> bool:
@@ -228,6 +212,9 @@ class ImageTask:
         """The loss of the logits, and beside it that of auxiliary heads and of where the model looks."""
         target, maps = batch["target"], None
         inner = unwrapped(model)
+        mix: Mix | None = batch.get("mix")
+        if mix is not None:
+            batch = {**batch, "image": mix.images(batch["image"])}
 
         def forward() -> Outputs:
             return as_outputs(self.forward(model, batch))
@@ -239,6 +226,10 @@ class ImageTask:
         loss, terms = self.supervised(
             outputs, target, maps=maps, annotation=batch.get("annotation"), present=batch.get("present")
         )
+        if mix is not None:
+            other, its_terms = self.supervised(outputs, target.flip(0))
+            loss = mix.share * loss + (1 - mix.share) * other
+            terms = {name: mix.share * value + (1 - mix.share) * its_terms[name] for name, value in terms.items()}
         return StepOutput(loss, {f"train/loss/{name}": value for name, value in terms.items()})
 
     # ------------------------------------------------------------------------------------------------ evaluation

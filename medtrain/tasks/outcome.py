@@ -264,6 +264,38 @@ def log_probs(probs: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probs, np.finfo(np.float64).tiny))
 
 
+_TASK_OF = {
+    "classes": "choose task=classification, multilabel, ordinal or zones for this loss",
+    "numbers": "choose task=regression for this loss",
+    "survival": "choose task=survival for this loss",
+    "mixed": "choose task=multitask for this loss",
+    "model": "choose task=generic for this loss",
+}
+_LOSS_OF = {
+    "classes": "loss=ce, bce, focal or ordinal",
+    "numbers": "loss=huber, mse or mae",
+    "survival": "loss=cox or discrete_survival",
+    "mixed": "loss=multitask",
+}
+
+
+def require_kind(kind: str, judged: Sequence[str]) -> None:
+    """See that a task can judge what a loss learns.
+
+    Args:
+        kind: Of the loss.
+        judged: The kinds that the task can judge.
+
+    Raises:
+        UsageError: It cannot; names the task that can, and losses for this one.
+    """
+    if kind not in judged:
+        raise UsageError(
+            f"this task judges {' or '.join(judged)}, but the loss is one of {kind}",
+            hint=f"{_TASK_OF[kind]}, or for this task {_LOSS_OF[judged[0]]}",
+        )
+
+
 def one_target(targets: Sequence[Any], task: str) -> Any:
     """The only target.
 

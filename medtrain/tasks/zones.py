@@ -125,6 +125,11 @@ class Zones(ImageTask):
         )
 
     @property
+    def has_places(self) -> bool:
+        """Zones do."""
+        return True
+
+    @property
     def lacks_pairs(self) -> bool:
         """Whether no zones form pairs."""
         return not self.plan.paired_targets

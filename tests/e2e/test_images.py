@@ -170,5 +170,5 @@ def test_a_loss_of_another_kind_is_refused_before_anything_is_made(
 ) -> None:
     run = tmp_path / "run"
     assert medtrain("train", *words("phantom_images"), "loss=huber", f"run.dir={run}") == 2
-    assert "hint: use loss=ce, bce, focal or ordinal for classes" in capsys.readouterr().err
+    assert "hint: for classes: task=classification with loss=ce or focal" in capsys.readouterr().err
     assert not run.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
 
+from medtrain.data.images.mixing import Mix
 from medtrain.data.tabular import CategoryState, NumericState, TabularEncoder
 from medtrain.errors import NonFiniteError, UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
 from medtrain.losses.multitask import LossPart, MultitaskLoss
-from medtrain.losses.ordinal import OrdinalLoss
+from medtrain.losses.ordinal import OrdinalLoss, QuadraticKappaLoss
 from medtrain.losses.regression import MSELoss
 from medtrain.losses.supervision import InstanceEntropy, MapSupervision
 from medtrain.models.cam import explain
@@ -28,6 +30,7 @@ from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
 
 CPU = torch.device("cpu")
 QUICK = Report(resamples=0)
+PLAIN = SimpleNamespace(mirrors=False, mixup=0.0, cutmix=0.0)
 THREE = target("a", "b", "c")
 TWO = target("no", "yes")
 
@@ -71,7 +74,7 @@ def test_the_weight_of_a_batch_is_that_of_its_labels() -> None:
 def test_rare_classes_that_are_made_up_for_twice_are_told_of(
     balance: str, loss: Any, key: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    three_classes(loss=loss).check_training({"balance": balance}, augment=None)
+    three_classes(loss=loss).check_training({"balance": balance}, PLAIN)
     told = [
         record.getMessage().partition(" both")[0] for record in caplog.records if "corrected" in record.getMessage()
     ]
@@ -142,8 +145,9 @@ def test_the_model_gets_what_it_names_and_the_batch_has() -> None:
 
 
 def test_a_loss_of_another_kind_is_refused() -> None:
-    with pytest.raises(UsageError, match="this task judges classes, but the loss is one of numbers"):
+    with pytest.raises(UsageError, match="this task judges classes, but the loss is one of numbers") as error:
         three_classes(loss=MSELoss(targets=[number()]))
+    assert error.value.hint == "choose task=regression for this loss, or for this task loss=ce, bce, focal or ordinal"
 
 
 def test_several_targets_are_refused() -> None:
@@ -742,3 +746,38 @@ def test_a_model_that_says_the_same_of_all_is_warned_of(tmp_path: Path, caplog: 
     alike = task.evaluation_step(Echo(), batch([[2.0], [1.0]], [1, 1]), final=True)  # and so are the labels
     task.write_evaluation(tmp_path, alike, task.summarize(alike), extra={})
     assert "says the same" not in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_loss_of_mixed_images_is_that_of_mixed_targets(share: float) -> None:
+    logits, labels = random_logits(5, 3), random_labels(5, 3)
+    labels[1] = NAN
+    task = three_classes(loss=ClassCrossEntropy([THREE], class_weights=(1.0, 2.0, 4.0)))
+    data = {**batch(logits, labels), "mix": Mix(share)}
+    found = float(task.training_step(Echo(), data).loss.detach())
+    mixed = share * logits + (1 - share) * logits.flip(0)
+    each = -torch.log_softmax(mixed, dim=1)
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    hot = torch.nn.functional.one_hot(labels.nan_to_num(0).long()[:, 0], 3) * ~labels.isnan()
+    soft = (share * hot + (1 - share) * hot.flip(0)) * weights
+    assert found == pytest.approx(float((soft * each).sum() / soft.sum()), rel=1e-6)
+    assert task.batch_weight(data) == pytest.approx(float(soft.sum()))  # for accumulation and several processes
+
+    binary = two_classes()
+    logits, labels = random_logits(4, 1), random_labels(4, 2)
+    mixed, soft = (share * part + (1 - share) * part.flip(0) for part in (logits, labels))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(mixed, soft)
+    found = float(binary.training_step(Echo(), {**batch(logits, labels), "mix": Mix(share)}).loss.detach())
+    assert found == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_mixing_is_refused_where_it_means_nothing() -> None:
+    mixing = SimpleNamespace(mirrors=False, mixup=0.2, cutmix=0.0)
+    three_classes().check_training({}, mixing)
+    with pytest.raises(UsageError, match=r"augment\.mixup mixes single images"):
+        three_classes(plan=plan(THREE, width=3, max_instances=4)).check_training({}, mixing)
+    with pytest.raises(UsageError, match=r"augment\.mixup needs a loss of single samples"):
+        three_classes(loss=QuadraticKappaLoss(targets=[THREE])).check_training({}, mixing)
+    encoder = TabularEncoder((NumericState("age", 0.0, 1.0, 0.0),), (), indicators=False)
+    with pytest.raises(UsageError, match="not the columns of a table"):
+        three_classes(plan=plan(THREE, width=3, tabular=encoder)).check_training({}, mixing)

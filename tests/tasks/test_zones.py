@@ -228,7 +228,7 @@ def test_zones_are_not_mirrored_in_training_where_nobody_knows_their_pairs(
     pairs: tuple[tuple[int, int], ...], mirrors: bool, given: list[list[str]] | None, refused: bool
 ) -> None:
     found = task(plan=plan(*ZONES, paired_targets=pairs))
-    augment = SimpleNamespace(mirrors=mirrors)
+    augment = SimpleNamespace(mirrors=mirrors, mixup=0.0, cutmix=0.0)
     if not refused:
         found.check_training({"paired_targets": given}, augment)
         return
@@ -248,3 +248,10 @@ def test_the_worst_images_are_those_with_the_largest_distance_of_grades() -> Non
     assert found.outcome.judged_by == "error of the grades"
     same = found.evaluation_step(Echo(), batch([saying(*[2] * 6)] * 2, [[0, 1, 2, 0, 1, 2]] * 2), final=False)
     assert found.outcome.constant(same) == f"{found.outcome.class_names[2]} in every zone"
+
+
+def test_zones_can_be_blended_but_not_cut() -> None:
+    paired = task(plan=plan(*ZONES, paired_targets=PAIRS))
+    paired.check_training({}, SimpleNamespace(mirrors=True, mixup=0.2, cutmix=0.0))
+    with pytest.raises(UsageError, match=r"augment\.cutmix exchanges places"):
+        paired.check_training({}, SimpleNamespace(mirrors=True, mixup=0.2, cutmix=1.0))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medtrain.data.images.balance import draw_samples
 from medtrain.data.images.copies import ImageCopies
+from medtrain.data.images.mixing import draw_mix
 from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.reading import read_annotation
 from medtrain.data.sample import ImageRef, Sample
@@ -19,6 +20,8 @@ from medtrain.data.sampler import SampleKey
 from medtrain.data.transforms.images.base import Augmented, ImageAugmentation
 
 Batch = dict[str, Any]
+
+_OF_BATCHES = 1 << 20  # a stream of random numbers beside those of the images of a sample
 
 
 @dataclass
@@ -31,6 +34,7 @@ class ReadSample:
         present: Which view or instance there is; one entry, where a sample has one image.
         targets: [T], swapped where left and right changed places.
         annotation: Mask [*image_size], or None.
+        key: What a training sample was drawn by.
     """
 
     sample: Sample
@@ -38,6 +42,7 @@ class ReadSample:
     present: list[bool]
     targets: list[float]
     annotation: np.ndarray | None = None
+    key: SampleKey | None = None
 
 
 class SampleReader:
@@ -193,6 +198,7 @@ class TrainingReader(SampleReader):
         """
         sample = self.samples[self.position(key)]
         result = _started(sample)
+        result.key = key
         refs = self._chosen(self._refs(sample, result), result, key)
         for place, ref in enumerate(refs):
             image = self.copies.read(ref)
@@ -200,6 +206,21 @@ class TrainingReader(SampleReader):
             done = self.augment.train(image, seed=int(seeds.generate_state(1)[0]), mask=self._mask(sample, image, ref))
             self._take(result, done)
         return result
+
+    def collate(self, samples: Sequence[ReadSample]) -> Batch:
+        """Samples side by side; see `SampleReader.collate`.
+
+        Returns:
+            mix: How images and targets are to be mixed, a function of the first sample's key; only where that was
+                asked for.
+        """
+        batch = super().collate(samples)
+        mixup, cutmix, first = self.augment.mixup, self.augment.cutmix, samples[0].key
+        if (mixup or cutmix) and first is not None:
+            seeds = np.random.SeedSequence([self.seed, first.epoch, first.index], spawn_key=(_OF_BATCHES,))
+            rng = np.random.Generator(np.random.Philox(seeds))
+            batch["mix"] = draw_mix(rng, self.plan.image_size, mixup=mixup, cutmix=cutmix)
+        return batch
 
     def position(self, key: SampleKey) -> int:
         """Which of the samples a key stands for."""

@@ -26,6 +26,8 @@ class Shifting:
     """Adds the seed's last digit to every pixel, and swaps left and right for odd seeds where it may."""
 
     mirrors = True
+    mixup = 0.0
+    cutmix = 0.0
     turning: tuple[str, ...] = ()
 
     def __init__(self, image_size: Sequence[int] = SIZE, *, mirrors: bool = True) -> None:

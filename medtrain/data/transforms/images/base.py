@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from medtrain.data.transforms.images.pipeline import Pipeline
 from medtrain.data.transforms.images.resize import enlarged, fit_image
 from medtrain.data.transforms.images.sides import mirroring, turning
 from medtrain.errors import UsageError
+from medtrain.registry import Range
 
 
 class Augmented(NamedTuple):
@@ -40,6 +41,16 @@ class ImageAugmentation(Protocol):
     @property
     def turning(self) -> tuple[str, ...]:
         """The transforms after which left and right may be neither where they were nor exactly exchanged."""
+        ...
+
+    @property
+    def mixup(self) -> float:
+        """Parameter of the shares by which images of a batch are blended; 0 for none."""
+        ...
+
+    @property
+    def cutmix(self) -> float:
+        """The same of boxes that are exchanged."""
         ...
 
     def train(self, image: np.ndarray, *, seed: int, mask: np.ndarray | None = None) -> Augmented:
@@ -76,12 +87,18 @@ class ResizedImages:
         resize: How images get their size. letterbox keeps their shape and fills the rest with black, stretch changes
             it, crop keeps it and cuts off what is too much: at random in training, on both sides alike in evaluation.
             Slices of volumes likewise; along D volumes are always stretched.
+        mixup: Training images are blended with others, and their targets likewise, by shares of Beta(mixup, mixup); 0
+            for none. 0.2 is usual.
+        cutmix: A box of training images is that of another image, and their targets are shares accordingly, of
+            Beta(cutmix, cutmix); 0 for none. 1.0 is usual. With both, each is as likely.
     """
 
     image_size: tuple[int, ...]
     spatial_dims: int
     in_channels: int
     resize: Literal["letterbox", "stretch", "crop"] = "letterbox"
+    mixup: Annotated[float, Range(ge=0)] = 0.0
+    cutmix: Annotated[float, Range(ge=0)] = 0.0
 
     def recipe(self) -> Sequence[Mapping[str, Any]]:
         """The random changes in the form that `augment=albumentations` takes."""
