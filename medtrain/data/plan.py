@@ -124,6 +124,11 @@ class Plan:
         return self.in_channels + (0 if self.cascade is None else self.cascade.num_channels)
 
     @property
+    def zscore_nonzero(self) -> bool:
+        """Whether zscore uses only the voxels inside the body."""
+        return any(channel.nonzero for channel in self.normalization)
+
+    @property
     def judged_names(self) -> tuple[str, ...]:
         """What evaluations judge: the regions, or the classes without the background."""
         return self.class_names[1:] if self.regions is None else self.region_names
@@ -323,11 +328,19 @@ def _normalization(
     fingerprint: Fingerprint, channel_names: Sequence[str], settings: VolumeData, reasons: dict[str, str]
 ) -> tuple[ChannelNormalization, ...]:
     schemes = [channel_scheme(name, settings.normalization) for name in channel_names]
-    nonzero = fingerprint.relative_crop < NONZERO_BELOW
     if settings.normalization == "auto":
         parts = [f"{name}: {scheme}" for name, scheme in zip(channel_names, schemes, strict=True)]
-        within = " over non-zero voxels (cropping removes over a quarter)" if nonzero and "zscore" in schemes else ""
-        reasons["data.normalization"] = f"by channel name, {', '.join(parts)}{within}"
+        reasons["data.normalization"] = f"by channel name, {', '.join(parts)}"
+    nonzero = settings.zscore_nonzero
+    if nonzero is not None and "zscore" not in schemes:
+        message = f"no channel is normalised by zscore, but by {', '.join(schemes)}: it would have no effect"
+        raise ConfigError([Problem("data.zscore_nonzero", message, "drop it, or set data.normalization=zscore")])
+    if nonzero is None:
+        nonzero = fingerprint.relative_crop < NONZERO_BELOW
+        if "zscore" in schemes:
+            share = f"{1 - fingerprint.relative_crop:.0%} of the median scan"
+            less = "more" if nonzero else "no more"
+            reasons["data.zscore_nonzero"] = f"cropping to non-zero voxels removes {share}, {less} than a quarter"
     entries = []
     for scheme, seen in zip(schemes, fingerprint.channels, strict=True):
         if scheme == "ct":

@@ -80,6 +80,8 @@ class VolumeData:
         normalization: auto chooses by channel name: ct (clip to the foreground's 0.5 and 99.5 percentiles, then
             subtract the mean and divide by the standard deviation of the training part) for CT, zscore (per case and
             channel) otherwise; none leaves intensities as they are.
+        zscore_nonzero: Whether zscore uses only the voxels inside the body and leaves the others at 0; None: where
+            cropping to non-zero voxels removes over a quarter of the median training case (nnU-Net).
         oversample_foreground: Share of a batch's patches that are centred on a labelled voxel.
         samples_per_case: Patches drawn per case and epoch.
         num_workers: Processes that read patches; None derives it: 0 (in the training process) on a CPU, as many as
@@ -109,6 +111,7 @@ class VolumeData:
     resolution: Literal["full", "low"] = "full"
     batch_size: Typed[int, Range(ge=1)] | None = None
     normalization: Literal["auto", "ct", "zscore", "none"] = "auto"
+    zscore_nonzero: bool | None = None
     oversample_foreground: Typed[float, Range(ge=0, le=1)] = 0.33
     samples_per_case: Typed[int, Range(ge=1)] = 1
     num_workers: Typed[int, Range(ge=0)] | None = None

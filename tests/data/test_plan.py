@@ -165,7 +165,13 @@ def test_zscore_leaves_out_the_air_where_cropping_removes_much() -> None:
     cropped = Fingerprint(((64, 64, 64),) * 4, ((1.0, 1.0, 1.0),) * 4, 0.74, (SEEN,) * 2, (1, 1, 1))
     plan = plan_of(cropped, dataset("T1", "CT"))
     assert [entry.nonzero for entry in plan.normalization] == [True, False]
-    assert "non-zero" in plan.reasons["data.normalization"]
+    assert plan.reasons["data.zscore_nonzero"].endswith("removes 26% of the median scan, more than a quarter")
+    assert plan.zscore_nonzero
+    kept = plan_of(cropped, dataset("T1", "CT"), settings=VolumeData(zscore_nonzero=False))
+    assert not kept.zscore_nonzero
+    assert "data.zscore_nonzero" not in kept.reasons
+    with pytest.raises(ConfigError, match="no channel is normalised by zscore, but by ct"):
+        plan_of(cropped, dataset("CT", "CT"), settings=VolumeData(zscore_nonzero=True))
 
 
 def test_the_users_values_win_and_the_rest_fits() -> None:
