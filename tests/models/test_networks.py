@@ -40,8 +40,8 @@ OF_MONAI = ("dynunet", "segresnet", "attention_unet", "vnet", "swin_unetr", "une
 OWN = [name for name in TINY if name not in OF_MONAI]
 
 
-def models(names: Any = TINY) -> list[Any]:
-    return [pytest.param(name, marks=needs_monai if name in OF_MONAI else ()) for name in names]
+def models(names: Any = TINY, *marks: pytest.MarkDecorator) -> list[Any]:
+    return [pytest.param(name, marks=[*marks, *([needs_monai] if name in OF_MONAI else [])]) for name in names]
 
 
 def make(name: str, size: tuple[int, ...], *, in_channels: int = 1, num_outputs: int = 3, **settings: Any) -> Any:
@@ -206,7 +206,11 @@ def test_the_norm_of_a_transformers_decoder(name: str) -> None:
         assert any(kind in each for each in found), found
 
 
-@pytest.mark.parametrize("name", models())
+LARGE = ("vnet", "swin_unetr")
+"""They have millions of parameters at least."""
+
+
+@pytest.mark.parametrize("name", [*models(n for n in TINY if n not in LARGE), *models(LARGE, pytest.mark.slow)])
 def test_one_batch_is_learned(name: str) -> None:
     image = images(2, 1, 16, 16)
     label = (F.avg_pool2d(image[:, 0], 5, 1, 2) > 0).long() + (image[:, 0] > 1).long()
