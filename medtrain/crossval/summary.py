@@ -81,11 +81,13 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     segments = hasattr(task, "on_prediction")
     whole = _judge_whole(folder, task, [_record(row) for row in rows]) if segments else {}
     choice = _choose(members) if segments else None
+    own = members[0].config["inference"].get("keep_largest", ())  # what the judged label maps went through already
+    kept = list(dict.fromkeys([*own, *(choice.keep_largest if choice else ())]))
     record = dataclasses.replace(
         record,
         metrics={"folds": folds, **whole},
         num_cases=len(rows),
-        postprocess={"keep_largest": list(choice.keep_largest) if choice else []},
+        postprocess={"keep_largest": kept},
         chosen=choice.to_json() if choice else {},
     )
     _write_cases(folder.cases, rows)
