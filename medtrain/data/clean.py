@@ -21,21 +21,21 @@ DAY_S = 24 * 3600.0
 """An entry is kept at least so long after its last use."""
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_PARTS = ("cases", "scans", "images")
+_PARTS = ("cases", "scans", "images", "arrays")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One prepared case, what planning knows of a case, or the copies of a set of images.
+    """One prepared case, what planning knows of a case, the copies of a set of images, or an unpacked array of them.
 
     Args:
         path: Its folder or file.
         size: Bytes.
         last_used: Seconds since 1970.
-        is_case: Whether it is a prepared case, or copies of images.
+        is_case: Whether it is a prepared case, copies of images, or an array of images.
         source: Folder of the data set it was made from; None where that is not known.
         spacing: Voxel size (D, H, W) in mm; None where that is not known.
-        images: How many copies of images it holds; None for anything else.
+        images: How many copies of images, or arrays of them, it holds; None for anything else.
     """
 
     path: Path
@@ -57,14 +57,15 @@ def list_entries(store: Path) -> list[Entry]:
         UsageError: The folder is no store.
     """
     there = {part for part in _PARTS if (store / part).is_dir()}
-    if not ({"cases", "scans"} <= there or "images" in there):  # any folder may hold one of the former
+    if not ({"cases", "scans"} <= there or {"images", "arrays"} & there):  # any folder may hold one of the former
         raise UsageError(
             f"{store} is not a store of prepared cases", hint="name the folder that is data.store of the runs"
         )
     cases = [_read_case(path) for path in sorted((store / "cases").glob("*")) if _KEY.fullmatch(path.name)]
     copies = [_read_copies(path) for path in sorted((store / "images").glob("*")) if _KEY.fullmatch(path.name)]
+    arrays = [_read_copies(path, "*.npy") for path in sorted((store / "arrays").glob("*")) if _KEY.fullmatch(path.name)]
     scans = [_read_scan(path) for path in sorted((store / "scans").glob("*.json")) if _KEY.fullmatch(path.stem)]
-    return [entry for entry in (*cases, *copies, *scans) if entry is not None]
+    return [entry for entry in (*cases, *copies, *arrays, *scans) if entry is not None]
 
 
 def remove_entries(store: Path, entries: Iterable[Entry], *, before: float) -> list[Entry]:
@@ -101,10 +102,10 @@ def _read_case(folder: Path) -> Entry | None:
     return Entry(folder, size, last_used, True, description.get("source"), tuple(description["geometry"]["spacing"]))
 
 
-def _read_copies(folder: Path) -> Entry | None:
+def _read_copies(folder: Path, pattern: str = "??/*") -> Entry | None:
     try:
         last_used = _last_used(folder)
-        copies = [file.stat().st_size for file in folder.glob("??/*") if not file.name.startswith(".")]
+        copies = [file.stat().st_size for file in folder.glob(pattern) if not file.name.startswith(".")]
         source = json.loads((folder / "set.json").read_bytes())["source"]
     except (FileNotFoundError, NotADirectoryError):  # being removed at this moment, or no folder
         return None

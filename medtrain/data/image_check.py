@@ -12,8 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from medtrain.data.arrays import load_array
 from medtrain.data.digests import DigestCache
-from medtrain.data.image_sets import load_array, read_sample_image
+from medtrain.data.image_sets import read_sample_image
 from medtrain.data.io.images import check_image_bytes, image_error
 from medtrain.data.sample import ImageRef, Sample, SampleSet
 from medtrain.data.stratified import check_parts
@@ -69,9 +70,9 @@ def inspect_images(
         try:
             if decode:
                 return _digest_decoded(ref)
-            return (
-                _digest_file(ref, cache) if isinstance(ref, Path) else _digest(load_array(ref.path, ref.key)[ref.index])
-            )
+            if isinstance(ref, Path):
+                return _digest_file(ref, cache)
+            return _digest(load_array(ref.path, ref.key, ref.unpacked)[ref.index])
         except DataError as error:
             return error.problems[0]
 

@@ -6,12 +6,12 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from medtrain.data.arrays import load_array, unpack_large
 from medtrain.data.io.description import patient_of
 from medtrain.data.io.images import Image, convert_channels, image_error, image_stem, is_image, read_image_file
 from medtrain.data.sample import ArrayItem, ImageRef, Sample, SampleSet, Target
@@ -81,7 +81,11 @@ def read_image_folder(root: Path, *, group_pattern: str | None = None) -> Sample
 
 
 def read_medmnist(
-    path: Path, *, class_names: tuple[str, ...] | None = None, target_names: tuple[str, ...] | None = None
+    path: Path,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    target_names: tuple[str, ...] | None = None,
+    store: Path | None = None,
 ) -> SampleSet:
     """The images of a MedMNIST file: `train_images` [N, H, W], [N, H, W, 3] or [N, D, H, W], `train_labels` [N, T].
 
@@ -91,6 +95,7 @@ def read_medmnist(
         path: The `.npz` file.
         class_names: By class index; the numbers if None.
         target_names: By label column; `class`, or `label_0` and so on of several, if None.
+        store: Folder that runs share: large arrays are unpacked there, rather than held by every process that reads.
 
     Raises:
         UsageError: No such file, too few class names, or not a name for each label column.
@@ -100,10 +105,11 @@ def read_medmnist(
         raise UsageError(f"no such file: {path}")
     problems: list[Problem] = []
     labels: dict[str, np.ndarray] = {}
+    unpacked: dict[str, Path | None] = {}
     for part in ("train", "val", "test"):
-        array = _part_labels(path, part, problems)
-        if array is not None:
-            labels[part] = array
+        found = _part_labels(path, part, problems, store)
+        if found is not None:
+            labels[part], unpacked[part] = found
     if "train" not in labels and not problems:
         message = "holds no train_images and train_labels, as a MedMNIST file does"
         problems.append(Problem(where=str(path), message=message))
@@ -123,7 +129,7 @@ def read_medmnist(
     samples = [
         Sample(
             sample_id=f"{part}_{row:06d}",
-            images=(ArrayItem(path, f"{part}_images", row),),
+            images=(ArrayItem(path, f"{part}_images", row, unpacked[part]),),
             targets=tuple(int(value) for value in values),
             group=f"{part}_{row:06d}",
             part=part,
@@ -156,47 +162,23 @@ def read_sample_image(ref: ImageRef, *, channels: Literal[1, 3] | None = None, m
     """
     if isinstance(ref, Path):
         return read_image_file(ref, channels=channels, min_side=min_side)
-    images = load_array(ref.path, ref.key)
+    images = load_array(ref.path, ref.key, ref.unpacked)
     one = images[ref.index]
     array = one.transpose(2, 0, 1) if one.ndim == 3 and one.shape[-1] == 3 else one[None]
     max_value = float(np.iinfo(one.dtype).max) if one.dtype in (np.uint8, np.uint16) else None
     return convert_channels(Image(array, max_value), channels, ref.path)
 
 
-def load_array(path: Path, key: str) -> np.ndarray:
-    """An array of an `.npz` file, kept as long as the file does not change.
-
-    Raises:
-        DataError: The file is missing, damaged, or has no such array.
-    """
-    try:
-        changed = path.stat().st_mtime_ns
-    except OSError:
-        raise image_error(path, "no such file") from None
-    return _load_array(str(path), key, changed)
-
-
-@lru_cache(maxsize=8)
-def _load_array(path: str, key: str, changed: int) -> np.ndarray:
-    try:
-        # numpy leaves a file open that it opened itself and cannot read
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            array = file[key]
-    except KeyError:
-        raise image_error(Path(path), f"has no array {key}") from None
-    except _DAMAGE as error:
-        raise image_error(Path(path), f"not an .npz file, or damaged: {' '.join(str(error).split())}") from None
-    array.flags.writeable = False
-    return array
-
-
-def _part_labels(path: Path, part: str, problems: list[Problem]) -> np.ndarray | None:
-    """The labels [N, T] of a part, or None where the file has no such part or it is wrong."""
+def _part_labels(
+    path: Path, part: str, problems: list[Problem], store: Path | None
+) -> tuple[np.ndarray, Path | None] | None:
+    """The labels [N, T] of a part and its unpacked images, or None where the file has no such part or it is wrong."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if f"{part}_images" not in file.files and f"{part}_labels" not in file.files:
                 return None
-            images, labels = load_array(path, f"{part}_images"), load_array(path, f"{part}_labels")
+            unpacked = None if store is None else unpack_large(path, f"{part}_images", store)
+            images, labels = load_array(path, f"{part}_images", unpacked), load_array(path, f"{part}_labels")
     except DataError as error:
         problems += error.problems
         return None
@@ -217,7 +199,7 @@ def _part_labels(path: Path, part: str, problems: list[Problem]) -> np.ndarray |
     if wrong:
         problems.append(Problem(where=str(path), message=wrong))
         return None
-    return labels.reshape(len(labels), -1)
+    return labels.reshape(len(labels), -1), unpacked
 
 
 def _folders(folder: Path) -> list[Path]:

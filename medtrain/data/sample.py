@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medtrain.data.marks import Mark
@@ -17,11 +17,13 @@ class ArrayItem:
         path: The file.
         key: Name of the array in it.
         index: Position along the array's first axis.
+        unpacked: File that holds the array by itself, to be mapped; None where it is held in memory.
     """
 
     path: Path
     key: str
     index: int
+    unpacked: Path | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}[{self.key}][{self.index}]"

@@ -28,12 +28,12 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from medtrain.data.arrays import load_array
 from medtrain.data.digests import digest_of
-from medtrain.data.image_sets import load_array
 from medtrain.data.images.annotations import AnnotationChecks, Pair
 from medtrain.data.images.plan import ImageFormat
 from medtrain.data.images.reading import read_for
-from medtrain.data.sample import ImageRef
+from medtrain.data.sample import ArrayItem, ImageRef
 from medtrain.data.store import mark_used
 from medtrain.data.workers import Progress, usable_cores
 from medtrain.errors import DataError, Problem
@@ -68,6 +68,7 @@ class ImageCopies:
         digests: Digest of the pixels by image, of those that were looked at.
         drawn: Digest of the mask by annotation and image.
         case_ids: Names of the images that have been looked at.
+        mapped: Folders of unpacked arrays that are in use, too.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class ImageCopies:
         digests: dict[ImageRef, str],
         drawn: dict[Pair, str] | None = None,
         case_ids: Sequence[str] = (),
+        mapped: Sequence[Path] = (),
     ) -> None:
         self.folder = folder
+        self.mapped = tuple(mapped)
         self.image_format = image_format
         self.copied = copied
         self.digests = digests
@@ -106,9 +109,10 @@ class ImageCopies:
     def mark_used(self) -> None:
         """Note, once an hour however often this is called, that the copies are in use and not to be removed."""
         now = time.time()  # the clock of the files
-        if self.copied and abs(now - self._marked) >= _MARK_EVERY_S:
+        if (self.copied or self.mapped) and abs(now - self._marked) >= _MARK_EVERY_S:
             self._marked = now
-            mark_used(self.folder)
+            for folder in (self.folder, *self.mapped):
+                mark_used(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         # the processes that read need no digests
@@ -172,7 +176,16 @@ def prepare_images(
     paths = [str(ref) for ref in refs if isinstance(ref, Path)]
     copied = {path: known[path][2] for path in paths} if copy else {}
     names = [path.removeprefix(f"{root}{os.sep}") for path in map(str, refs)]
-    return ImageCopies(folder, image_format, copied=copied, digests=work.digests, drawn=checks.digests, case_ids=names)
+    unpacked = {ref.unpacked.parent for ref in refs if isinstance(ref, ArrayItem) and ref.unpacked is not None}
+    return ImageCopies(
+        folder,
+        image_format,
+        copied=copied,
+        digests=work.digests,
+        drawn=checks.digests,
+        case_ids=names,
+        mapped=sorted(unpacked),
+    )
 
 
 class _Preparation:
@@ -224,7 +237,7 @@ class _Preparation:
 
     def _digest_of_item(self, ref: ImageRef) -> str:
         assert not isinstance(ref, Path)
-        array = load_array(ref.path, ref.key)[ref.index]
+        array = load_array(ref.path, ref.key, ref.unpacked)[ref.index]
         if array.dtype != np.uint8:
             array = read_for(self.image_format, ref)  # NaN, and what cannot be scaled
         return pixel_digest(array)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medtrain.data.arrays import array_header
 from medtrain.data.cells import Cells, read_cells
 from medtrain.data.columns import FIELD, TableColumns
 from medtrain.data.images.plan import ImagePlan
@@ -214,7 +215,7 @@ def _images_of_arrays(path: Path) -> list[Sample]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             named = [key for key in file.files if key == "images" or key.endswith("_images")]
             keys = named or (list(file.files) if len(file.files) == 1 else [])
-            counts = {key: len(file[key]) for key in keys}
+            counts = {key: array_header(path, key)[0][0] for key in keys}
     except (OSError, ValueError, EOFError, TypeError) as error:
         message = f"not an .npz file, or damaged: {' '.join(str(error).split())}"
         raise image_error(path, message) from None

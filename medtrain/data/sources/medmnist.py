@@ -32,4 +32,4 @@ class MedmnistData(ImageData):
     def read(self) -> SampleSet:
         """Read the file; see `ImageData.read`."""
         path = Path(self.path).expanduser()
-        return read_medmnist(path, class_names=self.class_names, target_names=self.target_names)
+        return read_medmnist(path, class_names=self.class_names, target_names=self.target_names, store=Path(self.store))
