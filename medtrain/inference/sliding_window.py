@@ -13,6 +13,7 @@ from torch import Tensor
 from medtrain.data.geometry import CaseGeometry
 from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices, keep_largest_components
+from medtrain.inference.probability import ProbabilityMaps
 from medtrain.inference.room import parse_size
 from medtrain.inference.whole_case import predict_label
 from medtrain.inference.windows import ModelFn
@@ -59,6 +60,7 @@ class SlidingWindow:
         regions: Sequence[Sequence[int]] | None,
         mirror: bool,
         device: torch.device | str | None = None,
+        maps: ProbabilityMaps | None = None,
     ) -> np.ndarray:
         """Predict the classes [D, H, W] of a whole scan with these settings; see the function `predict_label`.
 
@@ -70,6 +72,7 @@ class SlidingWindow:
             regions: Class indices of every region; None for classes.
             mirror: Whether to average over mirrored inputs: `self.mirror` or `self.mirror_in_training`.
             device: Where the models run; None means the image's device.
+            maps: Is filled with probabilities of some outputs.
 
         Raises:
             UsageError: `mirror_axes` names an axis that the patch does not have, or `max_memory` is too little.
@@ -86,6 +89,7 @@ class SlidingWindow:
             mirror_axes=self._axes(len(patch_size)) if mirror else (),
             device=device,
             max_memory=None if self.max_memory is None else parse_size(self.max_memory),
+            maps=maps,
         )
 
     def postprocess(self, label: np.ndarray, class_names: Sequence[str]) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from medtrain.data.geometry import CaseGeometry
 from medtrain.inference.postprocess import decide
+from medtrain.inference.probability import ProbabilityMaps
 from medtrain.inference.windows import Rows, outer
 
 _SLAB_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
@@ -85,10 +86,18 @@ class WayBack:
         geometry: How the scan came to the network's grid.
         regions: Class indices of every region; None for classes.
         axis: The axis along which rows come, first to last.
+        maps: Keeps probabilities of some outputs; None for none.
     """
 
-    def __init__(self, geometry: CaseGeometry, regions: Sequence[Sequence[int]] | None, axis: int) -> None:
+    def __init__(
+        self,
+        geometry: CaseGeometry,
+        regions: Sequence[Sequence[int]] | None,
+        axis: int,
+        maps: ProbabilityMaps | None = None,
+    ) -> None:
         self._geometry = geometry
+        self._maps = maps
         self._regions = regions
         self._axis = axis
         shapes = zip(geometry.resampled_shape, geometry.cropped_shape)
@@ -143,8 +152,7 @@ class WayBack:
             rows = (start, min(start + steps_along, until))
             for low in range(0, across.n_out, steps_across):
                 columns = (low, min(low + steps_across, across.n_out))
-                decided = decide(self._slab(sums, first, rows, columns, inverse), self._regions)
-                self._enter(decided.cpu().numpy(), rows, columns)
+                self._enter(self._slab(sums, first, rows, columns, inverse), rows, columns)
 
     def _slab(
         self,
@@ -178,10 +186,17 @@ class WayBack:
         assert self._last[0] == along[0] == first - 1, "only the last row is kept"
         return torch.cat([self._last[1].narrow(other, across[0], across[1] - across[0]), here], dim=dim)
 
-    def _enter(self, decided: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    def _enter(self, slab: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+        """Decide a slab of logits [K, ...], and keep what is asked for of it."""
+        decided = decide(slab, self._regions).cpu().numpy()
+        crop = tuple(slice(*side) for side in self._geometry.crop)
         if self._inside is None:
             self._label = np.zeros(self._geometry.canonical_shape, dtype=decided.dtype)
-            self._inside = self._label[tuple(slice(*side) for side in self._geometry.crop)]
+            self._inside = self._label[crop]
+            if self._maps is not None:
+                self._maps.begin(self._geometry.canonical_shape)
         where = [slice(None)] * 3
         where[self._axis], where[self._across[0]] = slice(*rows), slice(*columns)
         self._inside[tuple(where)] = decided
+        if self._maps is not None:
+            self._maps.enter(slab, crop, where)

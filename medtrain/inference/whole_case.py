@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from medtrain.data.geometry import CaseGeometry
+from medtrain.inference.probability import ProbabilityMaps
 from medtrain.inference.room import Room
 from medtrain.inference.way_back import WayBack
 from medtrain.inference.windows import ModelFn, Rows, Windows, default_window_batch, outer, sweep
@@ -31,6 +32,7 @@ def predict_label(
     mirror_axes: Sequence[int] = (),
     device: torch.device | str | None = None,
     max_memory: int | None = None,
+    maps: ProbabilityMaps | None = None,
 ) -> np.ndarray:
     """Predict the classes of a whole scan on its own grid.
 
@@ -50,6 +52,7 @@ def predict_label(
         mirror_axes: Axes of the patch (0 is the first) whose 2^n mirror combinations are averaged.
         device: Where the models run; None means the image's device.
         max_memory: Bytes for held rows and temporaries; None takes a share of what is free.
+        maps: Is filled with probabilities of some outputs of the model, of which there is one, on the scan's own grid.
 
     Returns:
         Class indices [D, H, W] of the whole scan in the canonical frame.
@@ -57,12 +60,13 @@ def predict_label(
     Raises:
         UsageError: `max_memory` is too little.
     """
+    assert maps is None or len(models) == 1, "several models hand on no logits"
     image = images[0]
     assert tuple(image.shape[1:]) == geometry.resampled_shape, f"{tuple(image.shape)} is not {geometry.resampled_shape}"
     place = image.device if device is None else torch.device(device)
     batch = window_batch or default_window_batch(patch_size, place)
     windows = Windows(image.shape[1:], patch_size, overlap=overlap, batch=batch)
-    back = WayBack(geometry, regions, windows.axis)
+    back = WayBack(geometry, regions, windows.axis, maps)
     sweep(
         models,
         images,

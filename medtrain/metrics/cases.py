@@ -108,7 +108,7 @@ def evaluate_case(
         nsd_tolerance_mm: Surface distance that still counts as right, >= 0; by name, 1 mm for those not named.
         ignore_index: Voxels with this label are left out; for surfaces and lesions they are background in both maps.
         lesions: Which structures are made of lesions.
-        probabilities: Maps [*S] of lesions by name, of any scale, that score their components.
+        probabilities: Maps [*S] of lesions by name, that score their components; see `match_lesions`.
     """
     members = [(index,) for index in range(1, len(class_names))] if regions is None else [tuple(r) for r in regions]
     names = class_names[1:]
@@ -217,6 +217,19 @@ class CaseTable:
             summary |= dict(zip(keys, found.tolist()))
         return {**summary, **self._lesion_summary(rows)}
 
+    def froc(self, name: str, chosen: np.ndarray | None = None) -> dict[float, float]:
+        """Sensitivity by false positives per case; empty where lesions have no scores.
+
+        Args:
+            name: Of the structure.
+            chosen: Indices of the cases [M], which may occur several times; all of them if None.
+        """
+        scored = self.scored.get(name)
+        if scored is None:
+            return {}
+        rows = range(self.num_cases) if chosen is None else chosen.tolist()
+        return froc_scores([case for row in rows if (case := scored[row]) is not None])
+
     def _lesion_summary(self, rows: np.ndarray) -> dict[str, float]:
         by_name: dict[str, dict[str, float]] = {}
         for name in self.lesions:
@@ -224,10 +237,8 @@ class CaseTable:
             counts = counts[~np.isnan(counts).any(axis=1)]
             found, missed, false = counts.sum(axis=0).tolist()
             scores = lesion_scores(found, missed, false, len(counts))
-            scored = self.scored[name]
-            if scored is not None:
-                rates = froc_scores([case for row in rows if (case := scored[int(row)]) is not None])
-                scores["froc"] = _mean(np.array(list(rates.values())))
+            if self.scored[name] is not None:
+                scores["froc"] = _mean(np.array(list(self.froc(name, rows).values())))
             by_name[name] = scores
         summary: dict[str, float] = {}
         for spec in LESION_METRICS:

@@ -102,7 +102,8 @@ def match_lesions(
         prediction: Mask [*S], bool.
         label: Mask [*S], bool.
         iou: Least IoU of a hit, in [0, 1); 0 takes any overlap.
-        probability: Of the lesion [*S], of any scale; the score of a component is its mean. NaN without one.
+        probability: Of the lesion [*S], in [0, 1], or uint8 in which 255 is 1; the score of a component is its mean.
+            NaN without one.
     """
     from scipy import ndimage  # here, because SciPy takes most of a second to import
 
@@ -122,7 +123,7 @@ def match_lesions(
     scores = np.full(num_predicted + 1, math.nan)
     if probability is not None and num_predicted:
         sums = np.bincount(predicted.ravel(), weights=probability[box].ravel(), minlength=num_predicted + 1)
-        scores = sums / np.maximum(sizes, 1)
+        scores = sums / np.maximum(sizes, 1) / (255 if probability.dtype == np.uint8 else 1)
     return LesionMatch(
         num_true,
         tuple(

@@ -100,7 +100,7 @@ def write_tables(folder: Path, records: Rows, tables: Mapping[str, Rows]) -> Non
         tables: Further tables by name.
     """
     atomic_write(folder / "cases.csv", cases_csv(records))
-    for name in ("intervals", "subgroups"):
+    for name in ("intervals", "subgroups", "froc"):
         if name not in tables:
             (folder / f"{name}.csv").unlink(missing_ok=True)
     for name, rows in tables.items():

@@ -108,7 +108,7 @@ class CaseColumns:
 def case_tables(
     records: Sequence[Record], class_names: Sequence[str], columns: CaseColumns, report: CaseReport
 ) -> dict[str, Rows]:
-    """The tables written beside `cases.csv`: `intervals` and `subgroups`.
+    """The tables written beside `cases.csv`: `intervals`, `subgroups`, and `froc` where lesions have scores.
 
     Args:
         records: Of all cases.
@@ -122,4 +122,11 @@ def case_tables(
         tables["intervals"] = interval_rows(records, table.summary, report)
     if columns.names and records:
         tables["subgroups"] = subgroup_rows(records, table.summary, columns.columns(records), report)
+    froc = [
+        {"lesion": name, "false_positives_per_case": rate, "sensitivity": sensitivity}
+        for name in table.lesions
+        for rate, sensitivity in table.froc(name).items()
+    ]
+    if froc:
+        tables["froc"] = froc
     return tables

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices
+from medtrain.inference.probability import ProbabilityMaps
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.cases import evaluate_case, metric_specs, summarize, worst_cases
@@ -52,7 +53,8 @@ class Segmentation:
         surface_metrics: Compute HD95 and NSD in every evaluation; `final` only in the last one.
         nsd_tolerance_mm: Tolerance of the normalised surface distance in mm; by class or region, e.g.
             `{liver: 2, tumour: 1}`, for some, where the others have 1 mm.
-        lesions: Classes or regions whose connected components are lesions: they are counted one by one, too.
+        lesions: Classes or regions whose connected components are lesions: they are counted one by one, too, and
+            scored by their mean probability (FROC).
         lesion_iou: A predicted lesion finds a true one when their IoU is at least this; 0 when they overlap at all.
         report: Confidence intervals and subgroups of the final evaluation.
     """
@@ -106,7 +108,7 @@ class Segmentation:
                 )
 
     def _specs(self) -> dict[str, MetricSpec]:
-        return metric_specs(self.class_names, self.lesions.lesions)
+        return metric_specs(self.class_names, self.lesions.lesions, froc=True)
 
     def _find_monitor(self, name: str) -> MetricSpec:
         monitor = find_monitor(name, self._specs())
@@ -156,14 +158,25 @@ class Segmentation:
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
-        prediction = self.predict_label([model], [item["image"]], item["geometry"], final=final)
+        maps = self._lesion_maps()
+        prediction = self.predict_label([model], [item["image"]], item["geometry"], final=final, maps=maps)
         if final and self.on_prediction is not None:
             self.on_prediction(item, prediction)
-        row = self._judge(prediction, item, final=final)
+        row = self._judge(prediction, item, None if maps is None else maps.maps, final=final)
         self._keep_if_worst(item, prediction, row)
         return [{"case_id": item["case_id"], "group": item.get("group", item["case_id"]), **row}]
 
-    def _judge(self, prediction: np.ndarray, item: Batch, *, final: bool) -> dict[str, Any]:
+    def _lesion_maps(self) -> ProbabilityMaps | None:
+        """Where the probabilities of lesions are kept, which score what was predicted; None without lesions."""
+        if not self.lesions.lesions:
+            return None
+        first = 0 if self.plan.regions is not None else 1  # the background has an output of its own
+        outputs = {name: self.plan.judged_names.index(name) + first for name in self.lesions.lesions}
+        return ProbabilityMaps(outputs, regions=self.plan.regions is not None)
+
+    def _judge(
+        self, prediction: np.ndarray, item: Batch, probabilities: Mapping[str, np.ndarray] | None, *, final: bool
+    ) -> dict[str, Any]:
         """Metrics of a predicted map of classes: of the classes, or of the regions."""
         annotated = item.get("annotated")
         return evaluate_case(
@@ -177,10 +190,17 @@ class Segmentation:
             nsd_tolerance_mm=self.nsd_tolerance_mm,
             ignore_index=self.plan.ignore_index,
             lesions=self.lesions,
+            probabilities=probabilities,
         )
 
     def predict_label(
-        self, models: Sequence[nn.Module], images: Sequence[Tensor], geometry: CaseGeometry, *, final: bool
+        self,
+        models: Sequence[nn.Module],
+        images: Sequence[Tensor],
+        geometry: CaseGeometry,
+        *,
+        final: bool,
+        maps: ProbabilityMaps | None = None,
     ) -> np.ndarray:
         """Classes of a whole scan on its own grid, post-processed.
 
@@ -189,6 +209,7 @@ class Segmentation:
             images: Normalised [C, D, H, W]: one for all networks, or one for each.
             geometry: How the scan came to the network's grid.
             final: Whether to mirror as the final evaluation does.
+            maps: Is filled with probabilities of some outputs.
 
         Returns:
             Class indices [D, H, W].
@@ -204,6 +225,7 @@ class Segmentation:
             regions=self.plan.regions,
             mirror=self.inference.mirror if final else self.inference.mirror_in_training,
             device=self.device,
+            maps=maps,
         )
         return self.inference.postprocess(label, self.plan.class_names)
 
