@@ -197,6 +197,14 @@ class CaseGeometry:
         shape = resampled_shape([high - low for low, high in crop], source, (d, h, w))
         return cls(grid, crop, shape, (d, h, w), low_resolution_axis(source, (d, h, w)))
 
+    @classmethod
+    def unchanged(cls, shape: Shape, spacing: Spacing) -> CaseGeometry:
+        """The geometry of a scan of (D, H, W) voxels of a spacing in mm that is the network's grid as it is."""
+        affine = np.diag([*spacing[::-1], 1.0])
+        d, h, w = shape
+        grid = SourceGrid(affine=tuple(tuple(float(v) for v in row) for row in affine), shape=(w, h, d))
+        return cls.between(grid, ((0, d), (0, h), (0, w)), None)
+
     @property
     def canonical_shape(self) -> Shape:
         """Voxels (D, H, W) of the whole scan in the canonical frame."""

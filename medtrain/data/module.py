@@ -10,13 +10,14 @@ import torch
 
 from medtrain.data.annotated import Annotated
 from medtrain.data.case import Dataset
+from medtrain.data.geometry import CaseGeometry
 from medtrain.data.loader import Batch
 from medtrain.data.patches import PatchDataset, unpack
 from medtrain.data.plan import Plan
 from medtrain.data.preprocess import normalize
 from medtrain.data.sampler import EpochSampler
 from medtrain.data.splits import split_hash
-from medtrain.data.store import FORMAT, Store
+from medtrain.data.store import FORMAT, Region, Store
 from medtrain.data.stream import TrainingStream, evenly
 from medtrain.data.transforms.base import Augmentation
 
@@ -173,6 +174,19 @@ class SegmentationData:
         for case_id in case_ids:
             yield self.evaluation_item(case_id)
 
+    def trial_item(self, case_id: str) -> Batch:
+        """A piece of a case of at most two patches along each axis, as if it were a whole one on the network's grid.
+
+        A whole scan may take minutes to judge; a piece shows that it can be done.
+        """
+        case = self.store.case(case_id)
+        patch = (1,) * (3 - len(self.plan.patch_size)) + self.plan.patch_size
+        sizes = [min(whole, 2 * part) for whole, part in zip(case.shape, patch)]
+        region = tuple(slice((whole - size) // 2, (whole + size) // 2) for whole, size in zip(case.shape, sizes))
+        item = self._item(case_id, region)
+        shape = tuple(item["label"].shape)
+        return {**item, "geometry": CaseGeometry.unchanged(shape, case.spacing), "source_label": item["label"]}
+
     def evaluation_item(self, case_id: str) -> Batch:
         """A whole case.
 
@@ -189,17 +203,21 @@ class SegmentationData:
         """
         self.store.mark_used()
         case = self.store.case(case_id)
-        normal = normalize(case.read_image(), case.stats, self.plan.normalization, case.read_body())
+        return {**self._item(case_id), "geometry": case.geometry, "source_label": case.source_label()}
+
+    def _item(self, case_id: str, region: Region | None = None) -> Batch:
+        """A case, or a region of it, on the network's grid."""
+        case = self.store.case(case_id)
+        normal = normalize(case.read_image(region), case.stats, self.plan.normalization, case.read_body(region))
         image = torch.from_numpy(normal)
         if self.plan.cascade is not None:
-            hints = torch.from_numpy(case.read_hints(self.hints[case_id]))
+            hints = torch.from_numpy(case.read_hints(self.hints[case_id], region))
             image = torch.cat([image, self.plan.cascade.channels(hints[None])[0]])
         return {
             "case_id": case_id,
+            "group": self.groups[case_id],
             "image": image,
-            "label": case.read_label(),
-            "geometry": case.geometry,
-            "source_label": case.source_label(),
+            "label": case.read_label(region),
             "spacing": case.spacing,
             **({"annotated": self.annotated[case_id]} if case_id in self.annotated else {}),
         }

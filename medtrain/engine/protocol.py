@@ -45,6 +45,10 @@ class TrainData(Protocol):
         """Evaluation items of the named cases, of any part."""
         ...
 
+    def trial_item(self, case_id: str) -> Batch:
+        """An evaluation item that is quick to judge: of a large case, a piece."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What identifies the data: `cases` (id -> content key), the `scheme` of these keys, and `split_hash`."""
         ...

@@ -1,5 +1,7 @@
+import dataclasses
 import itertools
 import logging
+import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -207,6 +209,21 @@ def test_evaluation_sees_whole_cases(prepared: tuple[Dataset, VolumeData, Store]
     np.testing.assert_array_equal(item["label"], case.read_label())
     np.testing.assert_array_equal(item["source_label"], case.source_label())
     assert (item["geometry"], item["spacing"]) == (case.geometry, (1.0, 1.0, 1.0))
+
+
+def test_a_trial_takes_a_piece_that_is_quick_to_judge(prepared: tuple[Dataset, VolumeData, Store]) -> None:
+    data = make(prepared)
+    data.plan = dataclasses.replace(data.plan, patch_size=(4, 4, 8))
+    piece, whole = data.trial_item("case_3"), data.evaluation_item("case_3")
+    sizes = [min(size, 2 * patch) for size, patch in zip(whole["label"].shape, data.plan.patch_size)]
+    box = tuple(slice((n - size) // 2, (n + size) // 2) for n, size in zip(whole["label"].shape, sizes))
+    assert list(piece["label"].shape) == sizes
+    assert math.prod(sizes) < whole["label"].size
+    assert torch.equal(piece["image"], whole["image"][(slice(None), *box)])
+    np.testing.assert_array_equal(piece["source_label"], whole["label"][box])
+    assert piece["geometry"].resampled_shape == piece["geometry"].canonical_shape == tuple(sizes)
+    assert piece["geometry"].canonical_spacing == piece["spacing"] == whole["spacing"]
+    assert piece["group"] == whole["group"] == "case_3"
 
 
 def test_evaluation_is_divided_without_repeats(prepared: tuple[Dataset, VolumeData, Store]) -> None:

@@ -58,7 +58,11 @@ class ToyData:
 
     def evaluation_items(self, *, rank: int, world_size: int, limit: int | None) -> Iterator[dict[str, Any]]:
         for index in list(range(len(self.x)))[: limit or None][rank::world_size]:
-            yield {"case_id": f"{index:03d}", "x": self.x[index][None], "y": self.y[index][None]}
+            yield self.trial_item(f"{index:03d}")
+
+    def trial_item(self, case_id: str) -> dict[str, Any]:
+        index = int(case_id)
+        return {"case_id": case_id, "x": self.x[index][None], "y": self.y[index][None]}
 
 
 class ToyTask:

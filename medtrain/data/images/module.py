@@ -158,6 +158,10 @@ class ImageModule:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def trial_item(self, case_id: str) -> Batch:
+        """An evaluation batch of one sample."""
+        return next(self.judged_items([case_id]))
+
     def describe(self) -> dict[str, Any]:
         """What identifies the data, for provenance and for telling whether a resumed run sees the same."""
         cases = {sample.sample_id: self._digest(sample) for sample in self.found.used()}
