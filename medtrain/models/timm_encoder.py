@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import group_parameters
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
@@ -68,6 +69,18 @@ class TimmEncoder(Encoder):
     def network(self) -> nn.Module:
         """Timm's model."""
         return self.model
+
+    def parameter_depths(self) -> dict[str, int]:
+        """The layer of every parameter by its name, 0 for those at the input, as timm divides the architecture.
+
+        Raises:
+            UsageError: timm does not know the layers of this architecture.
+        """
+        matcher = getattr(self.model, "group_matcher", None)
+        if matcher is None:
+            raise UsageError(f"optimizer.layer_decay: timm does not tell the layers of {self.arch}")
+        found = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        return {f"model.{name}": int(depth) for name, depth in found.items()}
 
     def _read_layout(self, twin: Any) -> None:
         """Shapes of the feature map and the vector, from a pass without values."""

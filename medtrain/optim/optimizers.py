@@ -12,6 +12,7 @@ from medtrain.errors import UsageError
 from medtrain.optim.param_groups import ParamRule, make_param_groups
 from medtrain.registry import Range, register
 
+LayerDecay = Annotated[float, Range(gt=0, lt=1)] | None
 _NO_RULES: list[ParamRule] = []
 
 
@@ -24,6 +25,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: Annotated[float, Range(gt=0)] = 1e-8,
     rules: list[ParamRule] = _NO_RULES,
+    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay.
 
@@ -36,9 +38,11 @@ def adamw(
         betas: Decay of the running means of the gradient and of its square.
         eps: Added to the root of the second moment.
         rules: Multipliers per parameter pattern, first match wins.
+        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
+            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
     """
     _check_betas(betas)
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
     return _keep_layout(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model)))
 
 
@@ -51,6 +55,7 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: Annotated[float, Range(gt=0)] = 1e-8,
     rules: list[ParamRule] = _NO_RULES,
+    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """Adam; its weight decay is an L2 term of the gradient.
 
@@ -63,9 +68,11 @@ def adam(
         betas: Decay of the running means of the gradient and of its square.
         eps: Added to the root of the second moment.
         rules: Multipliers per parameter pattern, first match wins.
+        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
+            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
     """
     _check_betas(betas)
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
     return _keep_layout(torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model)))
 
 
@@ -78,6 +85,7 @@ def sgd(
     momentum: Annotated[float, Range(ge=0, lt=1)] = 0.99,
     nesterov: bool = True,
     rules: list[ParamRule] = _NO_RULES,
+    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """Stochastic gradient descent with (Nesterov) momentum; the defaults are nnU-Net's.
 
@@ -88,6 +96,8 @@ def sgd(
         momentum: Share of the previous update kept.
         nesterov: Look ahead along the momentum.
         rules: Multipliers per parameter pattern, first match wins.
+        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
+            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
 
     Raises:
         UsageError: Nesterov without momentum.
@@ -97,7 +107,7 @@ def sgd(
             "optimizer.nesterov needs a momentum above 0",
             hint="set optimizer.nesterov=false or optimizer.momentum=0.9",
         )
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
     # dampening is not offered: PyTorch leaves it out of the very first step, which zeros as momentum would not
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
     return _start_momentum(_keep_layout(optimizer))
@@ -114,6 +124,7 @@ def rmsprop(
     eps: Annotated[float, Range(gt=0)] = 1e-8,
     centered: bool = False,
     rules: list[ParamRule] = _NO_RULES,
+    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """RMSprop: the gradient divided by the root of the running mean of its square.
 
@@ -126,8 +137,10 @@ def rmsprop(
         eps: Added to the root.
         centered: Subtract the running mean of the gradient, so that its variance divides.
         rules: Multipliers per parameter pattern, first match wins.
+        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
+            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
     """
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules)
+    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
     return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, centered=centered)
 
 

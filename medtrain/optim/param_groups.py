@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from medtrain.errors import ConfigError, Problem
+from medtrain.errors import ConfigError, Problem, UsageError
 from medtrain.registry import Range, closest
 
 NORM_TYPES: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -47,7 +47,12 @@ def name_matches(pattern: str, parameter_name: str) -> bool:
 
 
 def make_param_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, rules: Sequence[ParamRule] = ()
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    rules: Sequence[ParamRule] = (),
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Sort every parameter of a model into optimizer groups, frozen parameters included.
 
@@ -60,6 +65,9 @@ def make_param_groups(
         lr: Base learning rate.
         weight_decay: Weight decay of the parameters that have one.
         rules: First match wins.
+        layer_decay: Factor of the learning rate from each layer of an encoder to the one below it: d^(L + 1 - l) for
+            layer l of 0 to L, and 1 for what is above (H. Bao et al., BEiT, 2022). It multiplies that of the rules.
+            None is the same rate for all.
 
     Returns:
         Groups with the keys `params`, `lr`, `weight_decay`, and for the engine and its reports `lr_mult`,
@@ -67,23 +75,28 @@ def make_param_groups(
 
     Raises:
         ConfigError: A rule matches no parameter, or only such as earlier rules have taken.
+        UsageError: There are no layers whose depth is known.
     """
+    from_top = {} if layer_decay is None else _layers_from_top(model)
     undecayed = _parameters_of_norms(model)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
     used: set[int] = set()
     for parameter_name, parameter in model.named_parameters():
         index = next((i for i, rule in enumerate(rules) if rule.matches(parameter_name)), -1)
         used.add(index)
         decayed = parameter.ndim > 1 and id(parameter) not in undecayed
-        key = (index, decayed)
+        below = from_top.get(id(parameter), 0)
+        key = (index, below, decayed)
         if key not in groups:
             rule = rules[index] if index >= 0 else ParamRule(pattern="*")
             label = rule.pattern if index >= 0 else "others" if rules else "all"
+            label += f", layer {below} from the top" if below else ""
+            lr_mult = rule.lr_mult * (1.0 if layer_decay is None else layer_decay**below)
             groups[key] = {
                 "params": [],
-                "lr": lr * rule.lr_mult,
-                "base_lr": lr * rule.lr_mult,
-                "lr_mult": rule.lr_mult,
+                "lr": lr * lr_mult,
+                "base_lr": lr * lr_mult,
+                "lr_mult": lr_mult,
                 "weight_decay": weight_decay * rule.wd_mult if decayed else 0.0,
                 "label": label if decayed else f"{label} (norms and biases)",
             }
@@ -92,7 +105,24 @@ def make_param_groups(
     if problems:
         raise ConfigError(problems)
     # in the order of the rules, the others last: the same for every model of one architecture
-    return [groups[key] for key in sorted(groups, key=lambda key: (key[0] < 0, key[0], not key[1]))]
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0] < 0, key[0], key[1], not key[2]))]
+
+
+def _layers_from_top(model: nn.Module) -> dict[int, int]:
+    """How many layers lie above each parameter of an encoder, what follows it counted as one, by the parameter's id."""
+    found: dict[int, int] = {}
+    for module in model.modules():
+        if callable(tell := getattr(module, "parameter_depths", None)):
+            depths: dict[str, int] = tell()
+            top = 1 + max(depths.values())
+            found |= {id(module.get_parameter(name)): top - depth for name, depth in depths.items()}
+    if not found:
+        raise UsageError(
+            f"optimizer.layer_decay is for encoders whose layers are known, and {type(model).__name__} has none",
+            hint="choose a network of timm, such as model=vit, or set optimizer.layer_decay=null and name parts in "
+            "optimizer.rules",
+        )
+    return found
 
 
 def _parameters_of_norms(model: nn.Module) -> set[int]:

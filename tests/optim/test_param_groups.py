@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
+import timm.optim
 import torch
 from torch import nn
 
-from medtrain.errors import ConfigError
+from medtrain.errors import ConfigError, UsageError
+from medtrain.models.timm_encoder import TimmEncoder
 from medtrain.models.unet import UNet
 from medtrain.optim.optimizers import adamw, sgd
 from medtrain.optim.param_groups import ParamRule, make_param_groups
@@ -124,3 +127,42 @@ def test_a_rule_hidden_by_an_earlier_one_is_an_error() -> None:
     rules = [ParamRule(pattern="encoder"), ParamRule(pattern="encoder.0", lr_mult=0.1)]
     with pytest.raises(ConfigError, match=r"`encoder.0` has no effect: earlier rules such as `encoder` match"):
         make_param_groups(Small(), lr=0.1, weight_decay=0.0, rules=rules)
+
+
+def test_lower_layers_of_an_encoder_learn_more_slowly() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = TimmEncoder("test_vit", in_channels=1, image_size=(32, 32))
+            self.head = nn.Linear(self.encoder.num_features, 2)
+
+    model = Network()
+    rules = [ParamRule(pattern="head", lr_mult=2.0)]
+    groups = make_param_groups(model, lr=0.1, weight_decay=0.05, rules=rules, layer_decay=0.5)
+    rates = {id(parameter): group["base_lr"] for group in groups for parameter in group["params"]}
+    assert sorted(rates) == sorted(id(parameter) for parameter in model.parameters())  # everything, once
+    blocks = len(model.encoder.model.blocks)
+    top = blocks + 1  # the stem is layer 0, and the head lies above layer `blocks`
+    expected = {"cls_token": 0, "pos_embed": 0, "patch_embed.proj.weight": 0}
+    expected |= {f"blocks.{index}.attn.qkv.weight": index + 1 for index in range(blocks)}
+    for name, layer in expected.items():
+        rate = rates[id(model.encoder.model.get_parameter(name))]
+        assert rate == pytest.approx(0.1 * 0.5 ** (top - layer)), name
+    assert rates[id(model.head.weight)] == 0.2
+    assert groups[0]["label"] == "head"
+    assert "layer 1 from the top" in str([group["label"] for group in groups])
+    # as timm's own, which counts the same layers for its whole network
+    own = timm.create_model("test_vit", num_classes=2, img_size=32, in_chans=1)
+    theirs = {
+        name: group["lr_scale"]
+        for group in timm.optim.param_groups_layer_decay(own, weight_decay=0.05, layer_decay=0.5)
+        for name, value in own.named_parameters()
+        if any(value is parameter for parameter in group["params"])
+    }
+    for name, layer in expected.items():
+        assert theirs[name] == pytest.approx(0.5 ** (top - layer)), name
+
+
+def test_a_decay_without_layers_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"optimizer\.layer_decay is for encoders whose layers are known"):
+        make_param_groups(nn.Linear(2, 2), lr=0.1, weight_decay=0.0, layer_decay=0.7)
