@@ -222,7 +222,7 @@ def _pairs(members: Sequence[Member]) -> Iterator[Pair]:
 def _table(record: CrossvalRecord, task: Task, members: Sequence[Member]) -> Table:
     folds, cases = record.metrics["folds"], record.metrics.get("cases", {})
     printed = members[0].printed
-    title = f"{len(members)} folds, {record.num_cases} held-out cases"
+    title = f"{len(members)} fold{'s' if len(members) != 1 else ''}, {record.num_cases} held-out cases"
     table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", overflow="fold")
     for name in ("folds: mean", "std", *(("all cases",) if cases else ())):
