@@ -48,6 +48,7 @@ class FirstStage:
         self._device = device
         self._members: tuple[int, ...] = ()
         self._runs: list[LoadedRun] = []
+        self._last: tuple[Any, np.ndarray] | None = None
 
     @classmethod
     def behind(cls, run: LoadedRun) -> FirstStage | None:
@@ -80,7 +81,14 @@ class FirstStage:
         Returns:
             Class indices [D, H, W] of the first stage on the grid of the second network.
         """
-        self._open(tuple(range(len(self._stage.members))) if members is None else tuple(members))
+        chosen = tuple(range(len(self._stage.members))) if members is None else tuple(members)
+        asked = (tuple(files), geometry, chosen)
+        if self._last is None or self._last[0] != asked:  # the members of an ensemble ask one after the other
+            self._last = asked, self._predict(files, geometry, chosen)
+        return self._last[1]
+
+    def _predict(self, files: Sequence[Path], geometry: CaseGeometry, members: tuple[int, ...]) -> np.ndarray:
+        self._open(members)
         first = self._runs[0]
         nonzero = any(channel.nonzero for run in self._runs for channel in run.plan.normalization)
         prepared = prepare_image(read_image(files), first.plan.spacing, nonzero=nonzero)

@@ -1,0 +1,75 @@
+"""The first stage of a cascade: what it finds comes to the grid of the second, and is found once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medtrain.data.cascade import PreviousStage
+from medtrain.data.geometry import CaseGeometry
+from medtrain.data.io.nifti import read_image
+from medtrain.data.preprocess import prepare_image
+from medtrain.engine.precision import Precision
+from medtrain.inference.cascade import FirstStage
+from medtrain.inference.sliding_window import SlidingWindow
+from medtrain.losses.dice import DiceCELoss
+from medtrain.tasks.segmentation import Segmentation
+from tests.data.small_data import small_dataset, small_plan
+
+CPU = torch.device("cpu")
+STAGE = PreviousStage((".",), ("abc",), ("background", "organ", "tumour"), ((1,), (2,)))
+
+
+class Bright(torch.nn.Module):
+    """Takes voxels above the mean for the organ and counts how often it is asked."""
+
+    asked = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.asked += 1
+        return torch.cat([-image, image, image * 0 - 100], dim=1)
+
+
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FirstStage, Bright]:
+    plan = small_plan(spacing=(2.0, 2.0, 2.0), patch_size=(16, 16, 16))
+    task = Segmentation(loss=DiceCELoss(num_classes=3), inference=SlidingWindow(mirror=False), plan=plan, device=CPU)
+    model = Bright()
+    run: Any = SimpleNamespace(model=model, task=task, plan=plan, precision=Precision("fp32", CPU))
+    monkeypatch.setattr(PreviousStage, "check", lambda self, root: None)
+    stage = FirstStage(tmp_path, STAGE)
+
+    def opened(members: tuple[int, ...]) -> None:
+        stage._runs = [run]
+
+    monkeypatch.setattr(stage, "_open", opened)
+    return stage, model
+
+
+def test_coarse_maps_come_to_the_fine_grid_as_channels(first: tuple[FirstStage, Bright], tmp_path: Path) -> None:
+    stage, model = first
+    case = small_dataset(tmp_path / "raw", cases=1, shape=(24, 24, 24)).cases[0]
+    fine = prepare_image(read_image(case.images), (1.0, 1.0, 1.0))
+    image = torch.zeros(1, *fine.geometry.resampled_shape)
+
+    seen = stage.add_channels(image, case.images, fine.geometry)
+
+    assert seen.shape == (3, 24, 24, 24)
+    organ, tumour = seen[1].numpy() > 0, seen[2].numpy() > 0
+    assert not tumour.any()
+    bright = np.zeros((24, 24, 24), dtype=bool)
+    bright[6:18, 6:18, 6:18] = True  # as `small_case` draws it
+    assert organ[bright].all()  # and a border of half a coarse voxel, which is above the mean, too
+    assert 2 * (organ & bright).sum() / (organ.sum() + bright.sum()) > 0.75
+
+    stage.add_channels(image, case.images, fine.geometry)
+    assert model.asked == 1
+    coarse = CaseGeometry.between(fine.geometry.grid, fine.geometry.crop, (1.5, 1.5, 1.5))
+    assert stage.predict(case.images, coarse).shape == coarse.resampled_shape
+    assert model.asked == 2
