@@ -170,9 +170,6 @@ def build_engine(
     limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
 
-    def cadence(text: str | None) -> Cadence:
-        return Cadence(parse_duration(text) if text is not None else None, steps_per_epoch=steps_per_epoch)
-
     # only the main process writes and looks
     loggers = _build_loggers(config, run_dir) if dist.is_main else {}
     listeners = {**_build_callbacks(config, run_dir), **(callbacks or {})} if dist.is_main else {}
@@ -184,12 +181,7 @@ def build_engine(
         schedule=schedule,
         precision=Precision(settings.precision, device, nonfinite=settings.nonfinite),  # type: ignore[arg-type]
         clock=RunClock(limit, final_evaluation_cost=_final_cost(settings, task, data), started=started),
-        cadences=Cadences(
-            log=cadence(settings.log_every),
-            evaluate=cadence(settings.eval_every),
-            checkpoint=cadence(settings.checkpoint_every),
-            keep=cadence(settings.keep_every),
-        ),
+        cadences=_cadences(settings, steps_per_epoch),
         checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last, constant=constant),
         loggers=LoggerSet(loggers),
         callbacks=listeners,
@@ -207,6 +199,18 @@ def build_engine(
         max_nonfinite=settings.max_nonfinite,
         memory_format=memory_format,
         config_digest=config_digest(config),
+    )
+
+
+def _cadences(settings: TrainerSettings, steps_per_epoch: int) -> Cadences:
+    def cadence(text: str | None) -> Cadence:
+        return Cadence(parse_duration(text) if text is not None else None, steps_per_epoch=steps_per_epoch)
+
+    return Cadences(
+        log=cadence(settings.log_every),
+        evaluate=cadence(settings.eval_every),
+        checkpoint=cadence(settings.checkpoint_every),
+        keep=cadence(settings.keep_every),
     )
 
 
