@@ -160,12 +160,11 @@ def compare(classes: int, arguments: argparse.Namespace) -> None:
 
 def scale_child(folder: Path, classes: int, threads: int, max_memory: str | None) -> None:
     """A scan through the Predictor: read, prepare, predict, write."""
-    from medtrain.losses.overlap import DiceCELoss
-
     from medtrain.data.plan import ChannelNormalization, Plan
     from medtrain.engine.precision import Precision
     from medtrain.inference.predictor import Predictor
     from medtrain.inference.sliding_window import SlidingWindow
+    from medtrain.losses.dice import DiceCELoss
     from medtrain.tasks.segmentation import Segmentation
 
     torch.set_num_threads(threads)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,6 +17,21 @@ _IN = "A scan or image, a folder of them, or a table with the columns of the tra
 _OUT = "Folder for the segmentations; for everything else a folder, or the table to write (.csv)."
 
 
+class SegmentationFormat(StrEnum):
+    """Files that segmentations are written to."""
+
+    NIFTI = "nifti"
+    DICOM_SEG = "dicom_seg"
+
+
+class Member(NamedTuple):
+    """A run, with the user's changes and without."""
+
+    path: Path
+    config: Mapping[str, Any]
+    trained: Mapping[str, Any]
+
+
 def predict(
     run: RunArgument,
     source: Annotated[Path, typer.Argument(metavar="IN", help=_IN)],
@@ -24,12 +41,22 @@ def predict(
     mirror: Annotated[
         bool | None, typer.Option("--mirror/--no-mirror", help="Average over mirrored copies (slower, more accurate).")
     ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="Let this run decide together with RUN; may be repeated."),
+    ] = None,
+    output_format: Annotated[
+        SegmentationFormat, typer.Option("--format", help="Of segmentations; dicom_seg is for scans that are DICOM.")
+    ] = SegmentationFormat.NIFTI,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what is in OUT already.")] = False,
     device: DeviceOption = "auto",
     imports: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Segment scans, or classify, grade or measure images, bags and rows of a table, with a run's best weights.
+
+    RUN may be a cross-validation: all of its runs decide together, with the post-processing that it chose. Scans are
+    NIfTI files or DICOM series, in folders below IN as well.
 
     Each segmentation has the geometry of its scan and the label values of the training data. Of everything else
     `predictions.csv` tells the chosen class, probabilities and scores, and `predictions_attention.csv` which instance
@@ -38,19 +65,20 @@ def predict(
     `model.weights`, the file that a frozen network came from.
     """
     with handle_errors(debug):
-        from medtrain.config.saved import load_saved
-        from medtrain.engine.build import check_evaluation
         from medtrain.inference.evaluate import predict_run
 
-        trained = load_saved(run, imports=imports or ())
-        config = load_saved(run, overrides or (), imports=imports or ())
-        check_evaluation(trained, config)
+        members: list[Member] = []
+        for path in (run, *(others or ())):
+            members += _members(path, overrides or (), imports or ())
+        first, *more = members
         complete = predict_run(
-            run,
-            config,
+            first.path,
+            first.config,
             source,
             out,
-            trained=trained,
+            trained=first.trained,
+            others=[(member.path, member.config) for member in more],
+            output_format=output_format.value,
             checkpoint=checkpoint,
             mirror=mirror,
             overwrite=overwrite,
@@ -58,3 +86,30 @@ def predict(
         )
         if not complete:
             raise typer.Exit(EXIT_FAILED)
+
+
+def _members(path: Path, overrides: Sequence[str], imports: Sequence[str]) -> list[Member]:
+    """A run, or the runs of a cross-validation with the post-processing that it chose."""
+    from medtrain.config.saved import load_saved
+    from medtrain.crossval.folder import CrossvalFolder, is_crossval
+    from medtrain.engine.build import check_evaluation
+    from medtrain.errors import UsageError
+
+    places = [path]
+    keep_largest: Sequence[str] | None = None
+    if is_crossval(path):
+        record = CrossvalFolder.open(path).read_record()
+        if not record.members:
+            raise UsageError(f"no fold of {path} is trained yet", hint=f"medtrain resume {path}")
+        places = [path / name for name in record.members]
+        if not any(override.startswith("inference.keep_largest=") for override in overrides):
+            keep_largest = record.postprocess.get("keep_largest")
+    members = []
+    for place in places:
+        trained = load_saved(place, imports=imports)
+        config = load_saved(place, overrides, imports=imports)
+        check_evaluation(trained, config)
+        if keep_largest is not None and "keep_largest" in config["inference"]:
+            config = {**config, "inference": {**config["inference"], "keep_largest": list(keep_largest)}}
+        members.append(Member(place, config, trained))
+    return members

@@ -195,6 +195,8 @@ def predict_run(
     out: Path,
     *,
     trained: Mapping[str, Any] | None = None,
+    others: Sequence[tuple[Path, Mapping[str, Any]]] = (),
+    output_format: str = "nifti",
     checkpoint: str = "best",
     mirror: bool | None = None,
     overwrite: bool = False,
@@ -208,26 +210,28 @@ def predict_run(
         source: A folder, one file, or a table.
         out: Folder for the segmentations; folder or `.csv` file for the table of other predictions.
         trained: The run's configuration; None where nothing was changed.
+        others: Folders and configurations of runs that segment together with this one, in its windows and settings.
+        output_format: Of segmentations: `nifti` or `dicom_seg`.
         checkpoint: `best`, `last` or a checkpoint's name.
         mirror: Average over mirrored copies; None takes the run's setting.
         overwrite: Predict again what is in `out` already.
         device: auto, cpu, cuda or mps.
 
     Raises:
-        UsageError: There is nothing to predict, `out` holds something else, or inference leaves a decision to the
-            validation part that was never taken.
+        UsageError: There is nothing to predict, `out` holds something else, the runs cannot decide together, or
+            inference leaves a decision to the validation part that was never taken.
     """
     setup_logging()
     trained = config if trained is None else trained
-    if mirror is not None:
-        inference = {**config["inference"], "mirror": mirror}
-        if not mirror and inference.get("mirror_in_training") is False:
-            inference["mirror_axes"] = None  # without any mirroring, axes are a contradiction
-        config = {**config, "inference": inference}
+    config = with_mirror(config, mirror)
     run = load_run(run_dir, config, checkpoint=checkpoint, device=device)
     if run.plan.family == "segmentation":
-        reports = Predictor(run).predict_folder(source, out, overwrite=overwrite)
+        runs = [run, *(load_run(path, its, checkpoint=checkpoint, device=device) for path, its in others)]
+        reports = Predictor(runs).predict_folder(source, out, overwrite=overwrite, output_format=output_format)
         return all(report.ok for report in reports)
+    if others or output_format != "nifti":
+        asked = "several runs decide together" if others else "--format is"
+        raise UsageError(f"{asked} for segmentations; {run.run_dir.name} is a run of {run.plan.family}")
     if run.task.lacks_decision:
         before = trained["inference"]
         changed = [
@@ -243,6 +247,16 @@ def predict_run(
             hint=f"choose it first: {' '.join(words)}",
         )
     return ImagePredictor(run).predict(source, out, overwrite=overwrite)
+
+
+def with_mirror(config: Mapping[str, Any], mirror: bool | None) -> Mapping[str, Any]:
+    """A configuration whose predictions are averaged over mirrored copies, or not; None leaves it as it is."""
+    if mirror is None:
+        return config
+    inference = {**config["inference"], "mirror": mirror}
+    if not mirror and inference.get("mirror_in_training") is False:
+        inference["mirror_axes"] = None  # without any mirroring, axes are a contradiction
+    return {**config, "inference": inference}
 
 
 def _typed(value: Any) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medtrain.data.io.dicom_series import is_dicom_file
 from medtrain.data.io.nifti import read_header
 from medtrain.errors import DataError, UsageError
-from medtrain.inference.scans import Scan
+from medtrain.inference.scans import Scan, read_grid
 from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors, remove_leftovers
 
 MARKER = "predictions.json"
@@ -230,7 +231,9 @@ class PredictionFolder:
         if self._table.rows.get(scan.case_id, {}).get("status") != "done" or not target.is_file():
             return False
         try:
-            return read_header(target).grid.matches(read_header(scan.images[0]).grid) is None
+            if scan.suffix == ".dcm":
+                return is_dicom_file(target)
+            return read_header(target).grid.matches(read_grid(scan.images)) is None
         except DataError:  # predicting it again says what is wrong with the scan, and replaces a damaged result
             return False
 
@@ -240,7 +243,7 @@ class PredictionFolder:
             "case_id": scan.case_id,
             "status": report.status,
             "seconds": f"{report.seconds:.3f}",
-            "scan": ";".join(image.name for image in scan.images),
+            "scan": scan.source,
             "message": report.message,
         }
         row |= {f"voxels/{name}": count for name, count in report.voxels.items()}

@@ -1,4 +1,4 @@
-"""A trained model applied to scans: read, segment, write, one scan after the other without waiting for the disk."""
+"""Trained models applied to scans: read, segment, write, one scan after the other without waiting for the disk."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medtrain.crossval.folder import is_crossval
 from medtrain.data.geometry import CaseGeometry
-from medtrain.data.io.nifti import Volume, is_nifti, read_image, write_label
+from medtrain.data.io.nifti import Volume, is_nifti
 from medtrain.data.preprocess import prepare_image
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.cascade import FirstStage
+from medtrain.inference.ensemble import check_together, share_normalization
 from medtrain.inference.postprocess import class_indices
 from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
-from medtrain.inference.scans import Scan, find_scans
+from medtrain.inference.scans import Scan, as_dicom_seg, find_scans, read_scan, write_segmentation
 from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -40,10 +42,18 @@ _FAR_SPACING = 2.0
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scan as network input [C, D, H, W], the way back to its file's grid, and why to doubt its segmentation."""
+    """A scan as network input, the way back to its file's grid, and why to doubt its segmentation.
 
-    image: Tensor
+    Args:
+        files: The scan's.
+        images: [C, D, H, W], one for all networks or one for each.
+        geometry: The way back.
+        seconds: Time of reading and preparing it.
+        doubts: Empty as a rule.
+    """
+
     files: Sequence[Path]
+    images: Sequence[Tensor]
     geometry: CaseGeometry
     seconds: float
     doubts: str
@@ -53,14 +63,19 @@ class Predictor:
     """Segment scans as the run's evaluation does: same preparation, sliding window, way back and post-processing.
 
     Args:
-        run: An opened run.
+        runs: An opened run, or several that decide together: the mean of their probabilities counts, in the windows,
+            settings and post-processing of the first. All stay in memory.
         mirror: Average over mirrored inputs; None takes the run's setting.
 
     Raises:
+        UsageError: The runs cannot decide together.
         MedtrainError: The run's post-processing names an unknown class, or the first stage of a cascade is missing.
     """
 
-    def __init__(self, run: LoadedRun, *, mirror: bool | None = None) -> None:
+    def __init__(self, runs: LoadedRun | Sequence[LoadedRun], *, mirror: bool | None = None) -> None:
+        self._runs: Sequence[LoadedRun] = runs if isinstance(runs, Sequence) else [runs]
+        check_together(self._runs)
+        run = self._runs[0]
         assert isinstance(run.task, Segmentation), run.task
         self._run = run
         self._plan: Plan = run.plan
@@ -85,8 +100,10 @@ class Predictor:
         """
         return self._values[self._segment(self._prepare(images))]
 
-    def predict_folder(self, scans: Path, out: Path, *, overwrite: bool = False) -> list[CaseReport]:
-        """Segment the scans of a folder, or one scan, into `<out>/<case>.nii.gz`.
+    def predict_folder(
+        self, scans: Path, out: Path, *, overwrite: bool = False, output_format: str = "nifti"
+    ) -> list[CaseReport]:
+        """Segment the scans of a folder, or one scan, into `<out>/<case>.nii.gz`, or `.dcm` for `dicom_seg`.
 
         The next scan is read and the last one written while one is segmented. A scan that cannot be segmented is
         reported and the others go on. Interrupted and started again, it continues where it stopped. `predictions.csv`
@@ -96,6 +113,7 @@ class Predictor:
             scans: A folder of NIfTI files or one file; see `find_scans` for channels in files of their own.
             out: Folder for the segmentations, not the scans' own.
             overwrite: Predict again what is there, and replace files of the same names.
+            output_format: `nifti`, or `dicom_seg` for scans that are DICOM series.
 
         Returns:
             One report per scan, sorted by case.
@@ -116,6 +134,8 @@ class Predictor:
                 hint=f"choose another folder, such as {own / 'segmentations'}",
             )
         found = find_scans(scans, self._plan.channel_names)
+        if output_format == "dicom_seg":
+            found = [as_dicom_seg(scan) for scan in found]
         folder = PredictionFolder(out, self._identity(), found, self._plan.class_names, overwrite=overwrite)
         reports: dict[str, CaseReport] = {}
         todo: list[Scan] = []
@@ -174,7 +194,7 @@ class Predictor:
 
     def _prepare(self, images: Sequence[Path]) -> _Prepared:
         started = time.perf_counter()
-        volume = read_image(images)
+        volume = read_scan(images)
         channels = volume.array.shape[0]
         if channels != self._plan.in_channels:
             names = ", ".join(self._plan.channel_names)
@@ -182,26 +202,30 @@ class Predictor:
             raise DataError([Problem(where=str(images[0]), message=message)])
         if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
             raise DataError([Problem(where=str(images[0]), message="holds NaN or infinite voxels")])
+        doubts = "; ".join(_doubts(volume, self._plan))
         nonzero = any(channel.nonzero for channel in self._plan.normalization)
         prepared = prepare_image(volume, self._plan.spacing, nonzero=nonzero)
-        image = torch.from_numpy(prepared.normalized(self._plan.normalization))
-        doubts = "; ".join(_doubts(volume, self._plan))
-        return _Prepared(image, images, prepared.geometry, time.perf_counter() - started, doubts)
+        del volume
+        plans = self._runs[:1] if share_normalization(self._runs) else self._runs
+        inputs = [torch.from_numpy(prepared.normalized(run.plan.normalization)) for run in plans]
+        return _Prepared(images, inputs, prepared.geometry, time.perf_counter() - started, doubts)
 
     def _segment(self, prepared: _Prepared) -> np.ndarray:
         """Class indices [D, H, W] on the scan's whole grid."""
-        image = prepared.image
+        images = prepared.images
         if self._first_stage is not None:
-            image = self._first_stage.add_channels(image, prepared.files, prepared.geometry)
+            stage = self._first_stage
+            images = [stage.add_channels(image, prepared.files, prepared.geometry) for image in images]
+        models = [run.model for run in self._runs]
         with torch.inference_mode(), self._run.precision.autocast():
-            return self._task.predict_label([self._run.model], [image], prepared.geometry, final=True)
+            return self._task.predict_label(models, images, prepared.geometry, final=True)
 
     def _write(
         self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float
     ) -> CaseReport:
         started = time.perf_counter()
         geometry = prepared.geometry
-        write_label(folder.path / scan.output_name, self._values[label], geometry.grid, like=scan.images[0])
+        write_segmentation(folder.path / scan.output_name, label, self._plan, geometry.grid, scan)
         names = self._plan.class_names
         counts = np.bincount(label.ravel(), minlength=len(names)).tolist()
         millilitres = float(np.prod(geometry.canonical_spacing)) / 1000.0
@@ -226,12 +250,16 @@ class Predictor:
     def _identity(self) -> dict[str, Any]:
         """What the predictions depend on besides the scan."""
         settings = dataclasses.asdict(self._task.inference)
-        return {
-            "run": self._run.run_dir.name,
-            "step": self._run.step,
-            "weights": self._run.weights,
-            "inference": settings,
-        }
+        del settings["max_memory"], settings["window_batch"]  # these change nothing but time and memory
+        members = [{"run": _name(run), "step": run.step, "weights": run.weights} for run in self._runs]
+        identity = {**members[0], "inference": settings}
+        return {**identity, "with": members[1:]} if len(members) > 1 else identity
+
+
+def _name(run: LoadedRun) -> str:
+    """A run's name; those of a cross-validation are called alike, so its name goes before."""
+    folder = run.run_dir
+    return f"{folder.parent.name}/{folder.name}" if is_crossval(folder.parent) else folder.name
 
 
 def _doubts(volume: Volume, plan: Plan) -> Iterator[str]:

@@ -7,10 +7,27 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from medtrain.data.io.dicom_seg import require_highdicom, write_dicom_seg
+from medtrain.data.io.dicom_series import find_series, read_series, series_grid, unreadable_files
 from medtrain.data.io.folders import list_scans
-from medtrain.data.io.nifti import file_stem, is_nifti, read_header
+from medtrain.data.io.nifti import (
+    SourceGrid,
+    Volume,
+    file_stem,
+    is_nifti,
+    read_header,
+    read_image,
+    write_image,
+    write_label,
+)
 from medtrain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from medtrain.data.plan import Plan
 
 _CHANNEL_FILE = re.compile(r"^(.+)_(\d{4})$")
 
@@ -21,18 +38,27 @@ class Scan:
 
     Args:
         case_id: The segmentation is called `<case_id>.nii.gz`.
-        images: One file per channel in channel order, or one file with all channels.
+        images: One file per channel in channel order, one file with all channels, or the files of a DICOM series.
         problem: Why it cannot be segmented, seen from the names alone; None where nothing is wrong.
+        suffix: Of the segmentation: `.nii.gz`, or `.dcm` for a DICOM segmentation.
     """
 
     case_id: str
     images: tuple[Path, ...]
     problem: str | None = None
+    suffix: str = ".nii.gz"
 
     @property
     def output_name(self) -> str:
         """Name of the segmentation."""
-        return f"{self.case_id}.nii.gz"
+        return f"{self.case_id}{self.suffix}"
+
+    @property
+    def source(self) -> str:
+        """Its files, in a table."""
+        if is_nifti(self.images[0]):
+            return ";".join(image.name for image in self.images)
+        return f"{self.images[0].parent.name}: {len(self.images)} DICOM file(s)"
 
 
 def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
@@ -42,6 +68,9 @@ def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
     (nnU-Net's naming) the ending is dropped. A model of several channels joins `<case>_0000`, `<case>_0001`, ... to the
     scan `<case>`, and takes any other file, and any with several channels in itself, for a scan of its own. Hidden
     files (`._case.nii.gz` of macOS) are skipped.
+
+    Where a folder has no NIfTI files, every DICOM series in it and in folders below is a scan, called as its folder,
+    with the number of the series where there are several in it.
 
     Args:
         source: Folder or file.
@@ -56,16 +85,26 @@ def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
     if source.is_dir():
         files = list_scans(source)
         if not files:
+            scans = _dicom_scans(source)
+            if scans:
+                return _unambiguous(scans)
             below = [child.name for child in sorted(source.iterdir()) if list_scans(child)]
             hint = f"did you mean {source / below[0]}?" if below else None
-            raise UsageError(f"{source} holds no NIfTI files (.nii.gz or .nii)", hint=hint)
+            raise UsageError(f"{source} holds no NIfTI files (.nii.gz or .nii) and no DICOM series", hint=hint)
     elif source.is_file():
         if not is_nifti(source):
-            raise UsageError(f"{source} is not a NIfTI file (.nii.gz or .nii)")
+            scans = _dicom_scans(source)
+            if scans:
+                return scans
+            raise UsageError(f"{source} is neither a NIfTI file (.nii.gz or .nii) nor a DICOM image")
         files = _siblings(source) if len(channel_names) > 1 else [source]
     else:
         raise UsageError(f"no such file or folder: {source}")
-    scans = _single_channel(files) if len(channel_names) == 1 else _several_channels(files, channel_names)
+    return _unambiguous(_single_channel(files) if len(channel_names) == 1 else _several_channels(files, channel_names))
+
+
+def _unambiguous(scans: Sequence[Scan]) -> list[Scan]:
+    """Sorted; scans that would be written to one file have a problem."""
     times = Counter(scan.case_id for scan in scans)
     return [
         replace(scan, problem=f"several scans would be written to {scan.output_name}")
@@ -73,6 +112,70 @@ def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
         else scan
         for scan in sorted(scans, key=lambda scan: (scan.case_id, scan.images))
     ]
+
+
+def as_dicom_seg(scan: Scan) -> Scan:
+    """The scan, to be written as a DICOM segmentation; only a DICOM series can be."""
+    require_highdicom()
+    if is_nifti(scan.images[0]):
+        message = "is NIfTI; a DICOM segmentation refers to the DICOM series that it belongs to (--format nifti)"
+        return replace(scan, suffix=".dcm", problem=scan.problem or message)
+    return replace(scan, suffix=".dcm")
+
+
+def read_scan(images: Sequence[Path]) -> Volume:
+    """Read a scan: NIfTI, one file per channel or one with all, or the files of a DICOM series.
+
+    Raises:
+        DataError: It cannot be read, or is no scan.
+    """
+    return read_image(images) if is_nifti(images[0]) else read_series(images)
+
+
+def read_grid(images: Sequence[Path]) -> SourceGrid:
+    """The grid of a scan, without its voxels.
+
+    Raises:
+        DataError: It cannot be read, or is no scan.
+    """
+    return read_header(images[0]).grid if is_nifti(images[0]) else series_grid(images)
+
+
+def write_segmentation(path: Path, label: np.ndarray, plan: Plan, grid: SourceGrid, scan: Scan) -> None:
+    """Write class indices [D, H, W] beside a scan: NIfTI with the label values of the training data, or DICOM.
+
+    Raises:
+        DataError: The scan is no longer what was read.
+        MedtrainError: The disk is full, or the series lacks what a DICOM segmentation must say.
+    """
+    if scan.suffix == ".dcm":
+        write_dicom_seg(path, label, scan.images, plan.class_names)
+        return
+    values = np.array(plan.label_values)[label]
+    if is_nifti(scan.images[0]):
+        write_label(path, values, grid, like=scan.images[0])
+    else:
+        write_image(path, values.astype(np.min_scalar_type(int(values.max())))[None], grid)
+
+
+def _dicom_scans(source: Path) -> list[Scan]:
+    """The DICOM series at or below a folder or file, and files that are called DICOM and cannot be read."""
+    found = find_series(source)
+    several = Counter(series.folder for series in found)
+    top = source if source.is_dir() else source.parent
+    scans = []
+    for series in found:
+        parts = series.folder.relative_to(top).parts
+        name = "_".join(parts) if parts else top.resolve().name
+        if several[series.folder] > 1:
+            same = [other for other in found if (other.folder, other.number) == (series.folder, series.number)]
+            name += f"_series_{series.number}" if len(same) == 1 else f"_series_{series.number}_{series.uid[-8:]}"
+        scans.append(Scan(name, series.files))
+    taken = {path for scan in scans for path in scan.images}
+    for path in unreadable_files(source) if source.is_dir() else ():
+        if path not in taken:
+            scans.append(Scan("_".join(path.relative_to(top).parts), (path,), "not a DICOM image, or damaged"))
+    return scans
 
 
 def _siblings(path: Path) -> list[Path]:

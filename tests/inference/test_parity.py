@@ -69,7 +69,7 @@ def test_evaluation_and_prediction_agree(scheme: str, spacing: tuple[float, floa
     run = _run(plan)
     predictor = Predictor(run)  # type: ignore[arg-type]
     images = dataset.cases[1].images
-    assert torch.equal(predictor._prepare(images).image, item["image"])
+    assert torch.equal(predictor._prepare(images).images[0], item["image"])
     prediction = predictor.predict_case(images)
     assert np.unique(prediction).size > 1
     (record,) = run.task.evaluation_step(run.model, item, final=True)

@@ -283,7 +283,7 @@ def test_a_full_disk_stops_the_work_and_leaves_no_half_file(
     def full(*_: object, **__: object) -> None:
         raise MedtrainError("the disk is full")
 
-    monkeypatch.setattr("medtrain.inference.predictor.write_label", full)
+    monkeypatch.setattr("medtrain.inference.scans.write_label", full)
     its_run = run(patch_size=(16, 16, 16))
     with pytest.raises(MedtrainError, match="the disk is full"):
         Predictor(its_run).predict_folder(folder, tmp_path / "out")

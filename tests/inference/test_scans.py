@@ -98,5 +98,5 @@ def test_nothing_to_segment(folder: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
         find_scans(folder / "missing", ("CT",))
     (folder / "note.txt").write_text("")
-    with pytest.raises(UsageError, match="is not a NIfTI file"):
+    with pytest.raises(UsageError, match="is neither a NIfTI file"):
         find_scans(folder / "note.txt", ("CT",))
