@@ -56,9 +56,11 @@ class ColumnNames:
         annotation: Column of masks, named like images: white where something is that a model should look at. An empty
             cell means that nobody drew one. Not with views or bags.
         annotation_box: Instead of masks: columns with the left, top, right and bottom edge of a box around it, in
-            pixels of the image file. All four are empty where nobody drew one.
+            pixels of the image file. All four are empty where nobody drew one. Or a single column of lists of boxes,
+            `[[left, top, right, bottom], ...]`.
         annotation_point: Instead of masks: columns with x and y of a place to look at, in pixels of the image file,
-            and maybe one with the radius around it; 0.09 of the shorter side where none is given.
+            and maybe one with the radius around it; 0.09 of the shorter side where none is given. Or a single column
+            of lists of points, `[[x, y], [x, y, radius], ...]`.
         sample_id: Column of ids. None for the image's path without its suffix, or the line.
         group: Column of the patient. None where each sample is one.
         group_pattern: Regular expression whose first group is the patient; searched in the group column, or in the
@@ -80,7 +82,7 @@ class ColumnNames:
     image_suffix: str = ""
     missing_images: bool = False
     annotation: str | None = None
-    annotation_box: tuple[str, str, str, str] | None = None
+    annotation_box: tuple[str, ...] | None = None
     annotation_point: tuple[str, ...] | None = None
     sample_id: str | None = None
     group: str | None = None
@@ -134,8 +136,12 @@ def check_columns(columns: TableColumns) -> None:
     annotated = [columns.annotation, columns.annotation_box, columns.annotation_point]
     if sum(one is not None for one in annotated) > 1:
         raise UsageError("give one of annotation, annotation_box and annotation_point")
-    if columns.annotation_point is not None and len(columns.annotation_point) not in (2, 3):
-        raise UsageError("annotation_point names two or three columns: x, y and maybe the radius")
+    if columns.annotation_box is not None and len(columns.annotation_box) not in (1, 4):
+        raise UsageError("annotation_box names four columns, left, top, right and bottom, or one of lists of boxes")
+    if columns.annotation_point is not None and len(columns.annotation_point) not in (1, 2, 3):
+        raise UsageError(
+            "annotation_point names two or three columns, x, y and maybe the radius, or one of lists of points"
+        )
     if any(annotated) and (columns.view or columns.bag or (len(columns.images) != 1 and not columns.image_pattern)):
         raise UsageError("an annotation is of the one image of a sample: not with views, bags or without an image")
     if not (columns.images or columns.image_pattern or columns.numeric or columns.categorical):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,11 @@ class Box:
     top: float
     right: float
     bottom: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it has an extent."""
+        return self.left < self.right and self.top < self.bottom
 
     def mask(self, size: tuple[int, int], drawn: tuple[int, int]) -> np.ndarray:
         """The share of every pixel that lies in the box, [*drawn]; parts beyond the image are cut off.
@@ -52,6 +59,11 @@ class Point:
     y: float
     radius: float | None = None
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether its radius, if one is given, is above 0."""
+        return self.radius is None or self.radius > 0
+
     def mask(self, size: tuple[int, int], drawn: tuple[int, int]) -> np.ndarray:
         """A Gaussian bump of height 1 around the point, [*drawn].
 
@@ -69,7 +81,47 @@ class Point:
         return -0.5 <= self.y < size[0] and -0.5 <= self.x < size[1]
 
 
-Mark = Box | Point
+@dataclass(frozen=True)
+class Marks:
+    """Several boxes or points in one image.
+
+    Args:
+        marks: At least one.
+    """
+
+    marks: tuple[Box | Point, ...]
+
+    def mask(self, size: tuple[int, int], drawn: tuple[int, int]) -> np.ndarray:
+        """The largest value of any of them at every pixel, [*drawn]; see theirs."""
+        masks = [mark.mask(size, drawn) for mark in self.marks]
+        return np.asarray(np.maximum.reduce(masks))
+
+
+Mark = Box | Point | Marks
+
+
+def parse_marks(text: str, kind: type[Box | Point]) -> Box | Point | Marks:
+    """Boxes or points from a cell: `[[left, top, right, bottom], ...]` or `[[x, y], [x, y, radius], ...]`.
+
+    Args:
+        text: JSON; one box or point may lack the outer brackets.
+        kind: What they are.
+
+    Raises:
+        ValueError: It is none of this.
+    """
+    found = json.loads(text)
+    if isinstance(found, list) and found and not isinstance(found[0], list):
+        found = [found]
+    lengths = (4,) if kind is Box else (2, 3)
+    if not isinstance(found, list) or not found:
+        raise ValueError("no list")
+    for values in found:
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) not in lengths or not all(map(math.isfinite, values)):
+            raise ValueError("wrong entries")
+    marks = tuple(kind(*map(float, values)) for values in found)
+    return marks[0] if len(marks) == 1 else Marks(marks)
 
 
 def _covered(start: float, end: float, size: int, drawn: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from medtrain.data.cells import Cells, parse_number, read_cells
 from medtrain.data.columns import FIELD, TableColumns, TargetColumn, check_columns
 from medtrain.data.io.description import patient_of
 from medtrain.data.io.images import SUFFIXES, image_stem
-from medtrain.data.marks import Box, Mark, Point
+from medtrain.data.row_marks import read_marks
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.splits import some
 from medtrain.errors import DataError, Problem
@@ -99,7 +99,9 @@ class _Reading:
         categorical = [[value or None for value in cells.column(name)] for name in columns.categorical]
         images = self._images()
         masks = self._paths([cells.column(columns.annotation)]) if columns.annotation else []
-        marks = self._marks()
+        marks, wrong = read_marks(cells, columns, self._numbers)
+        for message, marked in wrong.items():
+            self.add(f"{message} ({self._places(marked)})")
         metadata = [self._described(name) for name in columns.metadata]
         ids = self._ids(images)
         parts = self._parts()
@@ -237,34 +239,6 @@ class _Reading:
                     shown = f"{numbers[rows[0]]:g} in {self._places(rows)}"
                     self.add(f"column {name!r}: {shown} is {word} {limit:g}")
         return numbers
-
-    def _marks(self) -> list[Mark | None]:
-        """A box or a point by row; None where nobody drew one."""
-        box, point = self.columns.annotation_box, self.columns.annotation_point
-        names = box or point or ()
-        numbers = [self._numbers(name) for name in names]
-        texts = [self.cells.column(name) for name in names]
-        found: list[Mark | None] = []
-        wrong: dict[str, list[int]] = {}
-        for row in range(len(self.cells.rows)):
-            values = [column[row] for column in numbers]
-            given = [bool(column[row]) for column in texts]
-            mark: Mark | None = None
-            if box is not None and all(value is not None for value in values):
-                left, top, right, bottom = values
-                mark = Box(left, top, right, bottom)  # type: ignore[arg-type]
-                if not (mark.left < mark.right and mark.top < mark.bottom):
-                    wrong.setdefault(f"{', '.join(names)} are no box: left < right, top < bottom", []).append(row)
-            elif point is not None and values[0] is not None and values[1] is not None:
-                mark = Point(values[0], values[1], values[2] if len(values) > 2 else None)
-                if mark.radius is not None and mark.radius <= 0:
-                    wrong.setdefault(f"column {names[2]!r}: a radius must be above 0", []).append(row)
-            elif any(given):
-                wrong.setdefault(f"{', '.join(names)} are filled in part", []).append(row)
-            found.append(mark)
-        for message, rows in wrong.items():
-            self.add(f"{message} ({self._places(rows)})")
-        return found
 
     def _described(self, name: str) -> list[str | None]:
         """A column that only tells of samples; numbers with a decimal point."""

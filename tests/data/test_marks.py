@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from medtrain.data.marks import Box, Point
+from medtrain.data.marks import Box, Marks, Point
 
 
 def test_a_box_is_a_mask_of_its_pixels() -> None:
@@ -34,3 +34,11 @@ def test_a_point_is_a_bump_of_height_one() -> None:
     # 20 of 224 pixels where nobody gave a radius
     wide = Point(100, 100).mask((224, 224), (224, 224))
     assert wide[100, 120] == pytest.approx(math.exp(-0.5), rel=0.02)
+
+
+def test_several_marks_are_where_any_of_them_is() -> None:
+    mask = Marks((Box(0, 0, 1, 1), Box(2, 1, 4, 2))).mask((2, 4), (2, 4))
+    assert mask.tolist() == [[1, 0, 0, 0], [0, 0, 1, 1]]
+    bumps = Marks((Point(0, 0, 1.0), Point(3, 0, 1.0))).mask((1, 4), (1, 4))
+    assert bumps[0, 0] == bumps[0, 3] == 1
+    assert bumps[0, 1] == pytest.approx(math.exp(-0.5))

@@ -7,7 +7,7 @@ import pytest
 
 from medtrain.data.columns import TableColumns, TargetColumn
 from medtrain.data.io.images import read_image_file
-from medtrain.data.marks import Box, Point
+from medtrain.data.marks import Box, Marks, Point
 from medtrain.data.sample import Sample, Target
 from medtrain.data.table import derive_classes, read_table
 from medtrain.errors import DataError, UsageError
@@ -340,7 +340,8 @@ def test_metadata_are_kept_as_they_are_written(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"annotation": "m", "annotation_box": ("l", "t", "r", "b")}, "give one of annotation"),
-        ({"annotation_point": ("x",)}, "two or three columns"),
+        ({"annotation_point": ("x", "y", "r", "s")}, "two or three columns"),
+        ({"annotation_box": ("l", "t")}, "four columns"),
         ({"annotation_point": ("x", "y"), "bag": "v"}, "not with views, bags"),
         ({"metadata": ("age",), "numeric": ("age",)}, "'age' is one of its numeric"),
     ],
@@ -348,3 +349,27 @@ def test_metadata_are_kept_as_they_are_written(tmp_path: Path) -> None:
 def test_what_is_not_shown_to_the_model_contradicts(tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_table(table(tmp_path, "a\n1\n"), TableColumns(images=("a",), **settings))  # type: ignore[arg-type]
+
+
+def test_several_boxes_or_points_of_a_row_are_a_list(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        'file,y,b\na.png,1,"[[1, 2, 3, 4.5], [5, 6, 7, 8]]"\nb.png,0,\nc.png,0,"[1, 2, 3, 4]"\n',
+    )
+    columns = TableColumns(images=("file",), targets=(TargetColumn(column="y"),), annotation_box=("b",))
+    found = [sample.annotation for sample in read_table(path, columns, require_files=False).samples]
+    assert found == [Marks((Box(1, 2, 3, 4.5), Box(5, 6, 7, 8))), None, Box(1, 2, 3, 4)]
+    path = table(tmp_path, 'file,y,p\na.png,1,"[[1, 2], [3, 4, 5]]"\nb.png,0,"[6, 7, 8]"\n')
+    columns = TableColumns(images=("file",), targets=(TargetColumn(column="y"),), annotation_point=("p",))
+    found = [sample.annotation for sample in read_table(path, columns, require_files=False).samples]
+    assert found == [Marks((Point(1, 2), Point(3, 4, 5))), Point(6, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    "cell", ["1;2", "[[1, 2, 3]]", "[[1, 2, 3, 'x']]", "[]", "[[3, 2, 1, 4]]", "{}", "[[1, 2, 3, NaN]]"]
+)
+def test_lists_of_another_form_are_told(tmp_path: Path, cell: str) -> None:
+    path = table(tmp_path, f'file,y,b\na.png,1,"[[1, 2, 3, 4]]"\nb.png,0,"{cell}"\n')
+    columns = TableColumns(images=("file",), targets=(TargetColumn(column="y"),), annotation_box=("b",))
+    with pytest.raises(DataError, match=r"column 'b' must hold lists like \[\[left, top, .* \(line 3\)"):
+        read_table(path, columns, require_files=False)

@@ -13,7 +13,7 @@ import numpy as np
 from medtrain.data.image_sets import read_sample_image
 from medtrain.data.images.plan import ImageFormat
 from medtrain.data.io.images import Image, image_error, picture_size, to_float
-from medtrain.data.marks import Mark, Point
+from medtrain.data.marks import Mark, Marks, Point
 from medtrain.data.sample import Annotation, ImageRef
 from medtrain.data.transforms.images.resize import stretch
 
@@ -104,10 +104,11 @@ def read_annotation(annotation: Annotation, want: tuple[int, int], ref: ImageRef
         size = _file_size(ref)
         if len(size) != 2:
             raise image_error(path, "a box or point marks a place in a picture, and this is a volume")
-        drawn = annotation.mask((size[0], size[1]), want)
-        if not drawn.any() or (isinstance(annotation, Point) and not annotation.inside((size[0], size[1]))):
-            raise image_error(path, f"{annotation} lies beyond the image of {size[0]} x {size[1]} (H x W)")
-        return drawn
+        whole = (size[0], size[1])
+        for mark in annotation.marks if isinstance(annotation, Marks) else (annotation,):
+            if not mark.mask(whole, want).any() or (isinstance(mark, Point) and not mark.inside(whole)):
+                raise image_error(path, f"{mark} lies beyond the image of {size[0]} x {size[1]} (H x W)")
+        return annotation.mask(whole, want)
     path = annotation if isinstance(annotation, Path) else annotation.path
     found = read_sample_image(annotation, channels=1)
     if found.array.ndim != 3:
