@@ -12,7 +12,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from medtrain.data.decathlon import Task
@@ -60,9 +60,10 @@ def download(
         raise UsageError(f"--md5 {expected}: an md5 sum has 32 hexadecimal digits")
     with disk_errors(to):
         to.mkdir(parents=True, exist_ok=True)
-    with _alone(task, to):
+    with _alone(task, to) as work:
         if (target / DESCRIPTION).is_file():
             say(f"{target} is there already")
+            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed when it had just finished
             return target
         if target.exists():
             raise UsageError(
@@ -70,19 +71,10 @@ def download(
                 hint="move it away, or choose another folder with --to",
             )
         remove_leftovers(to)
-        work = to / f".{task.folder}.download"
-        with disk_errors(work):
-            work.mkdir(exist_ok=True)
         given, fetched = to / f"{task.folder}.tar", work / f"{task.folder}.{expected[:8]}.tar"
-        archive = fetched
         if given.is_file():
             say(f"using {given}")
-            archive, found = given, checksum(given, report)
-            if found != expected:
-                raise UsageError(
-                    f"{given} is not the task's archive: md5 {found}, expected {expected}",
-                    hint="move it away to download the right one, or name its checksum with --md5",
-                )
+            _require_archive(given, expected, report)
         elif not fetched.is_file():
 
             def need(length: int, here: int) -> None:
@@ -91,8 +83,8 @@ def download(
                 _require_room(to, 2 * length - here, parts)
 
             fetch(url or task.url, fetched, md5=expected, report=report, say=say, need=need, wait=wait)
-        unpack(archive, target, report=report)
-        if keep and archive is fetched:
+        unpack(given if given.is_file() else fetched, target, report=report)
+        if keep and fetched.is_file():
             fetched.replace(given)
         shutil.rmtree(work, ignore_errors=True)
     return target
@@ -172,6 +164,15 @@ def _require_whole(folder: Path, archive: Path) -> None:
         raise MedtrainError(f"{archive} is not a whole task: {where}: {first.message}{more}") from None
 
 
+def _require_archive(path: Path, md5: str, report: Report) -> None:
+    found = checksum(path, report)
+    if found != md5:
+        raise UsageError(
+            f"{path} is not the task's archive: md5 {found}, expected {md5}",
+            hint="move it away to download the right one, or name its checksum with --md5",
+        )
+
+
 def _require_room(folder: Path, needed: int, parts: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -182,16 +183,15 @@ def _require_room(folder: Path, needed: int, parts: str) -> None:
 
 
 @contextmanager
-def _alone(task: Task, to: Path) -> Iterator[None]:
-    """Hold the task's lock, so that two processes do not write the same files."""
-    path = to / f".{task.folder}.lock"
-    part = to / f".{task.folder}.download"
+def _alone(task: Task, to: Path) -> Iterator[Path]:
+    """Hold the task's lock, so that two processes do not write the same files; gives the folder to work in."""
+    work = to / f".{task.folder}.download"
 
     def silent() -> bool:
-        newest = max((entry.stat().st_mtime for entry in part.glob("*")), default=0.0)
+        newest = max((entry.stat().st_mtime for entry in work.glob("*")), default=0.0)
         return time.time() - newest > SILENCE_S
 
-    lock = RunLock(path, silent=silent)
+    lock = RunLock(to / f".{task.folder}.lock", silent=silent)
     other = lock.acquire()
     if other is not None:
         raise MedtrainError(
@@ -199,6 +199,10 @@ def _alone(task: Task, to: Path) -> Iterator[None]:
             hint="wait until it is done; if it was stopped, the same command goes on",
         )
     try:
-        yield
+        with disk_errors(work):
+            work.mkdir(exist_ok=True)
+        yield work
     finally:
+        with suppress(OSError):
+            work.rmdir()  # unless something in it can be used again
         lock.release()

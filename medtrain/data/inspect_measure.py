@@ -18,6 +18,7 @@ _SAMPLE_VOXELS = 2_000_000
 _LABELLED_VOXELS = 30_000_000  # connected components of larger boxes are found on every other voxel
 _SHELL_VOXELS = 4_000_000
 _SHELL_STEPS = 2
+_MOST_MAPS = 8
 FACES = (("inferior", "superior"), ("posterior", "anterior"), ("left", "right"))
 """Names of the two ends of D, H and W."""
 
@@ -65,7 +66,7 @@ class CaseMeasure:
         ignored: Voxels that nobody annotated.
         digest: Of the image's voxels.
         thumbnail: First channel, brought to `GRID` cells per axis, mean 0 and deviation 1 [GRID^3].
-        occupancy: Share of each class in these cells [K, GRID^3].
+        occupancy: Share of each class in these cells [K, GRID^3]; of more than 8 classes every eighth together.
     """
 
     case_id: str
@@ -121,7 +122,7 @@ def measure_case(case_id: str, image: Volume, classes: np.ndarray, num_classes: 
         ignored=ignored,
         digest=state.hexdigest(),
         thumbnail=_standardize(_cells(np.clip(_sparse(first), low, high))),
-        occupancy=np.stack([_cells(_sparse(classes) == index) for index in range(1, num_classes)]).astype(np.float16),
+        occupancy=_occupancy(_sparse(classes), num_classes),
     )
 
 
@@ -222,6 +223,12 @@ def _cells(array: np.ndarray) -> np.ndarray:
         shape[axis] = GRID
         array = np.add.reduceat(array, starts, axis=axis, dtype=np.float32) / counts.reshape(shape).astype(np.float32)
     return np.asarray(array, np.float32)
+
+
+def _occupancy(classes: np.ndarray, num_classes: int) -> np.ndarray:
+    groups = min(num_classes - 1, _MOST_MAPS)
+    group = np.where((classes > 0) & (classes < num_classes), (classes.astype(np.int16) - 1) % groups, -1)
+    return np.stack([_cells(group == index) for index in range(groups)]).astype(np.float16)
 
 
 def _standardize(cells: np.ndarray) -> np.ndarray:

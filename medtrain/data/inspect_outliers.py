@@ -31,6 +31,8 @@ _TOGETHER = 3.5
 _CHAIN = 0.15  # weight of further findings, which often have the same cause
 _USUAL = 0.9
 _RARE = 0.1
+_IDENTITY = (0.2, 0.03, 0.03, 0.03, 0.04, 0.03)
+"""Least scales of what tells classes apart: logarithm of the volume, place, level and contrast."""
 _AXES = ("D (inferior-superior)", "H (posterior-anterior)", "W (left-right)")
 
 
@@ -155,8 +157,8 @@ def find_outliers(
     }
 
 
-def robust(values: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
-    """The median and the z-scores of some values; NaN where a value is missing.
+def typical(values: np.ndarray, floor: float) -> tuple[float, float]:
+    """The median and the robust scale of some values; NaN is left out, and both are NaN where nothing else is.
 
     Args:
         values: [N].
@@ -164,11 +166,17 @@ def robust(values: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
     """
     known = values[np.isfinite(values)]
     if len(known) == 0:
-        return math.nan, np.full(len(values), np.nan)
+        return math.nan, math.nan
     middle = float(np.median(known))
     deviation = 1.4826 * float(np.median(np.abs(known - middle)))
     low, high = np.percentile(known, (25, 75))
-    return middle, (values - middle) / max(deviation, float(high - low) / 1.349, floor)
+    return middle, max(deviation, float(high - low) / 1.349, floor)
+
+
+def robust(values: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
+    """The median and the z-scores of some values; see `typical`."""
+    middle, scale = typical(values, floor)
+    return middle, (values - middle) / scale
 
 
 def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[Numbers]:
@@ -298,39 +306,31 @@ def _borders(cases: Sequence[CaseMeasure], class_names: Sequence[str]) -> Iterat
 
 def _exchanged(cases: Sequence[CaseMeasure], class_names: Sequence[str]) -> Iterator[tuple[CaseMeasure, Flag]]:
     """Pairs of classes each of which is much more like the other one elsewhere than like itself."""
-    features = np.full((len(cases), len(class_names), 6), np.nan)
+    values = np.full((len(cases), len(class_names), len(_IDENTITY)), np.nan)
     for row, case in enumerate(cases):
         for index, measure in case.classes.items():
             contrast = measure.contrast if math.isfinite(measure.contrast) else 0.0
-            features[row, index] = (math.log(measure.volume_ml), *measure.centre, measure.level, contrast)
-    floors = (0.2, 0.03, 0.03, 0.03, 0.04, 0.03)
+            values[row, index] = (math.log(measure.volume_ml), *measure.centre, measure.level, contrast)
+    held = np.isfinite(values[..., 0])
+    usual = np.array(
+        [[typical(values[:, c, f], _IDENTITY[f]) for f in range(len(_IDENTITY))] for c in range(held.shape[1])]
+    )
     for a, b in itertools.combinations(range(1, len(class_names)), 2):
-        both = np.isfinite(features[:, a, 0]) & np.isfinite(features[:, b, 0])
+        both = held[:, a] & held[:, b]
         if both.sum() < LEAST_CASES:
             continue
-        own, other = np.zeros(len(cases)), np.zeros(len(cases))
-        for number, floor in enumerate(floors):
-            for seen, place in ((a, b), (b, a)):
-                reference = np.where(both, features[:, seen, number], np.nan)
-                middle, scores = robust(reference, floor)
-                scale = _scale(reference, scores, middle, floor)
-                own += np.minimum(np.square(np.nan_to_num(scores)), _MOST**2)
-                swapped = (features[:, place, number] - middle) / scale
-                other += np.minimum(np.square(np.nan_to_num(swapped)), _MOST**2)
-        # per feature and class the mean square is 1 where a case is like the others
-        own, other = np.sqrt(own / (2 * len(floors))), np.sqrt(other / (2 * len(floors)))
-        for row in np.flatnonzero(both & (own > 3) & (other < own / 2)).tolist():
+        own = _unlike(values[both][:, [a, b]], usual[[a, b]])
+        other = _unlike(values[both][:, [b, a]], usual[[a, b]])
+        for position in np.flatnonzero((own > 3) & (other < own / 2)).tolist():
             message = f"{class_names[a]} and {class_names[b]} look exchanged: each is where and like the other usually"
-            yield cases[row], Flag("exchanged", message, _LIKELY + min(float(own[row]), 10.0))
+            severity = _LIKELY + min(float(own[position]), 10.0)
+            yield cases[int(np.flatnonzero(both)[position])], Flag("exchanged", message, severity)
 
 
-def _scale(values: np.ndarray, scores: np.ndarray, middle: float, floor: float) -> float:
-    """The scale that `robust` has divided by."""
-    usable = np.isfinite(scores) & (np.abs(scores) > 1e-9)
-    if not usable.any():
-        return floor
-    index = int(np.flatnonzero(usable)[0])
-    return float((values[index] - middle) / scores[index])
+def _unlike(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Root mean square z-score [N] of values [N, 2, F]: about 1 where a case is like the others."""
+    scores = (values - usual[..., 0]) / usual[..., 1]
+    return np.asarray(np.sqrt(np.minimum(np.square(scores), _MOST**2).mean(axis=(1, 2))))
 
 
 def _turned(cases: Sequence[CaseMeasure], *, label: bool) -> Iterator[tuple[CaseMeasure, Flag]]:

@@ -192,6 +192,15 @@ def test_what_is_there_is_left_alone(server: Server, tmp_path: Path) -> None:
     assert (folder / "mine").exists()
 
 
+def test_what_a_process_left_that_had_just_finished_is_removed(server: Server, tmp_path: Path) -> None:
+    bring(server, tmp_path)
+    work = tmp_path / ".Task04_Hippocampus.download"
+    work.mkdir()
+    (work / "Task04_Hippocampus.tar").write_bytes(ARCHIVE)
+    bring(server, tmp_path)
+    assert os.listdir(tmp_path) == ["Task04_Hippocampus"]
+
+
 def test_something_else_has_the_name(server: Server, tmp_path: Path) -> None:
     (tmp_path / "Task04_Hippocampus").mkdir()
     with pytest.raises(UsageError, match=r"holds no dataset\.json"):
@@ -301,7 +310,7 @@ def test_the_wrong_file_leaves_nothing(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>Sign in to the network</html>"
     with pytest.raises(MedtrainError, match=r"not the expected file: md5 \w+ of 35 bytes, expected " + MD5):
         bring(server, tmp_path)
-    assert everything(tmp_path) == set()
+    assert os.listdir(tmp_path) == []
     server.content = ARCHIVE
     assert everything(bring(server, tmp_path)) == set(task_files())
 
