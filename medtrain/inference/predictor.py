@@ -170,6 +170,9 @@ class Predictor:
                 except MedtrainError as error:
                     reports.append(self._fail(folder, scan, error.message))
                     prepared = None
+                except MemoryError:
+                    reports.append(self._fail(folder, scan, "does not fit the main memory"))
+                    prepared = None
                 if number < len(scans):
                     upcoming = reader.submit(self._prepare, scans[number].images)
                 if prepared is None:
@@ -177,9 +180,11 @@ class Predictor:
                 started = time.perf_counter()
                 try:
                     label = self._segment(prepared)
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    reports.append(self._fail(folder, scan, f"does not fit the memory of {self._run.device}"))
+                except (MemoryError, RuntimeError, UsageError) as error:
+                    message = self._why_not(error)
+                    if message is None:
+                        raise
+                    reports.append(self._fail(folder, scan, message))
                     continue
                 if prepared.doubts:
                     log.warning("%s: %s", scan.case_id, prepared.doubts)
@@ -220,12 +225,26 @@ class Predictor:
         with torch.inference_mode(), self._run.precision.autocast():
             return self._task.predict_label(models, images, prepared.geometry, final=True)
 
+    def _why_not(self, error: Exception) -> str | None:
+        """Why a scan does not fit the memory; None where the error is another one."""
+        if isinstance(error, UsageError):  # inference.max_memory, which a smaller scan may be content with
+            return error.message
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return f"does not fit the memory of {self._run.device}"
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            return "does not fit the main memory"
+        return None
+
     def _write(
         self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float
     ) -> CaseReport:
         started = time.perf_counter()
         geometry = prepared.geometry
-        write_segmentation(folder.path / scan.output_name, label, self._plan, geometry.grid, scan)
+        try:
+            write_segmentation(folder.path / scan.output_name, label, self._plan, geometry.grid, scan)
+        except DataError as error:  # the scan, not the disk
+            return self._fail(folder, scan, error.message)
         names = self._plan.class_names
         counts = np.bincount(label.ravel(), minlength=len(names)).tolist()
         millilitres = float(np.prod(geometry.canonical_spacing)) / 1000.0

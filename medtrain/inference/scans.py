@@ -145,8 +145,8 @@ def write_segmentation(path: Path, label: np.ndarray, plan: Plan, grid: SourceGr
     """Write class indices [D, H, W] beside a scan: NIfTI with the label values of the training data, or DICOM.
 
     Raises:
-        DataError: The scan is no longer what was read.
-        MedtrainError: The disk is full, or the series lacks what a DICOM segmentation must say.
+        DataError: The scan is no longer what was read, or the series lacks what a DICOM segmentation must say.
+        MedtrainError: The disk is full.
     """
     if scan.suffix == ".dcm":
         write_dicom_seg(path, label, scan.images, plan.class_names)

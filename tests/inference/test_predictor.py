@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from medtrain.data.io.nifti import read_image
-from medtrain.errors import DataError, MedtrainError, UsageError
+from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.predictor import Predictor
 from medtrain.inference.sliding_window import SlidingWindow
 from tests.inference.runs import ORIENTED, read, run, voxels, write_scan
@@ -324,3 +324,60 @@ def test_progress_and_failures_are_logged(
 def test_predict_case_raises_what_is_wrong(folder: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         Predictor(run()).predict_case([folder / "missing.nii.gz"])
+
+
+def test_corrupt_and_odd_scans_are_reported_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
+    write_scan(folder / "good.nii.gz", voxels())
+    write_scan(folder / "one_voxel.nii.gz", np.ones((1, 1, 1), np.int16))
+    write_scan(folder / "blank.nii.gz", np.zeros((6, 6, 6), np.int16))
+    holes = voxels().astype(np.float32)
+    holes[3, 3, 3] = np.nan
+    write_scan(folder / "nan.nii.gz", holes)
+    write_scan(folder / "infinite.nii.gz", np.where(np.isnan(holes), np.inf, holes).astype(np.float32))
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2, 3), np.int16), np.eye(4)), folder / "five_axes.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((4, 0, 4), np.int16), np.eye(4)), folder / "no_voxels.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), np.eye(4)), folder / "channels.nii.gz")
+    (folder / "empty.nii.gz").write_bytes(b"")
+    (folder / "text.nii.gz").write_text("no scan")
+    whole = (folder / "good.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    reports = {report.case_id: report for report in Predictor(run()).predict_folder(folder, tmp_path / "out")}
+    assert {case for case, report in reports.items() if report.ok} == {"good", "one_voxel", "blank"}
+    assert "no contrast" in reports["blank"].message
+    for case, words in {
+        "nan": "NaN or infinite",
+        "infinite": "NaN or infinite",
+        "five_axes": "expected 2 or 3 axes",
+        "no_voxels": "0",
+        "channels": "has 3 channels",
+        "empty": "the file is empty",
+        "text": "NIfTI",
+        "cut": "truncated",
+    }.items():
+        assert words in reports[case].message, case
+    table = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
+    assert [row["status"] for row in table].count("failed") == 8
+
+
+def test_a_scan_beyond_max_memory_is_that_scans_problem(folder: Path, tmp_path: Path) -> None:
+    write_scan(folder / "a.nii.gz", voxels(0, (30, 30, 30)))
+    write_scan(folder / "b.nii.gz", voxels(0, (8, 8, 8)))
+    its_run = run(inference=SlidingWindow(mirror=False, max_memory="1kB"))
+    reports = Predictor(its_run).predict_folder(folder, tmp_path / "out")
+    assert [(r.case_id, r.ok) for r in reports] == [("a", False), ("b", True)]  # b is one window
+    assert "inference.max_memory" in reports[0].message
+
+
+def test_a_scan_that_changes_meanwhile_is_that_scans_problem(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        write_scan(folder / f"{name}.nii.gz", voxels())
+
+    def changed(path: Path, *_: object, **__: object) -> None:
+        if path.name == "a.nii.gz":
+            raise DataError([Problem(where="a", message="changed since it was read")])
+
+    monkeypatch.setattr("medtrain.inference.scans.write_label", changed)
+    reports = Predictor(run()).predict_folder(folder, tmp_path / "out")
+    assert [(r.case_id, r.ok) for r in reports] == [("a", False), ("b", True)]

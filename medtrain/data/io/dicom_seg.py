@@ -13,7 +13,7 @@ import numpy as np
 
 from medtrain import __version__
 from medtrain.data.io.dicom_series import ordered_files, series_grid
-from medtrain.errors import MedtrainError, MissingExtraError
+from medtrain.errors import DataError, MissingExtraError, Problem
 from medtrain.run.atomic import atomic_write
 
 _CODES = "99MEDTRAIN"
@@ -45,8 +45,7 @@ def write_dicom_seg(path: Path, label: np.ndarray, files: Sequence[Path], class_
         class_names: Name of every class index, background first.
 
     Raises:
-        DataError: The series cannot be read any more.
-        MedtrainError: The series lacks what a segmentation must say.
+        DataError: The series cannot be read any more, or lacks what a segmentation must say.
         MissingExtraError: highdicom is not installed.
     """
     require_highdicom()
@@ -92,8 +91,9 @@ def write_dicom_seg(path: Path, label: np.ndarray, files: Sequence[Path], class_
             series_description="medtrain segmentation",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = f"no DICOM segmentation of {files[0].parent} can be written: {' '.join(str(error).split())}"
-        raise MedtrainError(message, hint="--format nifti writes it without") from error
+        message = f"no DICOM segmentation can be written beside it: {' '.join(str(error).split())}"
+        hint = "--format nifti writes one without"
+        raise DataError([Problem(where=str(files[0].parent), message=message, hint=hint)]) from error
     buffer = BytesIO()
     made.save_as(buffer)
     atomic_write(path, buffer.getvalue())
