@@ -25,7 +25,7 @@ LEAST_CASES = 5
 
 _SURE, _LIKELY = 60.0, 40.0
 _MOST = 30.0  # how much a single number may say
-_MOST_INTENSITY = 6.0
+_MOST_INTENSITY = 4.6
 _MOST_TOGETHER = 6.0
 _TOGETHER = 3.5
 _CHAIN = 0.15  # weight of further findings, which often have the same cause
@@ -122,7 +122,11 @@ class Suspect:
 
 
 def find_outliers(
-    cases: Sequence[CaseMeasure], class_names: Sequence[str], *, complete: bool = True
+    cases: Sequence[CaseMeasure],
+    class_names: Sequence[str],
+    *,
+    complete: bool = True,
+    calibrated: Sequence[bool] = (),
 ) -> dict[str, Findings]:
     """What is suspicious in each case.
 
@@ -130,6 +134,7 @@ def find_outliers(
         cases: All cases of the data set.
         class_names: By index, background first.
         complete: Whether every class was annotated in every case; else a class that is missing says nothing.
+        calibrated: Of each channel, whether its intensities mean the same in every case, as in CT; else not.
 
     Returns:
         Findings by case id.
@@ -138,7 +143,7 @@ def find_outliers(
     unusual = dict.fromkeys(flags, 0.0)
     found = [*_same_images(cases), *_without_label(cases, class_names, complete)]
     if len(cases) >= LEAST_CASES:
-        for numbers in _scan_numbers(cases):
+        for numbers in _scan_numbers(cases, calibrated):
             found += [(cases[index], flag) for index, flag in compare(numbers)]
         for index in range(1, len(class_names)):
             measures = [case.classes.get(index) for case in cases]
@@ -179,7 +184,7 @@ def robust(values: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
     return middle, (values - middle) / scale
 
 
-def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[Numbers]:
+def _scan_numbers(cases: Sequence[CaseMeasure], calibrated: Sequence[bool]) -> Iterator[Numbers]:
     spacing = np.array([case.spacing for case in cases])
     yield Numbers("spacing", "spacing {} mm (D H W)", spacing, 0.1, logarithmic=True)
     extent = np.array([case.extent for case in cases])
@@ -192,7 +197,8 @@ def _scan_numbers(cases: Sequence[CaseMeasure]) -> Iterator[Numbers]:
         floor = 0.1 * float(np.median(values[:, 1] - values[:, 0]))
         text = f"intensities{of} {{}} (1st x 99th percentile)"
         # whole series of scanners differ in this, and normalisation takes care of it: no label is wrong for that
-        yield Numbers("intensity", text, values, max(floor, 1e-12), most=_MOST_INTENSITY)
+        most = _MOST if channel < len(calibrated) and calibrated[channel] else _MOST_INTENSITY
+        yield Numbers("intensity", text, values, max(floor, 1e-12), most=most)
 
 
 def _class_numbers(name: str, found: Sequence[ClassMeasure | None]) -> Iterator[Numbers]:

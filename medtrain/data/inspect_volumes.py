@@ -104,7 +104,12 @@ def inspect_volumes(
         if found is not None
     }
     measures = [looks[case.case_id].measure for case in dataset.cases if case.case_id in looks]
-    findings = find_outliers(measures, labels.class_names, complete=settings.annotated is None)
+    findings = find_outliers(
+        measures,
+        labels.class_names,
+        complete=settings.annotated is None,
+        calibrated=[_is_ct(name) for name in dataset.channel_names],
+    )
     for case_id, problems in unreadable.items():
         findings[case_id] = Findings(tuple(Flag("unreadable", problem.message, 100.0) for problem in problems))
     by_id = {measure.case_id: measure for measure in measures}
@@ -140,7 +145,7 @@ def _look(case: Case, dataset: Dataset, labels: LabelMap) -> _Look:
 
 def _window(image: Volume, classes: np.ndarray, channel: str, num_classes: int) -> tuple[float, float] | None:
     """Of CT, what surrounds the labelled intensities; others are shown from their 1st to 99th percentile."""
-    if channel.lower() != "ct":
+    if not _is_ct(channel):
         return None
     sparse = tuple(slice(None, None, max(1, n // 128)) for n in classes.shape)
     inside = (classes[sparse] > 0) & (classes[sparse] < num_classes)
@@ -149,6 +154,10 @@ def _window(image: Volume, classes: np.ndarray, channel: str, num_classes: int) 
         return (-160.0, 240.0)
     low, high = (float(value) for value in np.percentile(values, (5, 95)))
     return min(low - 150.0, -100.0), max(high + 100.0, low + 250.0)
+
+
+def _is_ct(channel: str) -> bool:
+    return channel.lower() == "ct"
 
 
 def _write_fingerprint(out: Path, dataset: Dataset, scans: Mapping[str, CaseScan]) -> Path | None:
