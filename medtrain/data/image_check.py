@@ -15,6 +15,7 @@ import numpy as np
 from medtrain.data.arrays import load_array
 from medtrain.data.digests import DigestCache
 from medtrain.data.image_sets import read_sample_image
+from medtrain.data.io.image_series import series_files
 from medtrain.data.io.images import check_image_bytes, image_error
 from medtrain.data.sample import ImageRef, Sample, SampleSet
 from medtrain.data.stratified import check_parts
@@ -169,6 +170,9 @@ def _in_threads(look: Callable[[ImageRef], _T], refs: Sequence[ImageRef], worker
 
 
 def _digest_file(path: Path, cache: DigestCache | None) -> str:
+    if path.is_dir():
+        parts = [_digest_file(part, cache) for part in sorted(series_files(path))]
+        return hashlib.blake2b("".join(parts).encode(), digest_size=16).hexdigest()
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:

@@ -354,7 +354,7 @@ class _Reading:
             for path in paths:
                 if path is not None:
                     places.setdefault(path, []).append(place % len(self.cells.rows))
-        missing = [path for path in places if not path.is_file()]
+        missing = [path for path in places if not path.exists()]  # a folder may hold a series
         told = {path: str(path).removeprefix(f"{self.root}{os.sep}") for path in missing}
         folders: dict[Path, dict[str, str]] = {}
         hints = {path: _other_suffix(path, folders) for path in missing}

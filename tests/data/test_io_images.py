@@ -183,7 +183,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     assert said(tmp_path / "empty.png") == "the file is empty"
     assert said(tmp_path / "page.png") == "not a PNG, JPEG, TIFF, NIfTI or DICOM file"
     assert said(tmp_path / "lfs.png") == "a Git LFS pointer, not the image itself"
-    assert said(tmp_path / "folder.png") == "a folder, not an image file"
+    assert said(tmp_path / "folder.png") == "a folder without DICOM slices; expected an image, or one series"
     for name in ("empty.png", "page.png"):
         with pytest.raises(DataError):
             check_image_bytes(tmp_path / name, (tmp_path / name).read_bytes())

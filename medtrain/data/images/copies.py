@@ -33,6 +33,7 @@ from medtrain.data.digests import digest_of
 from medtrain.data.images.annotations import AnnotationChecks, Pair
 from medtrain.data.images.plan import ImageFormat
 from medtrain.data.images.reading import read_for
+from medtrain.data.io.image_series import state_of
 from medtrain.data.sample import ArrayItem, ImageRef
 from medtrain.data.store import mark_used
 from medtrain.data.workers import Progress, usable_cores
@@ -245,11 +246,11 @@ class _Preparation:
     def _look_at_file(self, path: Path) -> Found:
         known = self.known.get(str(path))
         try:
-            status = path.stat()
+            state = state_of(path)
         except OSError as error:
             message = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
             raise DataError([Problem(where=str(path), message=message)]) from None
-        unchanged = known is not None and known[:2] == (status.st_size, status.st_mtime_ns)
+        unchanged = known is not None and known[:2] == state
         if known is not None and unchanged and (not self.copy or copy_path(self.folder, known[2]).exists()):
             return known
         array = read_for(self.image_format, path)
@@ -257,7 +258,7 @@ class _Preparation:
         name = digest if digest != CONSTANT else f"{CONSTANT}-{'x'.join(map(str, array.shape))}-{array.flat[0]:g}"
         if self.copy:
             save_copy(copy_path(self.folder, name), array)
-        return status.st_size, status.st_mtime_ns, name
+        return *state, name
 
 
 def pixel_digest(array: np.ndarray) -> str:

@@ -16,6 +16,8 @@ from medtrain.data.cells import Cells, read_cells
 from medtrain.data.columns import FIELD, TableColumns
 from medtrain.data.images.plan import ImagePlan
 from medtrain.data.io.dicom import is_dicom
+from medtrain.data.io.dicom_series import is_dicom_file
+from medtrain.data.io.image_series import state_of
 from medtrain.data.io.images import KINDS, image_error, image_stem, is_image
 from medtrain.data.sample import ArrayItem, ImageRef, Sample, SampleSet
 from medtrain.data.splits import some
@@ -42,8 +44,9 @@ def read_new(
     """Find the samples that a model is to be applied to; what is wrong with their images is found when they are read.
 
     Args:
-        path: One image; a folder of images, searched with the folders below it (of bags: a folder per bag, or one bag);
-            a table; or an `.npz` file with images as MedMNIST has them.
+        path: One image; a folder of images, searched with the folders below it (of bags: a folder per bag, or one bag;
+            of volumes: folders of DICOM slices are one each); a table; or an `.npz` file with images as MedMNIST has
+            them.
         plan: What the model takes.
         columns: Columns of the table that the model was trained on; None where that was no table: then a new one needs
             a column `image`.
@@ -62,7 +65,8 @@ def read_new(
     _require_only_images(path, plan, columns)
     if path.is_dir():
         bags = plan.max_instances is not None
-        found = _bags_of_folder(path) if bags else _images_of_folder(path)
+        series = _series_of_folder(path) if plan.spatial_dims == 3 and not bags else []
+        found = series or (_bags_of_folder(path) if bags else _images_of_folder(path))
         return SampleSet(path.name, path, tuple(found), (), bags=bags)
     if path.suffix.lower() == ".npz":
         return SampleSet(path.stem, path.parent, tuple(_images_of_arrays(path)), ())
@@ -145,9 +149,17 @@ def _place_of_images(cells: Cells, columns: TableColumns, own: Path, root: Path 
     suffix = columns.image_suffix
     texts = [text if text.lower().endswith(suffix.lower()) else text + suffix for text in texts]
     for folder, below in places:
-        if any((folder / below / text).is_file() for text in texts):
+        if any((folder / below / text).exists() for text in texts):
             return folder, below
     return places[0]
+
+
+def _series_of_folder(folder: Path) -> list[Sample]:
+    """One sample per folder of DICOM slices, if there are any: a model of volumes looks at no single slice."""
+    names = [path.parent for path in _image_files(folder) if is_dicom_file(path)]
+    found = [parent for parent, count in sorted(Counter(names).items()) if count > 1]
+    ids = {path: path.relative_to(folder).as_posix() if path != folder else folder.name for path in found}
+    return [Sample(ids[path], (path,), (), group=ids[path]) for path in found]
 
 
 def _images_of_folder(folder: Path) -> list[Sample]:
@@ -258,7 +270,6 @@ def input_digest(sample: Sample) -> str:
 def _state_of(ref: ImageRef) -> list[int]:
     """Size and time of a file; nothing where it is not there."""
     try:
-        state = (ref if isinstance(ref, Path) else ref.path).stat()
+        return list(state_of(ref if isinstance(ref, Path) else ref.path))
     except OSError:
         return []
-    return [state.st_size, state.st_mtime_ns]

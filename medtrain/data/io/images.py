@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, ImageSequence
 
 from medtrain.data.io.dicom import is_dicom, read_dicom
+from medtrain.data.io.image_series import read_image_series
 from medtrain.data.io.nifti import is_nifti
 from medtrain.data.io.nifti import read_image as read_nifti
 from medtrain.errors import DataError, Problem
@@ -100,10 +101,11 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None, min_si
     The rotation that EXIF tags of PNG, JPEG and TIFF files ask for is applied, alpha is left out, palettes become RGB,
     CMYK too. Pages of a TIFF file and frames of a DICOM file are slices D. A NIfTI volume comes in the canonical frame
     (see `medtrain.data.io.nifti`); a flat one is a picture whose rows are the file's second axis, as it is stored:
-    the affine of a flat image seldom tells which way is up. DICOM: see `read_dicom`.
+    the affine of a flat image seldom tells which way is up. DICOM: see `read_dicom`. A folder of DICOM slices is the
+    volume of its series, in the canonical frame.
 
     Args:
-        path: The file.
+        path: The file, or folder of slices.
         channels: 1 or 3 to have grey or RGB whatever the file holds: grey is repeated, colours become ITU-R BT.601
             luma. None for what the file holds.
         min_side: A JPEG may be decoded at a half, a quarter or an eighth of its size, which takes a fraction of the
@@ -115,6 +117,8 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None, min_si
     """
     if is_nifti(path):
         return convert_channels(_read_nifti(path), channels, path)
+    if path.is_dir():
+        return convert_channels(Image(*read_image_series(path)), channels, path)
     data = _read_bytes(path)
     if data.startswith(_PNG):
         return _decode_png(path, data, channels)
@@ -295,6 +299,8 @@ def picture_size(path: Path) -> tuple[int, int] | None:
     Raises:
         DataError: There is no such file, or it is empty.
     """
+    if path.is_dir():
+        return None
     data = _read_bytes(path)
     if data.startswith(_PNG):
         plain = b"eXIf" not in data  # which may stand anywhere, and ask for a rotation
