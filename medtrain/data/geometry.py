@@ -88,11 +88,17 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
 
 def nonzero_box(image: np.ndarray) -> Box:
     """The smallest box outside of which every channel of image [C, D, H, W] is zero; all of it if nothing is not."""
-    present = np.zeros(image.shape[1:], dtype=bool)
-    for channel in image:
-        present |= channel != 0
-    box = _bounding_box(present)
-    return box if box is not None else cast(Box, tuple((0, n) for n in image.shape[1:]))
+    present = [np.zeros(n, dtype=bool) for n in image.shape[1:]]
+    for index in range(image.shape[1]):  # slice by slice: no mask of the whole scan
+        plane = (image[:, index] != 0).any(axis=0)
+        rows = plane.any(axis=1)
+        present[0][index] = rows.any()
+        present[1] |= rows
+        present[2] |= plane.any(axis=0)
+    if not present[0].any():
+        return cast(Box, tuple((0, n) for n in image.shape[1:]))
+    ends = [np.flatnonzero(along)[[0, -1]] for along in present]
+    return cast(Box, tuple((int(first), int(last) + 1) for first, last in ends))
 
 
 def resample_image(

@@ -26,7 +26,7 @@ from medtrain.inference.cascade import FirstStage
 from medtrain.inference.ensemble import check_together, share_normalization
 from medtrain.inference.postprocess import class_indices
 from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
-from medtrain.inference.scans import Scan, as_dicom_seg, find_scans, read_scan, write_segmentation
+from medtrain.inference.scans import Scan, as_dicom_seg, find_scans, label_values, read_scan, write_segmentation
 from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Predictor:
         if mirror is not None:
             self._task.inference = dataclasses.replace(run.task.inference, mirror=mirror)
         class_indices(self._task.inference.keep_largest, self._plan.class_names)
-        self._values = np.array(self._plan.label_values)
+        self._values = label_values(self._plan)
         self._first_stage = FirstStage.behind(run)
 
     def predict_case(self, images: Sequence[Path]) -> np.ndarray:
@@ -205,7 +205,8 @@ class Predictor:
             names = ", ".join(self._plan.channel_names)
             message = f"has {channels} channels; the model was trained on {self._plan.in_channels} ({names})"
             raise DataError([Problem(where=str(images[0]), message=message)])
-        if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+        planes = volume.array.reshape(-1, *volume.array.shape[2:])  # one by one: no mask of the whole scan
+        if volume.array.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
             raise DataError([Problem(where=str(images[0]), message="holds NaN or infinite voxels")])
         doubts = "; ".join(_doubts(volume, self._plan))
         nonzero = any(channel.nonzero for channel in self._plan.normalization)
@@ -246,7 +247,8 @@ class Predictor:
         except DataError as error:  # the scan, not the disk
             return self._fail(folder, scan, error.message)
         names = self._plan.class_names
-        counts = np.bincount(label.ravel(), minlength=len(names)).tolist()
+        # slice by slice: bincount makes a copy of 64 bits
+        counts = np.sum([np.bincount(plane.ravel(), minlength=len(names)) for plane in label], axis=0).tolist()
         millilitres = float(np.prod(geometry.canonical_spacing)) / 1000.0
         report = CaseReport(
             scan.case_id,

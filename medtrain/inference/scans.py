@@ -19,6 +19,7 @@ from medtrain.data.io.nifti import (
     Volume,
     file_stem,
     is_nifti,
+    label_dtype,
     read_header,
     read_image,
     write_image,
@@ -151,11 +152,16 @@ def write_segmentation(path: Path, label: np.ndarray, plan: Plan, grid: SourceGr
     if scan.suffix == ".dcm":
         write_dicom_seg(path, label, scan.images, plan.class_names)
         return
-    values = np.array(plan.label_values)[label]
+    values = label_values(plan)[label]
     if is_nifti(scan.images[0]):
         write_label(path, values, grid, like=scan.images[0])
     else:
-        write_image(path, values.astype(np.min_scalar_type(int(values.max())))[None], grid)
+        write_image(path, values[None], grid)
+
+
+def label_values(plan: Plan) -> np.ndarray:
+    """The value in label files of every class index, of the smallest type: label maps of it take little memory."""
+    return np.array(plan.label_values, dtype=label_dtype(min(plan.label_values), max(plan.label_values)))
 
 
 def _dicom_scans(source: Path) -> list[Scan]:

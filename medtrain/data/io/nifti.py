@@ -230,7 +230,7 @@ def read_label(path: Path) -> Volume:
         if wrong.any():
             raise _error(path, f"{_voxels(wrong)} not a whole number, such as {label[wrong][0]:g}")
     low, high = (int(label.min()), int(label.max())) if label.size else (0, 0)
-    array = np.ascontiguousarray(header.grid.to_canonical(label.astype(_label_dtype(low, high), copy=False)))
+    array = np.ascontiguousarray(header.grid.to_canonical(label.astype(label_dtype(low, high), copy=False)))
     return Volume(array=array, spacing=header.grid.spacing, grid=header.grid)
 
 
@@ -252,7 +252,7 @@ def write_label(path: Path, label: np.ndarray, grid: SourceGrid, *, like: Path) 
         raise _error(like, f"changed since it was read: {difference}")
     assert label.shape == grid.canonical_shape, f"label {label.shape}, grid {grid.canonical_shape}"
     low, high = (int(label.min()), int(label.max())) if label.size else (0, 0)
-    dtype = _label_dtype(low, high)
+    dtype = label_dtype(low, high)
     header = source.header.copy()
     header.extensions.clear()
     header["descrip"] = b""
@@ -373,7 +373,8 @@ def _scale(voxels: np.ndarray, slope: float, inter: float) -> np.ndarray:
     return (voxels.astype(np.float64) * slope + inter).astype(np.float32)
 
 
-def _label_dtype(low: int, high: int) -> np.dtype:
+def label_dtype(low: int, high: int) -> np.dtype:
+    """The smallest of uint8, int16 and int32 that holds label values from `low` to `high`."""
     if low >= 0 and high <= 255:
         return np.dtype(np.uint8)
     return np.dtype(np.int16 if low >= -32768 and high <= 32767 else np.int32)
