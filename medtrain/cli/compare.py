@@ -46,7 +46,7 @@ def compare(
     """
     with handle_errors(debug):
         from medtrain.compare.runs import check_out, compare_runs, write_comparison
-        from medtrain.compare.shown import comparison_table
+        from medtrain.compare.shown import comparison_notes, comparison_table
         from medtrain.errors import UsageError
         from medtrain.run.log import console, setup_logging
 
@@ -66,6 +66,8 @@ def compare(
         )
         for item in found:
             console().print(comparison_table(item, specs, main=main, part=part, confidence=confidence))
+            for note in comparison_notes(item, main=main):
+                typer.echo(note)
         if out is not None:
             write_comparison(out, found, main=main, part=part)
             typer.echo(f"written to {out}")

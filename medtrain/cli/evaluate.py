@@ -32,11 +32,17 @@ def evaluate(
 ) -> None:
     """Judge a run's weights on its validation, test or training cases.
 
-    Segmentations are judged whole and on their own grid, labels over the whole part, with intervals and subgroups.
-    Prints the table and the worst cases and writes `cases.csv`, `summary.json`, other tables and pictures to the run's
-    `evaluation` folder, or to a folder below it when the choice differs from the run's own final evaluation. Overrides
-    may change `inference.*`, `task.report`, `data.root`, `data.path`, `data.store` and `model.weights`. Thresholds and
-    the temperature that inference leaves to the validation part are chosen there, whichever part is judged:
+    Segmentations are judged whole and on their own grid, labels over the whole part, with intervals by patient and
+    subgroups. Prints the tables and the worst cases and writes `cases.csv`, `summary.json`, other tables and pictures
+    to the run's `evaluation` folder, or to a folder below it when the choice differs from the run's own final
+    evaluation. Overrides may change `inference.*`, `task.report`, `task.nsd_tolerance_mm`, `task.lesions`,
+    `task.lesion_iou`, `data.root`, `data.path`, `data.store` and `model.weights`. Subgroups of segmentations are
+    columns of a table of cases, and lesions are counted one by one:
+
+        medtrain evaluate RUN task.lesions=[tumour] task.report.metadata=cases.csv task.report.subgroups=[site]
+
+    Thresholds and the temperature that inference leaves to the validation part are chosen there, whichever part is
+    judged:
 
         medtrain evaluate RUN --part test inference.threshold=youden task.report.subgroups=[sex]
 

@@ -32,7 +32,7 @@ def comparison_table(
     from rich.text import Text
 
     title = f"A = {found.first}, B = {found.second}: {part}, {found.num_cases} cases of {found.num_patients} patients"
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("metric", overflow="fold")
     for name in ("A", "B", f"B - A [{100 * confidence:g} %]", "better", "p"):
         table.add_column(Text(name), justify="right")
@@ -41,7 +41,7 @@ def comparison_table(
     shown = [item for item in named if "/" not in item.metric or item.metric.startswith(f"{head}/")]
     for item in sorted(shown, key=lambda item: not f"{item.metric}/".startswith(f"{head}/")):
         spec = specs[item.metric]
-        digits = 2 if spec.unit else 3
+        digits = 3 if not spec.unit else 2 if abs(item.first) < 100 else 1
         table.add_row(
             Text(item.metric if spec.mode == "max" else f"{item.metric} (min)"),
             _number(item.first, digits),
@@ -50,12 +50,16 @@ def comparison_table(
             "-" if math.isnan(item.second_better) else f"{100 * item.second_better:.0f} %",
             "-" if math.isnan(item.p_value) else f"{item.p_value:.3f}",
         )
-    table.caption = Text("\n".join(_notes(found, main)))
-    table.caption_justify = "left"
     return table
 
 
-def _notes(found: Comparison, main: str) -> list[str]:
+def comparison_notes(found: Comparison, *, main: str) -> list[str]:
+    """What there is to say below the table, a line each.
+
+    Args:
+        found: Of two runs.
+        main: The main metric.
+    """
     notes = ["better: share of draws of patients in which B is; p: of exchanging A and B patient by patient"]
     if found.one_sided:
         some = [f"{key} A {one} B {two}" for key, (one, two) in list(found.one_sided.items())[:_MOST]]

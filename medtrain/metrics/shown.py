@@ -113,7 +113,7 @@ def _percent(rows: Sequence[Row]) -> str:
 
 def _with_interval(row: Row, specs: Mapping[str, MetricSpec]) -> str:
     value, low, high = (float(row[key]) for key in ("value", "low", "high"))
-    digits = 2 if row["metric"] in specs and specs[row["metric"]].unit else 3
+    digits = 3 if row["metric"] not in specs or not specs[row["metric"]].unit else 2 if abs(value) < 100 else 1
     if math.isnan(value):
         return "-"
     return f"{value:.{digits}f}" + ("" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")

@@ -20,6 +20,7 @@ from medtrain.run.history import evaluations, read_metrics
 _PARTS = ("task", "data", "model", "loss", "augment", "optimizer", "scheduler", "inference")
 _LIMITS = {"max_steps": "N", "max_epochs": "N", "max_time": "TIME"}  # with what stands for a larger one
 _NUM_WORST = 5
+_WITH_INTERVAL = ("dice", "nsd", "hd95_mm")  # of segmentations; intervals.csv has all
 
 
 def write_report(run_dir: Path) -> Path:
@@ -109,7 +110,28 @@ def _final_evaluation(run_dir: Path, folder: str = "evaluation", *, title: str =
     means = summary.get("mean", {})
     rows.append(("**mean**", *(f"**{_number(means.get(metric))}**" for metric in metrics)))
     text = f"## {title}{where} on {cases}, each whole and on its own grid (mean +- standard deviation)"
-    return f"{text}\n\n" + _table(("Class", *metrics), rows) + f"\n\nEvery case: `{folder}/cases.csv`."
+    every = f"Every case: `{folder}/cases.csv`."
+    return "\n\n".join(filter(None, [text, _table(("Class", *metrics), rows), _class_intervals(summary), every]))
+
+
+def _class_intervals(summary: Mapping[str, Any]) -> str:
+    """The main metrics of segmentations with their intervals."""
+    intervals, means = summary.get("intervals", {}), summary.get("mean", {})
+    heads = [name for name in _WITH_INTERVAL if name in intervals]
+    if not heads:
+        return ""
+
+    def cell(value: float | None, key: str) -> str:
+        low, high = intervals[key]
+        return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+    rows = [
+        (name, *(cell(values.get(head, {}).get("mean"), f"{head}/{name}") for head in heads))
+        for name, values in summary.get("classes", {}).items()
+    ]
+    rows.append(("**mean**", *(cell(means.get(head), head) for head in heads)))
+    title = f"With {100 * summary.get('confidence', math.nan):.0f} % intervals (patients drawn again):"
+    return f"{title}\n\n" + _table(("Class", *heads), rows)
 
 
 def _whole_split(summary: Mapping[str, Any], folder: str, heading: str) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from medtrain.compare import runs as module
 from medtrain.compare.judged import JudgedRun, _find_evaluation, _read_records, _trained_on
 from medtrain.compare.runs import check_out, compare_runs, matched_cases, write_comparison
-from medtrain.compare.shown import comparison_table
+from medtrain.compare.shown import comparison_notes, comparison_table
 from medtrain.errors import DataError, UsageError
 from medtrain.metrics.cases import metric_specs, summarize, worst_cases
 from medtrain.metrics.spec import MetricSpec
@@ -228,8 +228,9 @@ def test_files_and_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert "A = a, B = b: val, 4 cases of 2 patients" in text
     assert text.index("dice/tumour") < text.index("hd95_mm (min)")
     assert "+0.050 [+0.050, +0.050]" in text
-    assert "hd95_mm/liver A 1 B 1" in text
-    assert "c1 0.8000 -> 0.9000" in text
+    notes = "\n".join(comparison_notes(found[0], main=main))
+    assert "hd95_mm/liver A 1 B 1" in notes
+    assert "c1 0.8000 -> 0.9000" in notes
 
 
 def test_reading_a_run(tmp_path: Path) -> None:

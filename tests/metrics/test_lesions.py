@@ -10,6 +10,7 @@ import pytest
 from medtrain.metrics.lesions import (
     FROC_RATES,
     Candidate,
+    LesionMatch,
     ScoredCase,
     froc_curve,
     froc_scores,
@@ -151,3 +152,11 @@ def test_scored_cases_of_records() -> None:
     (case,) = scored_cases(records, "t") or ()
     assert sorted(case.lesion_scores) == [-np.inf, 0.9]
     assert scored_cases([{"lesions_found/t": 1.0, "lesions_missed/t": 0.0}], "t") is None
+
+
+def test_the_highest_false_positives_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtrain.metrics.lesions._MOST_FALSE", 2)
+    false = tuple(Candidate(score, ()) for score in (0.1, 0.4, 0.3, 0.2))
+    row = lesion_row("t", LesionMatch(1, (Candidate(0.05, (1,)), *false)))
+    assert row["lesions_false/t"] == 4.0
+    assert row["lesion_candidates/t"] == "0.05:1 0.4: 0.3:"

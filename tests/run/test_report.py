@@ -72,6 +72,8 @@ def test_the_report_tells_the_run(run: RunFolder) -> None:
         "num_cases": 5,
         "mean": {"dice": 0.7},
         "classes": {"liver": {"dice": statistics}, "tumour": {"dice": {"mean": None, "std": None, "n": 0}}},
+        "intervals": {"dice": [0.6, 0.8], "dice/liver": [0.85, 0.95], "dice/tumour": [None, None]},
+        "confidence": 0.9,
     }
     (run.evaluation / "summary.json").write_text(json.dumps(summary))
     text = write_report(run.path).read_text()
@@ -85,6 +87,10 @@ def test_the_report_tells_the_run(run: RunFolder) -> None:
         "| liver | 0.9123 +- 0.0500 |",
         "| tumour | - |",
         "| **mean** | **0.7000** |",
+        "With 90 % intervals",
+        "| liver | 0.9123 [0.8500, 0.9500] |",
+        "| tumour | - [-, -] |",
+        "| **mean** | 0.7000 [0.6000, 0.8000] |",
         "![progress](progress.png)",
         "[val_dice](curves/val_dice.png)",
         "previews/step_00000010.png",
