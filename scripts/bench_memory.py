@@ -1,8 +1,9 @@
 """Memory while training from CT data sets of growing size: medtrain's store against MONAI's cache.
 
-A contestant reads as many augmented patches as the largest set has cases, every case at least once, in a process of its
-own; printed is the most resident memory for each number of cases, and what is resident at the end. The cases of larger sets are links to those of a small one, so that the script
-needs little disk; every one is opened by itself. MONAI's CacheDataset holds the cases in memory as float32.
+A contestant reads as many augmented patches as the largest set has cases, in a process of its own; printed is the most
+resident memory for each number of cases, and what is resident at the end. The cases of larger sets are links to those
+of a small one, so that the script needs little disk; every one is opened by itself. MONAI's CacheDataset holds the
+cases in memory as float32.
 
     python scripts/bench_memory.py [--cases 25 100 200] [--monai-cases 5 10 20] [--peers-python PYTHON]
 """

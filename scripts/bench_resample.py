@@ -1,9 +1,9 @@
 """Time to resample one CT case 100 x 256 x 256 -> 150 x 320 x 320 with 4 labels, one thread, each in its own process.
 
 medtrain's cubic splines and labels against nnU-Net's (`resample_data_or_seg`, order 3 and its labels), and the image
-alone against scipy's zoom of order 3, MONAI's Spacing and torch's trilinear interpolation. Before the times the results
-are compared: the largest and the root mean square difference of the image, in HU, to scipy's cubic zoom in float64, both
-clipped to the range of the scan as nnU-Net does, and the share of voxels whose label is the one nnU-Net gives.
+alone against scipy's zoom of order 3, MONAI's Resize and torch's trilinear interpolation. Before the times the results
+are compared: the largest and the root mean square difference of the image, in HU, to scipy's cubic zoom in float64,
+both clipped to the range of the scan as nnU-Net does, and the share of voxels whose label is the one nnU-Net gives.
 
     python scripts/bench_resample.py [--rounds 5] [--peers-python PYTHON]
 """
@@ -60,7 +60,7 @@ def scipy_work() -> Work:
 
 
 def monai_work() -> Work:
-    """MONAI's Spacing with its default, linear interpolation."""
+    """MONAI, by linear interpolation."""
     import torch
     from monai.transforms import Resize
 
