@@ -213,10 +213,17 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml, secrets masked; a resumed run may change its limits, loggers and paths.
 
+        Groups and their settings are sorted; the order within a setting may mean something (`data.regions`) and stays.
+
         Args:
             config: The resolved configuration, plain data.
         """
-        text = yaml.safe_dump(mask_secrets(plain(config)), sort_keys=True, allow_unicode=True, width=120)
+        groups = mask_secrets(plain(config))
+        ordered = {
+            key: dict(sorted(value.items())) if isinstance(value, dict) else value
+            for key, value in sorted(groups.items())
+        }
+        text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=120)
         atomic_write(self.config, text)
 
     def add_command(self, argv: Sequence[str]) -> None:

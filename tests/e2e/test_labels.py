@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from tests.e2e.brain import REGIONS, TINY, make_brains
 from tests.e2e.conftest import read_rows
@@ -63,6 +64,10 @@ def test_regions_are_trained_judged_and_predicted(brains: Path, tmp_path: Path, 
     assert medtrain("predict", run, brains / "imagesTr" / "brain_0.nii.gz", tmp_path / "predicted") == 0
     assert set(np.unique(np.asarray(nib.load(tmp_path / "predicted" / "brain_0.nii.gz").dataobj))) <= {0, 1, 2, 3}
     assert medtrain("evaluate", run) == 0
+    # the order of painting survives: a fold of a cross-validation plans with what was saved
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert list(saved["data"]["regions"]) == ["whole", "tumour_core", "active"]
+    assert list(saved) == sorted(saved)
 
 
 def test_a_softmax_is_refused_before_anything_is_made(
