@@ -137,6 +137,14 @@ class Plan:
         """Plain data for `json.dump`; from_json gives back an equal plan."""
         return _plain(asdict(self))
 
+    def case_cost(self, inference: Mapping[str, Any]) -> float:
+        """Of the median case: its windows are forward passes, a third of what a patch costs in training."""
+        stride = 1.0 - inference["overlap"]
+        sizes = zip(self.median_shape[-self.spatial_dims :], self.patch_size, strict=True)
+        windows = math.prod(1 + math.ceil(max(0, size - patch) / max(1.0, patch * stride)) for size, patch in sizes)
+        slices = self.median_shape[0] if self.spatial_dims == 2 else 1
+        return slices * windows / (3 * self.batch_size)
+
     def facts(self) -> list[tuple[str, str, str]]:
         """What preparing settles: name, value and why."""
         size = " x ".join(f"{value:g}" for value in self.spacing)

@@ -88,6 +88,14 @@ class DataPlan(Protocol):
         """What components that ask for it by name (`runtime=`) get to know about the data."""
         ...
 
+    def case_cost(self, inference: Mapping[str, Any]) -> float:
+        """What judging a case costs in steps of training, by the size of what is computed.
+
+        Args:
+            inference: Its settings.
+        """
+        ...
+
     def facts(self) -> list[tuple[str, str, str]]:
         """What `medtrain data prepare` tells: name, value and why."""
         ...

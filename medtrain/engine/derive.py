@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 
-from medtrain.data.source import DataPlan, DataSource, DerivedValue, FoundData, Machine, Progress
+from medtrain.data.source import DataPlan, DataSource, DerivedValue, Fold, FoundData, Machine, Progress
 from medtrain.engine.device import available_cores, choose_device, memory_gib
 from medtrain.engine.precision import choose_precision
 from medtrain.registry import build, get
@@ -21,6 +23,9 @@ DEFAULT_STEPS = {"cuda": 50_000, "mps": 10_000, "cpu": 1_000}
 DEFAULT_TIME = {"images": "10min"}
 """Family of the data -> how long a run on a CPU trains that names no limit: labelled images differ too much in size and
 number for a count of steps."""
+
+_MOST_EVALUATIONS = 10
+_EVALUATION_SHARE = 0.25
 
 PATHS = ("root", "store", "splits", "path", "annotated", "cascade_from")
 """Settings of data that are files and folders: a run is resumed and evaluated from other folders, too."""
@@ -76,7 +81,9 @@ def derive(
     )
     values = [value for value in derived if _fill(completed, value)] + values
     values += [
-        value for value in _trainer_values(completed, device, machine.threads, plan.family) if _fill(completed, value)
+        value
+        for value in _trainer_values(completed, device, machine.threads, plan, found.split)
+        if _fill(completed, value)
     ]
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, found, device)
@@ -136,7 +143,9 @@ def _fill(completed: dict[str, Any], value: DerivedValue) -> bool:
     return True
 
 
-def _trainer_values(completed: dict[str, Any], device: torch.device, threads: int, family: str) -> list[DerivedValue]:
+def _trainer_values(
+    completed: dict[str, Any], device: torch.device, threads: int, plan: DataPlan, split: Fold
+) -> list[DerivedValue]:
     trainer = completed["trainer"]
     values: list[DerivedValue] = []
     if trainer["device"] == "auto":
@@ -148,11 +157,29 @@ def _trainer_values(completed: dict[str, Any], device: torch.device, threads: in
         values.append(DerivedValue("trainer.precision", name, reason, fills=False))
     if all(trainer[key] is None for key in ("max_steps", "max_epochs", "max_time")):
         reason = f"no limit was given; the default on {device.type}"
-        if device.type == "cpu" and family in DEFAULT_TIME:
-            values.append(DerivedValue("trainer.max_time", DEFAULT_TIME[family], reason))
+        if device.type == "cpu" and plan.family in DEFAULT_TIME:
+            values.append(DerivedValue("trainer.max_time", DEFAULT_TIME[plan.family], reason))
         else:
             values.append(DerivedValue("trainer.max_steps", DEFAULT_STEPS[device.type], reason))
+    limits = {value.key.partition(".")[2]: value.value for value in values if value.fills}
+    values.append(_evaluations({**trainer, **limits}, completed, plan, split))
     values.append(DerivedValue("trainer.num_threads", threads, f"{threads} cores are available to this process"))
     reason = "convolutions are faster in this memory format"
     values.append(DerivedValue("trainer.channels_last", device.type != "mps", reason))
     return values
+
+
+def _evaluations(trainer: Mapping[str, Any], completed: Mapping[str, Any], plan: DataPlan, split: Fold) -> DerivedValue:
+    """How often to evaluate: by what is computed, not by a clock, so that a resumed run evaluates at the same steps."""
+    key = "trainer.eval_every"
+    if trainer["max_time"] is not None:
+        return DerivedValue(key, f"{100 // _MOST_EVALUATIONS}%", "ten times, within a fifth of the time")
+    data = completed["data"]
+    batches = math.ceil(len(split["train"]) * data.get("samples_per_case", 1) / data["batch_size"])
+    limits = [trainer["max_steps"], trainer["max_epochs"] and trainer["max_epochs"] * batches / trainer["accumulate"]]
+    steps = min(limit for limit in limits if limit is not None)
+    cases = min(len(split.get("val", ())), trainer["eval_cases"] or sys.maxsize)
+    cost = cases * plan.case_cost(completed["inference"]) / trainer["accumulate"]
+    count = max(1, min(_MOST_EVALUATIONS, math.floor(_EVALUATION_SHARE * steps / cost))) if cost else _MOST_EVALUATIONS
+    told = "ten times" if count == _MOST_EVALUATIONS else f"judging {cases} cases costs as much as {cost:.3g} steps"
+    return DerivedValue(key, f"{100 / count:.6g}%", told)

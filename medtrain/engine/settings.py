@@ -33,7 +33,8 @@ class TrainerSettings:
         clip_value: Largest absolute value of a gradient element; null switches it off.
         ema_decay: Decay of the exponential moving average of the weights, used for evaluation; null switches it off.
         ema_warmup: Use min(ema_decay, (1 + n) / (10 + n)) after n updates, so that early averages forget the start.
-        eval_every: How often to evaluate.
+        eval_every: How often to evaluate; null is ten times, or less often where evaluations would take more than a
+            quarter of the training (a time limit keeps them within a fifth of the time by itself).
         eval_cases: Evaluate at most this many cases, evenly spread, during training; the final evaluation takes all.
         checkpoint_every: How often to save a checkpoint, besides each new best, each stop and the end.
         keep_last: How many of the newest checkpoints to keep; the best one is always kept.
@@ -67,7 +68,7 @@ class TrainerSettings:
     clip_value: Annotated[float, Range(gt=0)] | None = None
     ema_decay: Annotated[float, Range(ge=0, lt=1)] | None = 0.999
     ema_warmup: bool = True
-    eval_every: DurationText = "10%"
+    eval_every: DurationText | None = None
     eval_cases: Annotated[int, Range(ge=1)] | None = None
     checkpoint_every: DurationText = "5min"
     keep_last: Annotated[int, Range(ge=1)] = 2

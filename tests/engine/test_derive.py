@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,28 @@ def test_images_on_a_cpu_train_for_ten_minutes(tmp_path: Path, given: list[str],
     trainer = _derive(*words, f"data.store={tmp_path / 'store'}").config["trainer"]
     limits = {key: trainer[key] for key in ("max_steps", "max_epochs", "max_time") if trainer[key] is not None}
     assert limits == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["trainer.max_steps=6"], "100%"),
+        (["trainer.max_steps=100000"], "10%"),
+        (["trainer.max_time=1h"], "10%"),
+        (["trainer.max_steps=6", "trainer.eval_every=2step"], "2step"),
+    ],
+)
+def test_evaluations_are_fewer_where_they_cost_more_than_a_quarter_of_training(
+    words: list[str], given: list[str], expected: str
+) -> None:
+    derivation = _derive(*words, "data.patch_size=[16,16,16]", "data.batch_size=2", *given)
+    assert derivation.config["trainer"]["eval_every"] == expected
+    plan = derivation.plan
+    sides = [1 + math.ceil((size - 16) / 8) for size in plan.median_shape]
+    cost = plan.case_cost({"overlap": 0.5})
+    assert cost == pytest.approx(math.prod(sides) / 6)
+    # one validation case: a quarter of 16 costs' steps pays for four evaluations
+    four = _derive(
+        *words, "data.patch_size=[16,16,16]", "data.batch_size=2", f"trainer.max_steps={math.ceil(16 * cost)}"
+    )
+    assert four.config["trainer"]["eval_every"] == "25%"
