@@ -12,6 +12,7 @@ from medtrain.data.cells import Cells, parse_number, read_cells
 from medtrain.data.columns import FIELD, TableColumns, TargetColumn, check_columns
 from medtrain.data.io.description import patient_of
 from medtrain.data.io.images import SUFFIXES, image_stem
+from medtrain.data.marks import Mark
 from medtrain.data.row_marks import read_marks
 from medtrain.data.sample import Sample, SampleSet, Target
 from medtrain.data.splits import some
@@ -99,9 +100,7 @@ class _Reading:
         categorical = [[value or None for value in cells.column(name)] for name in columns.categorical]
         images = self._images()
         masks = self._paths([cells.column(columns.annotation)]) if columns.annotation else []
-        marks, wrong = read_marks(cells, columns, self._numbers)
-        for message, marked in wrong.items():
-            self.add(f"{message} ({self._places(marked)})")
+        marks = self._marks()
         metadata = [self._described(name) for name in columns.metadata]
         ids = self._ids(images)
         parts = self._parts()
@@ -239,6 +238,12 @@ class _Reading:
                     shown = f"{numbers[rows[0]]:g} in {self._places(rows)}"
                     self.add(f"column {name!r}: {shown} is {word} {limit:g}")
         return numbers
+
+    def _marks(self) -> list[Mark | None]:
+        marks, wrong = read_marks(self.cells, self.columns, self._numbers)
+        for message, rows in wrong.items():
+            self.add(f"{message} ({self._places(rows)})")
+        return marks
 
     def _described(self, name: str) -> list[str | None]:
         """A column that only tells of samples; numbers with a decimal point."""

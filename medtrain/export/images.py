@@ -77,8 +77,9 @@ def image_subject(loaded: TrainedRun, network: nn.Module, samples: Sequence[tupl
     task = loaded.task
     if not isinstance(task, ImageTask):
         raise UsageError(
-            f"task={loaded.config['task']['name']} has no predictions to export: its model returns a loss",
-            hint="train with another task to export",
+            f"task={loaded.config['task']['name']} is not exported: what its model returns has a meaning for the model "
+            "alone, and the manifest could not tell how to use it",
+            hint="`medtrain predict` writes what the model returns; train with another task to export",
         )
     if task.lacks_decision:
         raise UsageError(

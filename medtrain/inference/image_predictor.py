@@ -27,6 +27,7 @@ from medtrain.inference.predictions import MARKER, TABLE, PredictionTable, Row, 
 from medtrain.registry import build, plain
 from medtrain.run.atomic import disk_errors
 from medtrain.tasks.base import Record
+from medtrain.tasks.generic import Generic
 from medtrain.tasks.images import ImageTask
 
 if TYPE_CHECKING:
@@ -56,13 +57,12 @@ class ImagePredictor:
     """
 
     def __init__(self, run: LoadedRun) -> None:
-        if not isinstance(run.task, ImageTask):
-            raise UsageError(
-                f"task={run.config['task']['name']} has no predictions: its model returns a loss",
-                hint="medtrain evaluate judges it; train with another task to predict",
-            )
+        if isinstance(run.task, Generic):
+            run.task.check_predicts(run.model)
+        elif not isinstance(run.task, ImageTask):
+            raise UsageError(f"task={run.config['task']['name']} predicts no labelled images")
         self._run = run
-        self._task: ImageTask = run.task
+        self._task: ImageTask | Generic = run.task
         self._plan: ImagePlan = run.plan
         self._settings: ImageData = build("data", run.config["data"])
         self._augment: ImageAugmentation = build("augment", run.config["augment"], **run.plan.runtime())

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_MOST_VALUES = 1024
+
+
 @register("loss", "from_model", tags=("images",))
 class LossFromModel(nn.Module):
     """The loss that the model itself returns; for task=generic."""
@@ -86,6 +89,7 @@ class Generic:
         self.device = device
         self.memory_format = memory_format
         self.scalars = dict(scalars or {})
+        self.decision: Mapping[str, float] = {}
         self.class_names: Sequence[str] = ()
         self.in_channels = plan.in_channels
         self.normalizer = Normalizer(plan)
@@ -121,9 +125,21 @@ class Generic:
         """Nothing is kept between evaluations."""
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
-        """The scalars of a batch, for each of its samples: their mean is that over the samples."""
+        """The scalars of a batch, for each of its samples: their mean is that over the samples.
+
+        Of samples without a target, what the model returns of each one: see `returned_rows`.
+        """
         records: list[Record] = []
         item = self.normalizer(item, self.device, self.memory_format)
+        if "target" not in item:
+            for part in split_batch(item, self.inference.batch_size):
+                rows = returned_rows(self.forward(model, part), batch_size(part))
+                ids = zip(part["case_id"], part["group"], strict=True)
+                records += [
+                    {"case_id": str(case), "group": str(group), **row}
+                    for (case, group), row in zip(ids, rows, strict=True)
+                ]
+            return records
         for part in split_batch(item, self.inference.batch_size):
             scalars = scalars_of(self.forward(model, part))
             found = {name: float(value.detach()) for name, value in scalars.items()}
@@ -136,6 +152,24 @@ class Generic:
                 ids = {"case_id": str(part["case_id"][index]), "group": str(part["group"][index])}
                 records.append({**ids, **found})
         return records
+
+    def check_predicts(self, model: nn.Module) -> None:
+        """See that the model can be called without a target.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        target = inspect.signature(_inner(model).forward).parameters.get("target")
+        if target is not None and target.default is target.empty:
+            raise UsageError(
+                "task=generic: the model needs `target` to be called, which new samples do not have",
+                hint="give its forward a default, target=None, and let it return a dict of tensors [B, ...], such as "
+                "logits, where there is none",
+            )
+
+    def readable(self, records: Sequence[Record]) -> list[Record]:
+        """The records: what the model returns has no names but its own."""
+        return list(records)
 
     def summarize(self, records: Sequence[Record]) -> dict[str, float]:
         """Means over all samples."""
@@ -207,14 +241,57 @@ class Generic:
 
 def accepted_names(model: nn.Module, batch: Mapping[str, Any]) -> set[str]:
     """The entries of a batch that a model's `forward` takes; every tensor where it takes `**kwargs`."""
-    wrapped = getattr(model, "module", None)
-    inner = wrapped if isinstance(wrapped, nn.Module) and not hasattr(model, "inputs") else model
+    inner = _inner(model)
     parameters = inspect.signature(inner.forward).parameters.values()
     tensors = {name for name, value in batch.items() if isinstance(value, Tensor)}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return tensors
     named = {parameter.name for parameter in parameters} | set(model_inputs(inner) if hasattr(inner, "inputs") else ())
     return named & set(batch)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model itself, should it be wrapped for several processes."""
+    wrapped = getattr(model, "module", None)
+    return wrapped if isinstance(wrapped, nn.Module) and not hasattr(model, "inputs") else model
+
+
+def returned_rows(found: Any, count: int) -> list[dict[str, float]]:
+    """What a model returned of every sample, by column: `logits` of a tensor [B], `logits/0`, ... of one [B, ...].
+
+    Args:
+        found: A tensor, which is called `output`, or a dict of tensors; those without an entry per sample are left out.
+        count: B.
+
+    Raises:
+        UsageError: There is no tensor with an entry per sample, or more than a table can hold.
+    """
+    named = found if isinstance(found, Mapping) else {"output": found}
+    kept = {
+        str(name): value.detach().float().cpu()
+        for name, value in named.items()
+        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+    }
+    if not kept:
+        raise UsageError(
+            "task=generic: without a target the model returned no tensor with an entry per sample; it returned "
+            f"{', '.join(map(str, named)) if isinstance(found, Mapping) else type(found).__name__}"
+        )
+    wide = [name for name, value in kept.items() if value[0].numel() > _MOST_VALUES]
+    if wide:
+        raise UsageError(
+            f"task=generic: the model returns {kept[wide[0]][0].numel()} values of `{wide[0]}` per sample; a table takes "
+            f"at most {_MOST_VALUES}",
+            hint="return less where there is no target",
+        )
+    rows: list[dict[str, float]] = [{} for _ in range(count)]
+    for name, value in kept.items():
+        keys = [name] if value.dim() == 1 else [f"{name}/{index}" for index in range(value[0].numel())]
+        for row, values in zip(
+            rows, value.flatten(1 if value.dim() > 1 else 0).reshape(count, -1).tolist(), strict=True
+        ):
+            row.update(zip(keys, values, strict=True))
+    return rows
 
 
 def scalars_of(found: Any) -> dict[str, Tensor]:

@@ -291,3 +291,35 @@ def test_a_corrected_value_of_the_table_is_predicted_again(tmp_path: Path) -> No
         assert after["0"]["prob/nodule"] != before["0"]["prob/nodule"]
         assert after["1"] == before["1"]
         before = after
+
+
+class Own(torch.nn.Module):
+    """Computes its own loss where there is a target."""
+
+    def forward(self, image: torch.Tensor, target: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        mean = image.flatten(1).mean(1)
+        if target is None:
+            return {"brightness": mean, "halves": image.mean((1, 2)).chunk(2, dim=1)[0].mean(1).repeat(2, 1).T}
+        return {"loss": (mean - target[:, 0]).square().mean()}
+
+
+class Needy(torch.nn.Module):
+    def forward(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (image.mean() - target.mean()).square()
+
+
+def test_what_a_generic_model_returns_is_written(tmp_path: Path) -> None:
+    images = _folder(tmp_path / "in")
+    its_run = run(plan(), tmp_path, task="generic", loss="from_model")
+    its_run.model = Own()
+    assert ImagePredictor(its_run).predict(images, tmp_path / "out.csv")
+    rows = read_table(tmp_path / "out.csv")
+    assert len(rows) == 5
+    row = rows["x0"] if "x0" in rows else next(iter(rows.values()))
+    assert row["status"] == "done"
+    assert {"brightness", "halves/0", "halves/1"} <= set(row)
+    assert row["halves/0"] == row["halves/1"]
+    its_run.model = Needy()
+    with pytest.raises(UsageError, match="needs `target` to be called") as error:
+        ImagePredictor(its_run)
+    assert "target=None" in str(error.value.hint)

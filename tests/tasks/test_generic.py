@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy
-from medtrain.tasks.generic import Generic, LossFromModel
+from medtrain.tasks.generic import Generic, LossFromModel, returned_rows
 from tests.tasks.stubs import batch, number, plan, target
 
 CPU = torch.device("cpu")
@@ -118,3 +118,16 @@ def test_it_is_written(tmp_path: Path) -> None:
     found.write_evaluation(tmp_path, records, found.summarize(records), extra={"part": "val"})
     assert (tmp_path / "cases.csv").read_text().splitlines() == ["case_id,group,loss,mae", "c000,c000,1.0,1.0"]
     assert set(found.example_batch()) == {"image", "target"}
+
+
+def test_rows_of_what_a_model_returns() -> None:
+    found = {"a": torch.tensor([1.0, 2.0]), "b": torch.arange(8.0).reshape(2, 2, 2), "loss": torch.tensor(1.0)}
+    assert returned_rows(found, 2) == [
+        {"a": 1.0, "b/0": 0.0, "b/1": 1.0, "b/2": 2.0, "b/3": 3.0},
+        {"a": 2.0, "b/0": 4.0, "b/1": 5.0, "b/2": 6.0, "b/3": 7.0},
+    ]
+    assert returned_rows(torch.tensor([[1.0], [2.0]]), 2) == [{"output/0": 1.0}, {"output/0": 2.0}]
+    with pytest.raises(UsageError, match="returned no tensor with an entry per sample; it returned loss"):
+        returned_rows({"loss": torch.tensor(1.0)}, 2)
+    with pytest.raises(UsageError, match="1200 values of `map` per sample"):
+        returned_rows({"map": torch.zeros(2, 1200)}, 2)
