@@ -66,6 +66,7 @@ class Numbers:
         floor: The least scale.
         logarithmic: Whether ratios are compared, not differences.
         most: The largest severity.
+        between: Between the numbers.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Numbers:
     floor: float
     logarithmic: bool = False
     most: float = _MOST
+    between: str = " x "
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,10 @@ def _scan_numbers(cases: Sequence[CaseMeasure], calibrated: Sequence[bool]) -> I
         # not the median: it tells how much air was scanned
         values = np.array([case.percentiles[channel] for case in cases])[:, ::2]
         floor = 0.1 * float(np.median(values[:, 1] - values[:, 0]))
-        text = f"intensities{of} {{}} (1st x 99th percentile)"
+        text = f"intensities{of} {{}} (1st to 99th percentile)"
         # whole series of scanners differ in this, and normalisation takes care of it: no label is wrong for that
         most = _MOST if channel < len(calibrated) and calibrated[channel] else _MOST_INTENSITY
-        yield Numbers("intensity", text, values, max(floor, 1e-12), most=most)
+        yield Numbers("intensity", text, values, max(floor, 1e-12), most=most, between=" to ")
 
 
 def _class_numbers(name: str, found: Sequence[ClassMeasure | None]) -> Iterator[Numbers]:
@@ -240,7 +242,12 @@ def _compare_class(name: str, found: Sequence[ClassMeasure | None]) -> tuple[lis
         if row not in alone:
             order = np.argsort(-squares[row])
             words = list(dict.fromkeys(kinds[column] for column in order if squares[row, column] > 4))
-            message = f"{name}: {', '.join(words)} are unusual together"
+            said = (
+                f"{', '.join(words)} are unusual together"
+                if len(words) > 1
+                else f"{words[0]} is unusual in several ways"
+            )
+            message = f"{name}: {said}"
             flags.append((row, Flag("together", message, THRESHOLD * float(together[row]) / _TOGETHER)))
     return flags, together
 
@@ -261,15 +268,12 @@ def compare(numbers: Numbers) -> Iterator[tuple[int, Flag]]:
         worst = int(scores[index].argmax())
         value = numbers.values[index]
         if isinstance(numbers.text, str):
-            message = f"{numbers.text.format(_told(value))}, usually {_told(middles)}"
+            told, usual = (numbers.between.join(f"{n:.3g}" for n in row) for row in (value, middles))
+            message = f"{numbers.text.format(told)}, usually {usual}"
         else:
             message = f"{numbers.text[worst].format(f'{value[worst]:.3g}')}, usually {middles[worst]:.3g}"
         severity = min(float(scores[index, worst]), numbers.most)
         yield index, Flag(numbers.kind, message, severity, float(value[worst]), float(middles[worst]))
-
-
-def _told(values: np.ndarray) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)
 
 
 def _same_images(cases: Sequence[CaseMeasure]) -> Iterator[tuple[CaseMeasure, Flag]]:

@@ -72,7 +72,7 @@ def caption(tile: np.ndarray, name: str, remark: str, flags: Sequence[str]) -> n
         remark: A few words that every case has.
         flags: The worst first; the first two are shown.
     """
-    lines: list[Line] = [(f"{name}   {remark}" if remark else name, WRONG if flags else TEXT)]
+    lines: list[Line] = [(f"{name}: {remark}" if remark else name, WRONG if flags else TEXT)]
     shown = list(flags[:_SHOWN_FLAGS])
     if len(flags) > _SHOWN_FLAGS:
         shown[-1] += f" (and {len(flags) - _SHOWN_FLAGS} more)"

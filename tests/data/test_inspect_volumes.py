@@ -210,8 +210,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def edit(root: Path, index: int, change: Edit, *, image: bool = False) -> str:
-    name = f"phantom_{index:03d}"
+def edit(root: Path, index: int | str, change: Edit, *, image: bool = False) -> str:
+    name = f"phantom_{index:03d}" if isinstance(index, int) else index
     for part in ("imagesTr", "labelsTr") if image else ("labelsTr",):
         path = root / part / f"{name}.nii.gz"
         file = nib.load(path)
@@ -247,6 +247,11 @@ def spoiled(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         edit(root, 16, lambda label, affine: (np.roll(label, 7, axis=0), affine)): "shifted sideways",
     }
     return root, wrong
+
+
+def shortened(affine: np.ndarray, axis: int, factor: float) -> np.ndarray:
+    affine[:3, axis] *= factor
+    return affine
 
 
 def inspect(root: Path, out: Path) -> Inspection:
@@ -330,3 +335,33 @@ def test_the_command_writes_where_it_says(clean: Path, in_tmp: Path) -> None:
     assert (in_tmp / "outputs/inspect/Phantom/sheet_01.png").is_file()
     assert "outputs/inspect/Phantom:" in result.stdout
     assert "fingerprint.json, cases.csv, outliers.csv, sheet_01.png to sheet_02.png" in result.stdout
+
+
+@pytest.mark.data
+def test_mistakes_in_real_data_come_first(hippocampus: Path, tmp_path: Path) -> None:
+    root = tmp_path / "hippocampus"
+    description = json.loads((hippocampus / "dataset.json").read_text())
+    cases = sorted(path.name for path in (hippocampus / "labelsTr").glob("h*.nii.gz"))[:80]
+    for part in ("imagesTr", "labelsTr"):
+        (root / part).mkdir(parents=True)
+        for name in cases:
+            (root / part / name).symlink_to(hippocampus / part / name)
+    files = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in cases]
+    (root / "dataset.json").write_text(json.dumps({**description, "training": files, "test": []}))
+    names = [name.removesuffix(".nii.gz") for name in cases]
+    wrong = [
+        edit(root, names[10], exchange),
+        edit(root, names[30], lambda label, affine: (label[:, ::-1], affine)),
+        edit(root, names[40], lambda array, affine: (array[:, :, ::-1], affine), image=True),
+        edit(root, names[50], lambda label, affine: (np.roll(label, 6, axis=0), affine)),
+        edit(root, names[60], lambda array, affine: (array, shortened(affine, 1, 1.6)), image=True),
+        edit(root, names[70], lambda label, affine: (np.where(label == 2, 0, label), affine)),
+    ]
+    report = inspect(root, tmp_path / "out")
+    assert {case.case_id for case in report.cases[: len(wrong)]} == set(wrong)
+    assert all(case.flags for case in report.cases[: len(wrong)])
+    said = {case.case_id: case.flags[0].message for case in report.cases if case.flags}
+    assert said[wrong[0]].startswith("Anterior and Posterior look exchanged")
+    assert said[wrong[1]].startswith("the label looks mirrored along H")
+    assert "looks mirrored along D" in said[wrong[2]]
+    assert said[wrong[5]].startswith("no Posterior")
