@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from medtrain.crossval.launch import check_request
 from medtrain.crossval.probe import probe
 from medtrain.data.io.nifti import read_label
 from medtrain.errors import UsageError
+from medtrain.inference.postprocess import keep_largest_components
 from medtrain.registry import build
 
 Command = Callable[..., int]
@@ -253,3 +255,22 @@ def test_a_fold_can_be_used_as_the_run_it_is(trained: Path) -> None:
     config = load_saved(trained / "fold_1")
     assert config["trainer"]["save_predictions"] is True
     assert config["data"]["fold"] == 1
+
+
+def test_all_models_segment_together_with_the_chosen_postprocessing(
+    trained: Path, words: list[str], tmp_path: Path, medtrain: Command
+) -> None:
+    root = Path(next(word for word in words if word.startswith("data.root=")).partition("=")[2])
+    folder = CrossvalFolder.open(trained)
+    record = folder.read_record()
+    try:
+        folder.write_record(dataclasses.replace(record, postprocess={"keep_largest": ["foreground"]}))
+        chosen, plain = tmp_path / "chosen", tmp_path / "plain"
+        common = ["--device", "cpu", "--import", "accidents"]
+        assert medtrain("predict", trained, root / "imagesTs", chosen, *common) == 0
+        assert medtrain("predict", trained, root / "imagesTs", plain, "inference.keep_largest=[]", *common) == 0
+    finally:
+        folder.write_record(record)
+    (file,) = sorted(path.name for path in chosen.glob("*.nii.gz"))
+    kept, everything = (read_label(place / file).array for place in (chosen, plain))
+    assert (kept == keep_largest_components(everything, [0])).all()
