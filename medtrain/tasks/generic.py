@@ -133,12 +133,9 @@ class Generic:
         item = self.normalizer(item, self.device, self.memory_format)
         if "target" not in item:
             for part in split_batch(item, self.inference.batch_size):
-                rows = returned_rows(self.forward(model, part), batch_size(part))
-                ids = zip(part["case_id"], part["group"], strict=True)
-                records += [
-                    {"case_id": str(case), "group": str(group), **row}
-                    for (case, group), row in zip(ids, rows, strict=True)
-                ]
+                for index, row in enumerate(returned_rows(self.forward(model, part), batch_size(part))):
+                    known = {"case_id": str(part["case_id"][index]), "group": str(part["group"][index])}
+                    records.append({**known, **row})
             return records
         for part in split_batch(item, self.inference.batch_size):
             scalars = scalars_of(self.forward(model, part))
@@ -279,18 +276,16 @@ def returned_rows(found: Any, count: int) -> list[dict[str, float]]:
         )
     wide = [name for name, value in kept.items() if value[0].numel() > _MOST_VALUES]
     if wide:
+        size = kept[wide[0]][0].numel()
         raise UsageError(
-            f"task=generic: the model returns {kept[wide[0]][0].numel()} values of `{wide[0]}` per sample; a table takes "
-            f"at most {_MOST_VALUES}",
+            f"task=generic: the model returns {size} values of `{wide[0]}` per sample; a table takes {_MOST_VALUES}",
             hint="return less where there is no target",
         )
     rows: list[dict[str, float]] = [{} for _ in range(count)]
     for name, value in kept.items():
         keys = [name] if value.dim() == 1 else [f"{name}/{index}" for index in range(value[0].numel())]
-        for row, values in zip(
-            rows, value.flatten(1 if value.dim() > 1 else 0).reshape(count, -1).tolist(), strict=True
-        ):
-            row.update(zip(keys, values, strict=True))
+        for row, numbers in zip(rows, value.reshape(count, -1).tolist(), strict=True):
+            row.update(zip(keys, numbers, strict=True))
     return rows
 
 
