@@ -70,11 +70,13 @@ _NO_EFFECT = (
     "data.store",
     "data.cache",
     "trainer.checkpoint_every",
+    "trainer.init_min_match",
     "trainer.keep_every",
     "trainer.keep_last",
     "trainer.log_every",
     "trainer.max_nonfinite",
     "trainer.sanity_check",
+    "trainer.save_predictions",
 )
 _EFFECT = ("callbacks.early_stopping.*",)
 _SPEED = (
