@@ -276,8 +276,8 @@ def _check_together(
         log.info("no case is held out: nothing is evaluated, and the last weights are the result")
     if settings.save_predictions and not settings.final_evaluation:
         raise UsageError(
-            "trainer.save_predictions keeps the label maps of the final evaluation, which trainer.final_evaluation=false "
-            "leaves out",
+            "trainer.save_predictions keeps the label maps of the final evaluation, which "
+            "trainer.final_evaluation=false leaves out",
             hint="drop one of them",
         )
     if settings.save_predictions and not hasattr(task, "on_prediction"):

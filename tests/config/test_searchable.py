@@ -30,7 +30,7 @@ def test_the_rules_name_what_exists(key: str) -> None:
 
 def test_every_setting_of_the_engine_is_classified() -> None:
     assert {name for name in parameters("trainer") if reason(f"trainer.{name}") is None} == {
-        "max_steps", "max_epochs", "max_time", "precision", "accumulate", "clip_norm", "clip_value", "ema_decay",
+        "max_steps", "max_epochs", "max_time", "precision", "accumulate", "init_from", "clip_norm", "clip_value", "ema_decay",
         "ema_warmup", "nonfinite", "stages",
     }  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_every_setting_of_the_data_is_classified() -> None:
     assert {name for name in parameters("data") if reason(f"data.{name}") is None} == {
         "spatial_dims", "patch_size", "spacing", "batch_size", "normalization", "oversample_foreground",
         "samples_per_case", "image_size", "channels", "window", "scaling", "balance", "max_instances",
-        "missing_numbers", "resolution", "cascade_augment",
+        "missing_numbers", "resolution", "cascade_augment", "zscore_nonzero",
     }  # fmt: skip
 
 
