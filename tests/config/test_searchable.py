@@ -30,8 +30,8 @@ def test_the_rules_name_what_exists(key: str) -> None:
 
 def test_every_setting_of_the_engine_is_classified() -> None:
     assert {name for name in parameters("trainer") if reason(f"trainer.{name}") is None} == {
-        "max_steps", "max_epochs", "max_time", "precision", "accumulate", "init_from", "clip_norm", "clip_value", "ema_decay",
-        "ema_warmup", "nonfinite", "stages",
+        "max_steps", "max_epochs", "max_time", "precision", "accumulate", "clip_norm", "clip_value", "ema_decay",
+        "ema_warmup", "init_from", "nonfinite", "stages",
     }  # fmt: skip
 
 
