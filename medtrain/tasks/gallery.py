@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,13 +60,18 @@ class Gallery:
     Args:
         several: Whether samples have views or instances.
         view_names: Names of the views.
-        count: How many of each are kept.
+        count: How many of each are shown.
+        candidates: How many uncertain ones are kept: some may be among the worst, and more are looked at again where a
+            threshold is chosen afterwards.
     """
 
-    def __init__(self, *, several: bool, view_names: Sequence[str] = (), count: int = 6) -> None:
+    def __init__(
+        self, *, several: bool, view_names: Sequence[str] = (), count: int = 6, candidates: int | None = None
+    ) -> None:
         self.several = several
         self.view_names = tuple(view_names)
         self.count = count
+        self.candidates = 2 * count if candidates is None else candidates
         self._worst: list[_Kept] = []
         self._unsure: list[_Kept] = []
 
@@ -91,8 +96,7 @@ class Gallery:
         if batch.get("image") is None:
             return
         for index, (record, caption) in enumerate(zip(records, captions, strict=True)):
-            # as many uncertain ones again, because some may be among the worst
-            places = ((self._worst, scores[index], self.count), (self._unsure, -doubts[index], 2 * self.count))
+            places = ((self._worst, scores[index], self.count), (self._unsure, -doubts[index], self.candidates))
             for kept, value, count in places:
                 rank = (float(value), str(record["case_id"]))
                 if math.isnan(value) or (len(kept) == count and rank >= kept[-1].rank):
@@ -100,6 +104,20 @@ class Gallery:
                 kept.append(_keep(batch, index, record, caption, rank, several=self.several))
                 kept.sort(key=lambda one: one.rank)
                 del kept[count:]
+
+    def judge_again(self, captions: Mapping[str, Caption], doubts: Mapping[str, float]) -> None:
+        """Tell what was kept under a decision that was taken afterwards.
+
+        Args:
+            captions: By sample.
+            doubts: By sample, higher is less sure.
+        """
+        self._worst, unsure = (
+            [replace(one, caption=captions.get(one.rank[1], one.caption)) for one in kept]
+            for kept in (self._worst, self._unsure)
+        )
+        ranked = [replace(one, rank=(-doubts.get(one.rank[1], -one.rank[0]), one.rank[1])) for one in unsure]
+        self._unsure = sorted(ranked, key=lambda one: one.rank)
 
     def uncertain(self) -> list[_Kept]:
         """The least sure samples that are not among the worst."""

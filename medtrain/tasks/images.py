@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOSS = MetricSpec("loss", "min")
+_CANDIDATES = 60
+"""Samples that are kept to be shown as uncertain where the threshold is not known yet."""
 
 
 class ImageTask:
@@ -236,7 +238,10 @@ class ImageTask:
 
     def begin_evaluation(self) -> None:
         """Forget the samples that the last one kept for pictures."""
-        self.gallery = Gallery(several=self.plan.several_images, view_names=self.plan.view_names)
+        later = self.inference.chooses_threshold and not self.decision
+        self.gallery = Gallery(
+            several=self.plan.several_images, view_names=self.plan.view_names, candidates=_CANDIDATES if later else None
+        )
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a batch of samples, as read: one record each, with labels where the batch has a target."""
@@ -412,6 +417,11 @@ class ImageTask:
         """Samples that this process judged worst or is least sure of, and charts of all records if there are two."""
         if not records:
             return {}
+        if self.decision:  # it may have been taken after the samples were judged
+            ids = [str(record["case_id"]) for record in records]
+            captions = [self.outcome.caption(record) for record in records]
+            doubts = self.outcome.doubts(records, self.decision).tolist()
+            self.gallery.judge_again(dict(zip(ids, captions, strict=True)), dict(zip(ids, doubts, strict=True)))
         worst = self.gallery.draw(style)
         shown = {} if worst is None else {"worst": worst}
         return shown if len(records) == 1 else {**shown, **self.outcome.charts(records, self.decision)}

@@ -154,3 +154,32 @@ def test_captions_say_what_was_right() -> None:
     assert (caption.truth, caption.predicted, caption.correct) == ("yes", "yes", True)
     assert caption.truth_probability == caption.predicted_probability == yes["prob/yes"]
     assert task.outcome.caption(unknown).correct is None
+
+
+def test_uncertain_samples_are_those_near_the_threshold_that_was_chosen_afterwards() -> None:
+    sick = target("no", "yes")
+    inference = ImageInference(threshold="youden")
+    task = Classification(loss=LabelCrossEntropy([sick]), **{**settings(sick), "inference": inference})
+    logits = np.linspace(-3, 3, 40)
+    data = batch(torch.zeros(40, 64), [[int(logit > 1.9)] for logit in logits])
+    data["image"] = (torch.tensor(logits, dtype=torch.float32).reshape(40, 1, 1, 1)).expand(40, 1, 8, 8)
+
+    class First(Echo):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.flatten(1)[:, :1]
+
+    records = task.evaluation_step(First(), data, final=True)
+    assert not task.decision
+    decision = task.fit_decision(records)
+    records = task.decide(records)
+    assert "worst" in task.pictures(records, PictureStyle())
+    threshold = decision["threshold/yes"]
+    shown = {one.rank[1] for one in task.gallery.uncertain()}
+    others = {record["case_id"]: record["prob/yes"] for record in records}
+    taken = {one.rank[1] for one in task.gallery._worst}
+    free = [case for case in others if case not in taken]
+    apart = {
+        case: abs(np.log(others[case] / (1 - others[case])) - np.log(threshold / (1 - threshold))) for case in free
+    }
+    assert shown == set(sorted(free, key=lambda case: (apart[case], case))[:6])
+    assert all(one.caption == task.outcome.caption(records[int(one.rank[1][1:])]) for one in task.gallery._worst)
