@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medtrain.data.transforms.resample import is_on_voxels, slabs
@@ -129,6 +130,8 @@ class _Classes:
         self.constant = low if low == high else None
         self.mark = torch.iinfo(label.dtype).max
         self.present: list[int] = []
+        # a cell beyond the end of its line has voxels without weight, which must exist
+        self.padded = F.pad(self.label, (0, sum(self.strides)))
         self.marked = self.label
         if self.constant is None and self.axes:
             few = high - low < _FEW_CLASSES
@@ -151,16 +154,16 @@ class _Classes:
         if not self.axes:
             return
         flat = chosen.view(-1)
-        where = (flat == self.mark).nonzero().view(-1)
+        where = torch.from_numpy(np.flatnonzero(flat.numpy() == self.mark))  # five times as fast as torch's nonzero
         if not len(where):
             return
         index, weights = corners(where)
         offsets = [0]
         for stride in self.strides:
             offsets = [base + side for base in offsets for side in (0, stride)]
-        # the voxels of a cell that lies beyond the end of its line have no weight
-        last = len(self.label) - 1
-        around = torch.stack([self.label.index_select(0, (index + offset).clamp_(max=last)) for offset in offsets])
+        around = torch.empty((len(offsets), len(where)), dtype=self.label.dtype)
+        for offset, row in zip(offsets, around):
+            torch.index_select(self.padded[offset:], 0, index, out=row)
         flat.index_copy_(0, where, self._vote(around, weights))
 
     def _vote(self, around: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -170,16 +173,23 @@ class _Classes:
             around: Classes of the cells' corners, [2^axes, N].
             weights: Of the upper side along each axis, [N] each.
         """
-        best = torch.zeros(around.shape[1:])
-        winner = around[0].clone()
-        for value in self.present:
-            share = torch.eq(around, value, out=torch.empty(around.shape))
-            for weight in reversed(weights):
-                share = torch.lerp(share[0::2], share[1::2], weight)
-            larger = share[0] > best
-            best = torch.maximum(best, share[0], out=best)
-            winner.masked_fill_(larger, value)
-        return winner
+        first, *others, last = self.present
+        best = self._share(around, first, weights)
+        rest = 1 - best
+        winner = torch.full(best.shape, first, dtype=around.dtype)
+        for value in others:
+            share = self._share(around, value, weights)
+            rest -= share
+            winner.masked_fill_(share > best, value)
+            torch.maximum(best, share, out=best)
+        return winner.masked_fill_(rest > best, last)
+
+    def _share(self, around: Tensor, value: int, weights: Sequence[Tensor]) -> Tensor:
+        """Linear weight of one class, [N]."""
+        share = torch.eq(around, value, out=torch.empty(around.shape))  # several times as fast as a conversion
+        for weight in reversed(weights):
+            share = torch.lerp(share[0::2], share[1::2], weight)
+        return share[0]
 
 
 class _Separable:
@@ -252,6 +262,8 @@ class _Gathered:
         self._lines = [
             [matrix[k, j] * ramps[j] + ((size[k] - 1) / 2 if j == 0 else 0.0) for j in range(dims)] for k in range(dims)
         ]
+        reach = np.abs(matrix) @ ((np.array(patch_size) - 1) / 2)
+        self._tight = [length > (n - 1) / 2 - 1e-3 for length, n in zip(reach.tolist(), size)]
         self._index = torch.empty(0)
         self._weights: list[Tensor] = []
 
@@ -266,10 +278,11 @@ class _Gathered:
             point = torch.from_numpy(outer.astype(np.float32))[..., None] + torch.from_numpy(
                 lines[-1].astype(np.float32)
             )
-            # rounding may put a point 1e-5 outside the read; the last cell is [last - 1, last]
             last = self._size[k] - 1
             if k in self._axes:
-                cell = point.floor().clamp_(0, max(last - 1, 0))
+                cell = point.floor()
+                if self._tight[k]:  # rounding may put a point 1e-5 outside the read; the last cell is [last - 1, last]
+                    cell.clamp_(0, last - 1)
                 self._weights.append(point.sub_(cell))
             else:
                 cell = point.round_().clamp_(0, last)

@@ -21,6 +21,7 @@ from medtrain.data.transforms.base import to_device
 from medtrain.data.transforms.cpu import stretch
 
 _EPS = 1e-7
+_BLOCK_VOXELS = 2**16
 
 
 def on_rows(
@@ -182,24 +183,63 @@ def _gamma(rows: Tensor, exponents: np.ndarray, *, inverted: bool) -> None:
     low, high = _range(rows)
     span = (high - low).clamp_(min=_EPS)
     origin, step = (high, -span) if inverted else (low, span)
-    rows.sub_(origin).mul_(1 / step)
-    mean, deviation = _moments(rows)
-    _power(rows, exponents)
-    changed_mean, changed_deviation = _moments(rows)
+    if base.one_by_one(rows.device):
+        moments = [
+            _power_in_blocks(row.view(-1), float(start), float(1 / scale), float(exponent))
+            for row, start, scale, exponent in zip(rows, origin, step, exponents)
+        ]
+        (mean, deviation), (changed_mean, changed_deviation) = (
+            tuple(torch.tensor(pair, dtype=torch.float32).view(-1, *[1] * (rows.ndim - 1)) for pair in zip(*part))
+            for part in zip(*moments)
+        )
+    else:
+        rows.sub_(origin).mul_(1 / step)
+        mean, deviation = _moments(rows)
+        rows.pow_(_column(exponents, rows))
+        changed_mean, changed_deviation = _moments(rows)
     gain = deviation / changed_deviation.clamp_(min=_EPS)
     rows.mul_(gain * step).add_(origin + step * (mean - changed_mean * gain))
 
 
-def _power(rows: Tensor, exponents: np.ndarray) -> None:
-    """Raise values in [0, 1] to one positive power per row."""
-    if not base.one_by_one(rows.device):
-        rows.pow_(_column(exponents, rows))
-        return
-    values = rows.numpy()
-    with np.errstate(divide="ignore"):  # 0 becomes 2^-inf
-        np.log2(values, out=values)
-    values *= exponents.astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
-    np.exp2(values, out=values)  # together several times faster than a power
+def _power_in_blocks(
+    values: Tensor, origin: float, scale: float, exponent: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Scale values to [0, 1] and raise them to a power, in place, in blocks that stay in a CPU's cache.
+
+    Returns:
+        Mean and standard deviation after the scaling, and after the power.
+    """
+    before, after = _Moments(), _Moments()
+    tiny = 2.0 ** (-100 / max(1.0, exponent))  # infinities and numbers too small to be normal take many times longer
+    for block in values.split(_BLOCK_VOXELS):
+        block.sub_(origin).mul_(scale)
+        before.add(block)
+        numbers = block.clamp_(min=tiny).numpy()
+        np.log2(numbers, out=numbers)
+        numbers *= np.float32(exponent)
+        np.exp2(numbers, out=numbers)  # together several times faster than a power
+        after.add(block)
+    return before.result(), after.result()
+
+
+class _Moments:
+    """Mean and standard deviation of values in blocks; centred on the first block's mean, so that no digits are lost."""
+
+    def __init__(self) -> None:
+        self._centre: float | None = None
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, block: Tensor) -> None:
+        if self._centre is None:
+            self._centre = float(block.mean())
+        centred = block - self._centre
+        self._count += len(block)
+        self._sum += float(centred.sum())
+        self._squares += float(torch.dot(centred, centred))
+
+    def result(self) -> tuple[float, float]:
+        mean = self._sum / self._count
+        return (self._centre or 0.0) + mean, math.sqrt(max(0.0, self._squares / self._count - mean**2))
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
