@@ -13,11 +13,11 @@ import yaml
 from torch import Tensor
 
 from medtrain.data.cascade import PreviousStage, who_predicts
-from medtrain.data.io.nifti import read_image
 from medtrain.data.preprocess import prepare_image
 from medtrain.data.source import Progress
 from medtrain.data.store import case_folder, hints_file, write_hints
 from medtrain.errors import MedtrainError
+from medtrain.inference.scans import read_scan
 from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class FirstStage:
         self._open(members)
         first = self._runs[0]
         nonzero = any(channel.nonzero for run in self._runs for channel in run.plan.normalization)
-        prepared = prepare_image(read_image(files), first.plan.spacing, nonzero=nonzero)
+        prepared = prepare_image(read_scan(files), first.plan.spacing, nonzero=nonzero)
         images = [torch.from_numpy(prepared.normalized(run.plan.normalization)) for run in self._runs]
         assert isinstance(first.task, Segmentation), first.task
         with torch.inference_mode(), first.precision.autocast():

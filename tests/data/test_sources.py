@@ -248,6 +248,15 @@ def test_nnunet_raw(tmp_path: Path) -> None:
     assert NnunetData(root=str(tmp_path)).discover() == dataset
 
 
+def test_nnunets_regions_are_read(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    root = nnunet_folder(tmp_path / "Dataset001_Brain", ["a"], labels=labels, regions_class_order=[1, 2])
+    dataset = NnunetData(root=str(root)).discover()
+    assert dataset.labels == {"background": 0, "label_1": 1, "core": 2}
+    assert dataset.regions == {"whole": (1, 2), "core": (2,)}
+    assert dataset.ignore_value == 3
+
+
 def test_nnunet_missing_channels_and_labels(tmp_path: Path) -> None:
     root = nnunet_folder(tmp_path, ["a", "b"])
     (root / "imagesTr" / "a_0001.nii.gz").unlink()
