@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
 
 _LARGEST_RESERVE = 0.25
 """Share of a time limit kept for evaluations at the end, at most."""
@@ -48,6 +51,7 @@ class RunClock:
         self._timed_steps = 0
         self._evaluation_seconds = 0.0
         self._last_evaluation_seconds = 0.0
+        self._told = False
 
     def measured(self) -> float:
         """Seconds of this run until this moment, over all sessions, by this process's own clock."""
@@ -72,7 +76,11 @@ class RunClock:
         if self.limit.max_seconds is None or not self._evaluation_seconds:
             return True
         spent = self._evaluation_seconds + self._last_evaluation_seconds
-        return spent <= _LARGEST_SHARE * (spent + self._train_seconds)
+        affords = spent <= _LARGEST_SHARE * (spent + self._train_seconds)
+        if not affords and not self._told:
+            self._told = True
+            log.info("evaluations take more than a fifth of the time: there are fewer than trainer.eval_every asks for")
+        return affords
 
     def remaining(self) -> float | None:
         """Seconds left for training, or None without a time limit."""
