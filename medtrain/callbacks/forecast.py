@@ -67,7 +67,7 @@ class ScoreForecast(Callback):
     Args:
         method: saturating averages curves that level off exponentially or by a power, weighted by their fit; quotient
             fits one quotient of two polynomials and reports its limit and when it is reached, which is unstable on
-            noisy scores; off says nothing.
+            noisy scores; none says nothing.
         start: Evaluations before the first forecast; saturating begins earlier where its spread is below a twentieth
             of the range of the scores so far.
         degree: Of both polynomials of the quotient.
@@ -76,7 +76,7 @@ class ScoreForecast(Callback):
     def __init__(
         self,
         *,
-        method: Literal["saturating", "quotient", "off"] = "saturating",
+        method: Literal["saturating", "quotient", "none"] = "saturating",
         start: Annotated[int, Range(ge=3)] = 15,
         degree: Annotated[int, Range(ge=1, le=10)] = 5,
     ) -> None:
@@ -105,7 +105,7 @@ class ScoreForecast(Callback):
         scores = [float(entry.get(name, math.nan)) for entry in view.history]
         count = len(scores)
         total = round(count / view.progress) if view.progress > 0 else count
-        if self._method == "off" or total <= count or count < _FEWEST:
+        if self._method == "none" or total <= count or count < _FEWEST:
             return None
         sign = 1.0 if view.monitor.mode == "max" else -1.0
         signed = [sign * score for score in scores]

@@ -130,8 +130,8 @@ def test_the_quotient_of_a_curve_that_still_rises_says_when(view: View) -> None:
     assert row["perf/forecast_left_s"] == pytest.approx(30 * 6.0)  # (target - evaluation) x mean duration
 
 
-def test_off_says_nothing(view: View) -> None:
-    view.run(ScoreForecast(method="off"), rising(30))
+def test_none_says_nothing(view: View) -> None:
+    view.run(ScoreForecast(method="none"), rising(30))
     assert view.recorder.rows == []
     assert read_forecast(view.run_dir) is None
 
