@@ -223,7 +223,7 @@ def _power_in_blocks(
 
 
 class _Moments:
-    """Mean and standard deviation of values in blocks; centred on the first block's mean, so that no digits are lost."""
+    """Mean and standard deviation of values in blocks; centred on the first one's mean, so that no digits are lost."""
 
     def __init__(self) -> None:
         self._centre: float | None = None
