@@ -58,16 +58,22 @@ def make_image(classes: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, SHAPE, mode="trilinear")[0] * classes - 0.5
 
 
-def medtrain_case(network: torch.nn.Module, image: torch.Tensor, classes: int) -> Callable[[], np.ndarray]:
+def medtrain_case(
+    network: torch.nn.Module, image: torch.Tensor, classes: int, max_memory: str | None = None
+) -> Callable[[], np.ndarray]:
     """To the label map on the scan's grid, which is the network's here."""
     from medtrain.data.geometry import CaseGeometry
     from medtrain.data.io.nifti import SourceGrid
+    from medtrain.inference.room import parse_size
     from medtrain.inference.whole_case import predict_label
 
     affine = tuple(tuple(float(i == j) for j in range(4)) for i in range(4))
     grid = SourceGrid(affine, (SHAPE[2], SHAPE[1], SHAPE[0]))
     geometry = CaseGeometry.between(grid, tuple((0, n) for n in SHAPE), None)  # type: ignore[arg-type]
-    return lambda: predict_label([network], [image], geometry, patch_size=PATCH, regions=None, overlap=OVERLAP)
+    limit = None if max_memory is None else parse_size(max_memory)
+    return lambda: predict_label(
+        [network], [image], geometry, patch_size=PATCH, regions=None, overlap=OVERLAP, max_memory=limit
+    )
 
 
 def monai_case(network: torch.nn.Module, image: torch.Tensor, classes: int, *, decide: bool) -> Callable[[], Any]:
@@ -99,14 +105,14 @@ def nnunet_case(network: torch.nn.Module, image: torch.Tensor, classes: int) -> 
     return lambda: predictor.predict_sliding_window_return_logits(image)
 
 
-def child(name: str, classes: int, threads: int) -> None:
+def child(name: str, classes: int, threads: int, max_memory: str | None) -> None:
     """A contestant: checks what it makes, then works on demand."""
     torch.set_num_threads(threads)
     image = make_image(classes)
     network = Quantizer(classes).eval()
     expected = image[0].round().clamp(0, classes - 1).to(torch.uint8)
     case = {
-        "medtrain": medtrain_case,
+        "medtrain": lambda *a: medtrain_case(*a, max_memory=max_memory),
         "MONAI": lambda *a: monai_case(*a, decide=False),
         "MONAI, argmax": lambda *a: monai_case(*a, decide=True),
         "nnU-Net": nnunet_case,
@@ -135,6 +141,7 @@ def compare(classes: int, arguments: argparse.Namespace) -> None:
     for name in arguments.only:
         python = arguments.peers_python if name == "nnU-Net" else sys.executable
         command = [python, __file__, "--child", name, "--classes", str(classes), "--threads", str(arguments.threads)]
+        command += ["--max-memory", arguments.max_memory] if arguments.max_memory else []
         contestant = start(name, command, threads=arguments.threads)
         if contestant is not None:
             contestants.append(contestant)
@@ -252,12 +259,12 @@ def main() -> None:
     parser.add_argument("--scale", action="store_true", help="large scans through the Predictor")
     parser.add_argument("--shape", type=int, nargs=3, default=[700, 512, 512], help="of the large scans: D H W")
     parser.add_argument("--scans", type=int, default=1, help="how many of them")
-    parser.add_argument("--max-memory", help="inference.max_memory of the large scans, such as 1GiB")
+    parser.add_argument("--max-memory", help="inference.max_memory of medtrain, such as 1GiB")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--scale-child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child, arguments.classes[0], arguments.threads)
+        child(arguments.child, arguments.classes[0], arguments.threads, arguments.max_memory)
     elif arguments.scale_child:
         scale_child(
             arguments.scale_child,

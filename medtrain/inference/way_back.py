@@ -124,27 +124,32 @@ class WayBack:
     def take(self, rows: Rows) -> None:
         """Interpolate and decide the output rows that depend on these and earlier rows alone."""
         line = self._lines[self._axis]
-        sums, inverse = rows.sums, rows.inverse
+        sums = rows.sums
         assert all(sums.shape[1 + i] == self._lines[i].n_in for i in self._across), (sums.shape, self._geometry)
         stop = rows.first + sums.shape[1 + self._axis]
         until = line.available(stop)
         if until > self._done:
-            self._take(sums, rows.first, until, inverse)
+            self._take(rows, until)
             self._done = until
         if until < line.n_out and line.span(until, until + 1)[0] < stop:
             # the next output row lies between this last row and one that is to come
-            self._last = (stop - 1, sums.narrow(1 + self._axis, stop - 1 - rows.first, 1).clone())
+            last = sums.narrow(1 + self._axis, stop - 1 - rows.first, 1)
+            kept = torch.empty(last.shape, dtype=last.dtype, device=last.device)
+            for target, values in zip(kept, last):
+                target.copy_(values)
+                rows.was_read(1 / len(kept))
+            self._last = (stop - 1, kept)
 
     def _width(self) -> int:
         """Numbers of one class in the thinnest slab: one row of the two axes that slabs are cut along."""
         line = self._lines[self._across[1]]
         return max(line.n_in, line.n_out)
 
-    def _take(self, sums: Tensor, first: int, until: int, inverse: tuple[Tensor, ...] | None) -> None:
+    def _take(self, finished: Rows, until: int) -> None:
         """The output rows from `_done` to `until`, slab by slab."""
         across = self._lines[self._across[0]]
-        thin = len(sums) * self._width()
-        most = max(1, _SLAB_ELEMENTS.get(sums.device.type, _SLAB_ELEMENTS["cpu"]) // thin)
+        thin = len(finished.sums) * self._width()
+        most = max(1, _SLAB_ELEMENTS.get(finished.sums.device.type, _SLAB_ELEMENTS["cpu"]) // thin)
         # as many rows as the slab holds; of a slab that is cut both ways, both sides are made about equal
         steps_along = min(until - self._done, most)
         steps_across = min(across.n_out, max(1, most // steps_along))
@@ -152,17 +157,12 @@ class WayBack:
             rows = (start, min(start + steps_along, until))
             for low in range(0, across.n_out, steps_across):
                 columns = (low, min(low + steps_across, across.n_out))
-                self._enter(self._slab(sums, first, rows, columns, inverse), rows, columns)
+                self._enter(self._slab(finished, rows, columns), rows, columns)
+                finished.was_read((columns[1] - columns[0]) / across.n_out)
 
-    def _slab(
-        self,
-        sums: Tensor,
-        first: int,
-        rows: tuple[int, int],
-        columns: tuple[int, int],
-        inverse: tuple[Tensor, ...] | None,
-    ) -> Tensor:
+    def _slab(self, finished: Rows, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
         """Logits [K, ...] of output rows x columns of the scan's box: gathered, without weights, interpolated."""
+        sums, first, inverse = finished.sums, finished.first, finished.inverse
         axis, (other, third) = self._axis, self._across
         along, across = self._lines[axis].span(*rows), self._lines[other].span(*columns)
         slab = self._gather(sums, first, along, across)

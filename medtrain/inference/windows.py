@@ -2,8 +2,7 @@
 
 The windows are a product of starts along the axes. They are predicted layer by layer along one axis, and once a layer
 is done no later window reaches the rows before the next layer's start: these are handed on, and only the rows that
-windows still touch are held. That is K x (patch along that axis) x (the other two sides) x 4 bytes, for instance
-23 MB per class at 512 x 512 x 700 voxels and a patch of 16 x 96 x 96.
+windows still touch are held. That is K x (patch along that axis) x (the other two sides) x 4 bytes.
 """
 
 from __future__ import annotations
@@ -45,11 +44,13 @@ class Rows:
         first: Index of the first row.
         inverse: Per axis of S, one over the sum of the windows' weights, float64; their product undoes the weights.
             None where nothing was weighted.
+        was_read: Told which share of the rows was read, so that little of a file is in memory at a time.
     """
 
     sums: Tensor
     first: int
     inverse: tuple[Tensor, ...] | None
+    was_read: Callable[[float], None] = lambda share: None
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -259,6 +260,7 @@ def sweep(
             if start > rows[0].first:
                 rows[0].finish(start, consume, inverse)
             rows[0].add(part, region, weight)
+        del predicted, parts, part  # before the next ones are made
     rows[0].finish(windows.padded[windows.axis], consume, inverse)
 
 
@@ -294,18 +296,10 @@ class HeldRows:
         place[self._axis] = slice(along.start - self.first, along.stop - self.first)
         target = self._sums[(slice(None), *place)]
         part = part.to(self.device)
-        if weight is None:
-            target.copy_(part)
-        elif part.dtype == torch.float32 and part.is_contiguous():
-            target.addcmul_(part, weight)
-        else:
-            # In slabs that stay in the cache: bfloat16 or channels-last logits are turned there, not in a big copy.
-            rows = max(1, _SLAB_ELEMENTS * part.shape[1] // part.numel()) if part.device.type == "cpu" else len(target)
-            for i in range(0, part.shape[1], rows):
-                slab = part[:, i : i + rows].to(torch.float32, memory_format=torch.contiguous_format)
-                factor = weight if weight.ndim < part.ndim - 1 else weight[i : i + rows]
-                target[:, i : i + rows].addcmul_(slab, factor)
-        self._store.touched(4 * part.numel())
+        at_a_time = 1 if self._store.on_disk else len(part)  # classes, whose pages can be given back in between
+        for k in range(0, len(part), at_a_time):
+            _add(target[k : k + at_a_time], part[k : k + at_a_time], weight)
+            self._store.touched(4 * part[k : k + at_a_time].numel())
 
     def finish(self, stop: int, consume: Callable[[Rows], None], inverse: tuple[Tensor, ...] | None) -> None:
         """Hand on the rows before `stop`, and hold those from there on."""
@@ -333,7 +327,23 @@ class HeldRows:
         low, size = self._windows.pads[self._axis][0], self._windows.shape[self._axis]
         if low or rows > size:  # padded along the sweep: there is one layer
             sums = sums.narrow(self._axis + 1, low, size)
-        return Rows(sums, first, inverse)
+        held = 4 * self._sums.numel()
+        return Rows(sums, first, inverse, lambda share: self._store.touched(int(share * held)))
+
+
+def _add(target: Tensor, part: Tensor, weight: Tensor | None) -> None:
+    """Add a weighted window [K, *P] in place; without a weight it is the only one at its place."""
+    if weight is None:
+        target.copy_(part)
+    elif part.dtype == torch.float32 and part.is_contiguous():
+        target.addcmul_(part, weight)
+    else:
+        # In slabs that stay in the cache: bfloat16 or channels-last logits are turned there, not in a big copy.
+        rows = max(1, _SLAB_ELEMENTS * part.shape[1] // part.numel()) if part.device.type == "cpu" else part.shape[1]
+        for i in range(0, part.shape[1], rows):
+            slab = part[:, i : i + rows].to(torch.float32, memory_format=torch.contiguous_format)
+            factor = weight if weight.ndim < part.ndim - 1 else weight[i : i + rows]
+            target[:, i : i + rows].addcmul_(slab, factor)
 
 
 def _single(predicted: Tensor, windows: Windows, inverse: tuple[Tensor, ...] | None) -> Rows:
@@ -367,7 +377,9 @@ def _one_behind(
     waiting: tuple[list[Region], Tensor, torch.cuda.Event] | None = None
     for group, predicted in predictions:
         if predicted.device.type != "cuda" or not elsewhere():
-            yield group, predicted
+            result = [(group, predicted)]
+            del predicted  # the consumer alone holds it
+            yield result.pop()
             continue
         host = torch.empty(predicted.shape, dtype=predicted.dtype, pin_memory=True)
         host.copy_(predicted, non_blocking=True)
