@@ -76,18 +76,32 @@ def download(
             say(f"using {given}")
             _require_archive(given, expected, report)
         elif not fetched.is_file():
-
-            def need(length: int, here: int) -> None:
-                length = length or int(task.size)
-                parts = f"{format_bytes(length)} for the archive and as much for what is in it"
-                _require_room(to, 2 * length - here, parts)
-
+            need = _Need(task, to, say)
             fetch(url or task.url, fetched, md5=expected, report=report, say=say, need=need, wait=wait)
         unpack(given if given.is_file() else fetched, target, report=report)
         if keep and fetched.is_file():
             fetched.replace(given)
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+class _Need:
+    """Says once what there is to download, and refuses to begin where there is no room for it."""
+
+    def __init__(self, task: Task, to: Path, say: Callable[[str], None]) -> None:
+        self._task, self._to, self._say = task, to, say
+        self._said = False
+
+    def __call__(self, length: int, here: int) -> None:
+        length = length or int(self._task.size)
+        parts = f"{format_bytes(length)} for the archive and as much for what is in it"
+        _require_room(self._to, 2 * length - here, parts)
+        if not self._said:
+            self._said = True
+            rest = f" of {format_bytes(length)}" if here else ""
+            self._say(
+                f"{format_bytes(length - here)}{rest} to download; {format_bytes(2 * length)} needed to unpack it"
+            )
 
 
 def unpack(archive: Path, target: Path, *, report: Report) -> None:

@@ -178,6 +178,8 @@ def test_a_task_is_downloaded_whole(server: Server, tmp_path: Path) -> None:
     assert os.listdir(folder.parent) == ["Task04_Hippocampus"]
     assert len(MsdData(root=str(folder)).discover().cases) == 2
     assert server.asked == [(None, None)]
+    size = len(ARCHIVE)
+    assert told.said == [f"{format_bytes(size)} to download; {format_bytes(2 * size)} needed to unpack it"]
     assert {what for what, _, _ in told.reports} == {"downloading", "checking", "unpacking"}
     assert ("downloading", len(ARCHIVE), len(ARCHIVE)) in told.reports
 
@@ -219,7 +221,7 @@ def test_broken_connections_are_continued(server: Server, tmp_path: Path) -> Non
         ("bytes=6000-", '"one"'),
         ("bytes=6017-", '"one"'),
     ]
-    assert told.said[0] == f"the connection broke off at 1,000 of {len(ARCHIVE):,} bytes; next attempt in 1 s"
+    assert told.said[1] == f"the connection broke off at 1,000 of {len(ARCHIVE):,} bytes; next attempt in 1 s"
     assert told.waited == [1, 2, 1, 1]  # more after an attempt that brought nothing
     assert everything(folder) == set(task_files())
 
