@@ -45,10 +45,12 @@ def compare(
     have judged are compared, unless one of the runs was trained on some of them.
     """
     with handle_errors(debug):
+        from rich.console import Console
+
         from medtrain.compare.runs import check_out, compare_runs, write_comparison
         from medtrain.compare.shown import comparison_notes, comparison_table
         from medtrain.errors import UsageError
-        from medtrain.run.log import console, setup_logging
+        from medtrain.run.log import setup_logging
 
         setup_logging()
         if not 0 < confidence < 1:
@@ -64,8 +66,11 @@ def compare(
             confidence=confidence,
             imports=imports or (),
         )
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=100)  # a pipe has no width
         for item in found:
-            console().print(comparison_table(item, specs, main=main, part=part, confidence=confidence))
+            console.print(comparison_table(item, specs, main=main, part=part, confidence=confidence))
             for note in comparison_notes(item, main=main):
                 typer.echo(note)
         if out is not None:

@@ -17,6 +17,9 @@ from medtrain.crossval.folder import CrossvalFolder, is_crossval
 from medtrain.engine.build import build_task
 from medtrain.engine.launch import read_plan
 from medtrain.errors import MedtrainError, UsageError
+from medtrain.metrics.cases import metric_specs
+from medtrain.metrics.lesions import COUNTS
+from medtrain.metrics.spec import MetricSpec
 from medtrain.run.folder import RunFolder
 from medtrain.tasks.base import Record, Task
 
@@ -53,6 +56,16 @@ class JudgedRun:
     records: Mapping[str, Record]
     trained_on: frozenset[str]
     split_hash: str
+
+    def specs(self) -> dict[str, MetricSpec]:
+        """Metrics with direction and unit, those of a final evaluation included."""
+        known = dict(self.task.metrics())
+        if self.family != "segmentation":
+            return known
+        names = tuple(self.task.class_names)
+        columns = {key for record in self.records.values() for key in record}
+        lesions = [name for name in names[1:] if f"{COUNTS[0]}/{name}" in columns]
+        return {**metric_specs(names, lesions, froc=True), **known}
 
     @property
     def family(self) -> str:

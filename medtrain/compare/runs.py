@@ -87,7 +87,7 @@ def compare_runs(
     if len(paths) < 2:
         raise UsageError("a comparison takes two runs or more", hint="medtrain compare RUN_A RUN_B")
     runs = [read_judged(path, part=part, imports=imports) for path in paths]
-    specs = dict(runs[0].task.metrics())
+    specs = runs[0].specs()
     main = metric or runs[0].task.monitor.name.removeprefix("val/")
     if main not in specs:
         near = closest(main, specs)
@@ -173,12 +173,13 @@ def _compare(
     by_cases = first.family == "segmentation"
     make = _of_cases if by_cases else _of_samples
     one, two, swap = make(first, second, *records)
-    everything = np.arange(len(cases))
-    there, here = one(everything), two(everything)
-    specs, others = dict(first.task.metrics()), set(second.task.metrics())
-    shared = {key: spec for key, spec in specs.items() if key in there and key in here and key in others}
+    keys = [set(run.task.summarize(rows)) for run, rows in zip((first, second), records)]
+    shared = {key: spec for key, spec in first.specs().items() if key in keys[0] & keys[1]}
     if main not in shared:
-        raise UsageError(f"{second.run_name} has no {main}", hint=f"both have {', '.join(shared)}: --metric NAME")
+        raise UsageError(
+            f"{first.run_name} and {second.run_name} have not both judged {main}",
+            hint=f"--metric NAME, one of {', '.join(shared) or 'none'}",
+        )
     patients = patients_of(records[0])
     differences = paired_differences(
         one, two, patients, shared, swapped=swap, seed=_SEED, resamples=resamples, confidence=confidence
@@ -192,7 +193,7 @@ def _compare(
         differences=tuple(differences),
         one_sided=_one_sided(*records, list(shared)) if by_cases else {},
         apart=_apart(cases, mine, theirs),
-        missing=tuple(sorted({*there, *here} - set(shared))),
+        missing=tuple(sorted(keys[0] ^ keys[1])),
     )
 
 

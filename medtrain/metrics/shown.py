@@ -113,7 +113,10 @@ def _percent(rows: Sequence[Row]) -> str:
 
 def _with_interval(row: Row, specs: Mapping[str, MetricSpec]) -> str:
     value, low, high = (float(row[key]) for key in ("value", "low", "high"))
-    digits = 3 if row["metric"] not in specs or not specs[row["metric"]].unit else 2 if abs(value) < 100 else 1
+    name = row["metric"]
+    # metrics of the final evaluation alone are not among those of every evaluation
+    has_unit = specs[name].unit if name in specs else name.partition("/")[0].endswith(("_mm", "_ml"))
+    digits = 3 if not has_unit else 2 if abs(value) < 100 else 1
     if math.isnan(value):
         return "-"
     return f"{value:.{digits}f}" + ("" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
