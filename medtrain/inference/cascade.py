@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,8 @@ def make_hints(
         How many cases were segmented now.
 
     Raises:
-        MedtrainError: The first stage is missing, or another one than this network was trained behind.
+        MedtrainError: The first stage is missing, or another one than this network was trained behind; or the store may
+            only be read.
     """
     assert plan.cascade is not None
     stage, root = plan.cascade, Path(config["data"]["cascade_from"])
@@ -142,6 +144,13 @@ def make_hints(
             todo.append((chosen, case_id, folder))
     if not todo:
         return 0
+    closed = [folder for _, _, folder in todo if not os.access(folder, os.W_OK)]
+    if closed:
+        raise MedtrainError(
+            f"what the first stage finds is kept beside the prepared cases, and {len(closed)} of them belong to "
+            f"another user, such as {closed[0]}",
+            hint="set data.store to a folder of your own",
+        )
     log.info("the first stage segments %d of %d cases", len(todo), len(case_ids))
     threads = torch.get_num_threads()
     with torch.random.fork_rng():  # whether hints were there already must not change what follows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,12 @@ from torch import Tensor
 from medtrain.data.cascade import PreviousStage
 from medtrain.data.geometry import CaseGeometry
 from medtrain.data.io.nifti import read_image
+from medtrain.data.prepare import prepare
 from medtrain.data.preprocess import prepare_image
+from medtrain.data.volume_data import VolumeData
 from medtrain.engine.precision import Precision
-from medtrain.inference.cascade import FirstStage
+from medtrain.errors import MedtrainError
+from medtrain.inference.cascade import FirstStage, make_hints
 from medtrain.inference.sliding_window import SlidingWindow
 from medtrain.losses.dice import DiceCELoss
 from medtrain.tasks.segmentation import Segmentation
@@ -73,3 +77,16 @@ def test_coarse_maps_come_to_the_fine_grid_as_channels(first: tuple[FirstStage, 
     coarse = CaseGeometry.between(fine.geometry.grid, fine.geometry.crop, (1.5, 1.5, 1.5))
     assert stage.predict(case.images, coarse).shape == coarse.resampled_shape
     assert model.asked == 2
+
+
+def test_a_store_that_may_only_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = small_dataset(tmp_path / "raw", cases=1)
+    plan = replace(small_plan(), cascade=STAGE)
+    store = prepare(dataset, VolumeData(store=str(tmp_path / "store")), plan)
+    monkeypatch.setattr(PreviousStage, "check", lambda self, root: None)
+    monkeypatch.setattr("medtrain.inference.cascade.who_predicts", lambda stage, root, cases: {"case_0": (0,)})
+    monkeypatch.setattr("medtrain.inference.cascade.os.access", lambda path, mode: False)
+    config = {"data": {"cascade_from": str(tmp_path)}, "trainer": {"device": "cpu"}}
+    with pytest.raises(MedtrainError, match="1 of them belong to another user") as error:
+        make_hints(config, plan, store, ["case_0"])
+    assert error.value.hint == "set data.store to a folder of your own"
