@@ -236,7 +236,7 @@ def _explain(error: BaseException) -> tuple[Failure, str]:
         or "out of memory" in lowered
         or "can't allocate" in lowered
     ):
-        return "oom", "out of memory: " + text[:200]
+        return "oom", "out of memory: " + text.removeprefix("out of memory: ")[:200]
     if isinstance(error, NonFiniteError):
         return "nonfinite", text
     outside = UsageError | DataError | ProcessKilledError | OSError  # the sweep has seen that all is well with the data
