@@ -309,8 +309,11 @@ class Segmentation:
         return "with mirroring" if mirrored and not self.inference.mirror_in_training else ""
 
     def _keep_if_worst(self, item: Batch, prediction: np.ndarray, row: Mapping[str, float]) -> None:
-        score = float(np.nanmean([value for key, value in row.items() if key.startswith("dice/")] or [np.nan]))
-        if np.isnan(score) or (self.worst is not None and score >= self.worst["score"]):
+        values = [value for key, value in row.items() if key.startswith("dice/") and not np.isnan(value)]
+        if not values:
+            return
+        score = float(np.mean(values))
+        if self.worst is not None and score >= self.worst["score"]:
             return
         self.worst = WorstCase(
             case_id=item["case_id"],
