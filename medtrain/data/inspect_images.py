@@ -262,15 +262,28 @@ def _write_sheets(
 
 
 def _picture(readable: Sequence[ImageRef], sample: Sample, window: str | None) -> np.ndarray:
-    """The first image of a sample, or what stands for it."""
+    """The image of a sample, the first four of several, or what stands for none."""
     if not readable:
         return absent(_TILE, "cannot be read" if any(ref is not None for ref in sample.images) else "no image")
-    image = read_sample_image(readable[0])
-    array = image.array
-    if window is not None and image.max_value is None:
-        centre, width = window_of(window)
-        array = np.clip(array, centre - width / 2, centre + width / 2)
-    return thumbnail(array, _TILE)
+    if len(readable) == 1:
+        return thumbnail(_read(readable[0], window), _TILE)
+    tile = np.zeros((_TILE, _TILE, 3), np.uint8)
+    half = _TILE // 2
+    for position, ref in enumerate(readable[:4]):
+        row, column = divmod(position, 2)
+        part = thumbnail(_read(ref, window), half - 1)
+        tile[row * (half + 1) : row * (half + 1) + half - 1, column * (half + 1) : column * (half + 1) + half - 1] = (
+            part
+        )
+    return tile
+
+
+def _read(ref: ImageRef, window: str | None) -> np.ndarray:
+    image = read_sample_image(ref)
+    if window is None or image.max_value is not None:
+        return image.array
+    centre, width = window_of(window)
+    return np.clip(image.array, centre - width / 2, centre + width / 2)
 
 
 def _remark(sample_set: SampleSet, sample: Sample, *, told: bool) -> str:

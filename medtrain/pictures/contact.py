@@ -17,6 +17,7 @@ _GAP = 2
 _FRAME = 2
 _OPACITY = 0.3
 _SHOWN_FLAGS = 2
+_NARROW = 300  # pixels of a tile whose remark gets a line of its own
 
 
 def draw_tile(
@@ -72,7 +73,11 @@ def caption(tile: np.ndarray, name: str, remark: str, flags: Sequence[str]) -> n
         remark: A few words that every case has.
         flags: The worst first; the first two are shown.
     """
-    lines: list[Line] = [(f"{name}: {remark}" if remark else name, WRONG if flags else TEXT)]
+    narrow = tile.shape[1] < _NARROW
+    joined = f"{name}: {remark}" if remark and not narrow else name
+    lines: list[Line] = [(joined, WRONG if flags else TEXT)]
+    if narrow:
+        lines.append((remark, DIM))
     shown = list(flags[:_SHOWN_FLAGS])
     if len(flags) > _SHOWN_FLAGS:
         shown[-1] += f" (and {len(flags) - _SHOWN_FLAGS} more)"
@@ -80,7 +85,7 @@ def caption(tile: np.ndarray, name: str, remark: str, flags: Sequence[str]) -> n
     framed = tile.copy()
     if flags:
         framed[:_FRAME], framed[-_FRAME:], framed[:, :_FRAME], framed[:, -_FRAME:] = WRONG, WRONG, WRONG, WRONG
-    return captioned(framed, lines, longest=1 + _SHOWN_FLAGS)
+    return captioned(framed, lines, longest=1 + narrow + _SHOWN_FLAGS)
 
 
 def draw_page(title: str, tiles: Sequence[np.ndarray], class_names: Sequence[str], *, columns: int) -> np.ndarray:

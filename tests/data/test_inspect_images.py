@@ -106,3 +106,16 @@ def test_tables_without_images_are_refused(folder: Path, tmp_path: Path) -> None
     result = CliRunner().invoke(app, ["data", "inspect", *words, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "holds no images" in result.stderr
+
+
+def test_samples_of_several_images_show_four_of_them(in_tmp: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "inspect", "data=phantom_bags", "data.num_samples=8", "--out", "out"])
+    assert result.exit_code == 0, result.stderr
+    with (in_tmp / "out" / "cases.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["case_id"] for row in rows}) == 8
+    assert len({row["image"] for row in rows}) == len(rows) > 8
+    assert sorted(path.name for path in (in_tmp / "out").glob("*.png")) == [
+        "sheet_negative_01.png",
+        "sheet_positive_01.png",
+    ]
