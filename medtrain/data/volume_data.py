@@ -95,7 +95,8 @@ class VolumeData:
             {} none. They need a loss of sigmoids, such as loss=dice_bce.
         annotated: JSON or CSV file that says which classes or regions were annotated in a case, for data of several
             origins: {"case_1": ["liver"]}, or rows of `case_id,annotated` with names separated by `;`. Cases that it
-            does not list are annotated in full.
+            does not list are annotated in full. In training, classes that were not annotated in a case become one with
+            its background (marginal loss) and regions that were not count nowhere; neither is judged there.
         cascade_from: A run or cross-validation with resolution=low whose label maps this network, at full resolution,
             gets as further channels. A cross-validation predicts every case by the fold that did not train on it.
         cascade_augment: Put mistakes into these channels in training: structures that grow, shrink or are missing.
