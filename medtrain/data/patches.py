@@ -176,11 +176,12 @@ def read_box(
         Image float32 [C, *size], label [*size].
     """
     inside, target = _overlap(case, corner, size)
-    stored, label, body = case.read_image(inside), case.read_label(inside), case.read_body(inside)
+    image = normalize(case.read_image(inside), case.stats, plan.normalization, case.read_body(inside))
+    label = case.read_label(inside)
     if label.shape == tuple(size):
-        return normalize(stored, case.stats, plan.normalization, body), label
-    whole_image = np.zeros((len(stored), *size), dtype=np.float32)
-    normalize(stored, case.stats, plan.normalization, body, out=whole_image[(slice(None), *target)])
+        return image, label
+    whole_image = np.zeros((len(image), *size), dtype=np.float32)
+    whole_image[(slice(None), *target)] = image
     whole_label = np.full(size, plan.ignore_index or 0, dtype=label.dtype)
     whole_label[target] = label
     return whole_image, whole_label

@@ -19,7 +19,6 @@ from medtrain.data.io.nifti import Volume
 from medtrain.data.plan import ChannelNormalization
 
 _CONSTANT = 1e-8
-_SLAB_VOXELS = 2**17
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ def normalize(
     stats: Sequence[ChannelStats],
     normalization: Sequence[ChannelNormalization],
     body: np.ndarray | None = None,
-    *,
-    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Turn intensities into network input.
 
@@ -88,33 +85,23 @@ def normalize(
         stats: Statistics of the whole case, one entry per channel (used by zscore).
         normalization: The plan's entry per channel.
         body: bool [...]; where it is False, channels with `nonzero` become 0. None: everything is inside.
-        out: Receives the result, float32 [C, ...]; a new array if None.
 
     Returns:
-        float32 [C, ...].
+        float32 [C, ...], a new array.
     """
     assert len(array) == len(stats) == len(normalization), (array.shape, len(stats), len(normalization))
-    result = np.empty(array.shape, dtype=np.float32) if out is None else out
-    for source, target, stat, scheme in zip(array, result, stats, normalization, strict=True):
-        rows = max(1, _SLAB_VOXELS * len(source) // max(1, source.size))
-        for start in range(0, len(source), rows):  # slabs stay in the cache
-            part = slice(start, start + rows)
-            _normalize_slab(source[part], target[part], stat, scheme)
+    out = array.astype(np.float32)
+    for channel, stat, scheme in zip(out, stats, normalization, strict=True):
+        if scheme.scheme == "none":
+            continue
+        if scheme.scheme == "ct":
+            np.clip(channel, scheme.lower, scheme.upper, out=channel)
+        mean, std = (scheme.mean, scheme.std) if scheme.scheme == "ct" else (stat.mean, stat.std)
+        channel -= np.float32(mean)
+        channel *= np.float32(1 / std if std > _CONSTANT * max(1.0, abs(mean)) else 0.0)
         if scheme.nonzero and body is not None:
-            target[~body] = 0
-    return result
-
-
-def _normalize_slab(source: np.ndarray, target: np.ndarray, stat: ChannelStats, scheme: ChannelNormalization) -> None:
-    np.copyto(target, source)
-    if scheme.scheme == "none":
-        return
-    if scheme.scheme == "ct":
-        np.maximum(target, np.float32(scheme.lower), out=target)
-        np.minimum(target, np.float32(scheme.upper), out=target)
-    mean, std = (scheme.mean, scheme.std) if scheme.scheme == "ct" else (stat.mean, stat.std)
-    target -= np.float32(mean)
-    target *= np.float32(1 / std if std > _CONSTANT * max(1.0, abs(mean)) else 0.0)
+            channel[~body] = 0
+    return out
 
 
 def channel_stats(channel: np.ndarray, body: np.ndarray | None = None) -> ChannelStats:
