@@ -158,6 +158,8 @@ class Predictor:
 
     def _run_all(self, scans: Sequence[Scan], folder: PredictionFolder) -> list[CaseReport]:
         """Segment scan after scan in this thread; one thread reads ahead, one writes behind."""
+        if scans:
+            log.info("logits may take %s", self._task.inference.room.describe(self._run.device))
         reports: list[CaseReport] = []
         writes: deque[Future[CaseReport]] = deque()
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:

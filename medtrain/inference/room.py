@@ -125,6 +125,16 @@ class Room:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
 
+    def describe(self, device: torch.device) -> str:
+        """How much it is, and why, for the log."""
+        if self.limit is not None:
+            return f"{format_size(self.limit)}, as inference.max_memory says"
+        if device.type == "cuda":
+            share = f"{format_size(self._device_limit(device))} of the GPU's free memory, else "
+        else:
+            share = ""
+        return f"{share}{format_size(_SHARE * free_memory())}, half of the free main memory (inference.max_memory)"
+
     def store(self, elements: int, *, temporaries: int, device: torch.device) -> Store:
         """Zeroed memory for accumulators: on the device, else in main memory, else in a file.
 

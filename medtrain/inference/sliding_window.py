@@ -14,7 +14,7 @@ from medtrain.data.geometry import CaseGeometry
 from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices, keep_largest_components
 from medtrain.inference.probability import ProbabilityMaps
-from medtrain.inference.room import parse_size
+from medtrain.inference.room import Room, parse_size
 from medtrain.inference.whole_case import predict_label
 from medtrain.inference.windows import ModelFn
 from medtrain.registry import Format, Range, register
@@ -91,6 +91,11 @@ class SlidingWindow:
             max_memory=None if self.max_memory is None else parse_size(self.max_memory),
             maps=maps,
         )
+
+    @property
+    def room(self) -> Room:
+        """What `max_memory` allows."""
+        return Room(None if self.max_memory is None else parse_size(self.max_memory))
 
     def postprocess(self, label: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
         """Keep the largest component of the classes in `keep_largest`; a label map [D, H, W] of class indices.

@@ -317,6 +317,7 @@ def test_progress_and_failures_are_logged(
     with caplog.at_level(logging.INFO, "medtrain"):
         Predictor(run()).predict_folder(folder, tmp_path / "out")
     assert "1 of 2 scans segmented" in caplog.text
+    assert "half of the free main memory (inference.max_memory)" in caplog.text
     assert "1 not segmented: b" in caplog.text
     assert "the file is empty" in caplog.text
 
