@@ -207,14 +207,18 @@ class ScoredCase:
         return cls(best, np.array([item.score for item in candidates if not item.hits], dtype=np.float64))
 
 
-def froc_curve(cases: Sequence[ScoredCase]) -> tuple[np.ndarray, np.ndarray]:
+def froc_curve(cases: Sequence[ScoredCase], *, most: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
     """False positives per scan [T] and sensitivity [T] at every score, from the strictest on; both ascend.
 
     Args:
         cases: All scans of a part.
+        most: The curve is right up to the first point beyond so many false positives per scan.
     """
     lesions = np.concatenate([case.lesion_scores for case in cases]) if cases else np.zeros(0)
     false = np.concatenate([case.false_scores for case in cases]) if cases else np.zeros(0)
+    if false.size > most * len(cases) + 1:  # the rest is beyond, and most of all where a network finds specks
+        last = int(most * len(cases)) + 1
+        false = false[false >= np.partition(false, false.size - last)[false.size - last]]
     thresholds = np.unique(np.concatenate([lesions[np.isfinite(lesions)], false]))[::-1]
     # How many scores are at least a threshold, from the sorted scores.
     found = lesions.size - np.searchsorted(np.sort(lesions), thresholds, side="left")
@@ -234,7 +238,7 @@ def froc_scores(cases: Sequence[ScoredCase]) -> dict[float, float]:
     Args:
         cases: All scans of a part.
     """
-    rates, sensitivity = froc_curve(cases)
+    rates, sensitivity = froc_curve(cases, most=FROC_RATES[-1])
     if np.isnan(sensitivity).any() or not cases:
         return dict.fromkeys(FROC_RATES, math.nan)
     return {rate: float(np.interp(rate, rates, sensitivity)) for rate in FROC_RATES}

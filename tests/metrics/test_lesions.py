@@ -127,6 +127,17 @@ def test_perfect_and_hopeless_froc() -> None:
     assert all(math.isnan(value) for value in froc_scores([]).values())
 
 
+def test_what_lies_beyond_makes_no_difference() -> None:
+    """Many false positives, some of equal score, of which most are beyond 8 per scan."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        cases = [ScoredCase(rng.random(4).round(2), rng.random(40).round(2) ** 2) for _ in range(3)]
+        rates, sensitivity = froc_curve(cases)
+        assert rates[-1] == 40
+        expected = [np.interp(rate, rates, sensitivity) for rate in FROC_RATES]
+        np.testing.assert_allclose(list(froc_scores(cases).values()), expected, rtol=0, atol=1e-12)
+
+
 def test_froc_equals_monai() -> None:
     froc = pytest.importorskip("monai.metrics.froc", reason="MONAI is not installed")
     rng = np.random.default_rng(3)
