@@ -290,6 +290,14 @@ def _remark(sample_set: SampleSet, sample: Sample, *, told: bool) -> str:
     """How many images it has, and what its targets are where the sheet does not say it."""
     parts = [f"{len(sample.images)} images"] if len(sample.images) > 1 else []
     if told:
-        values = [_target(sample_set, sample, index) for index in range(len(sample_set.targets))]
-        parts += [f"{target.target_name} {value}" for target, value in zip(sample_set.targets, values) if value]
+        values = list(zip(sample_set.targets, sample.targets))
+        # of findings, each there or not, those that are there are named
+        findings = [(target, value) for target, value in values if target.classes and len(target.classes) == 2]
+        found = [target.target_name for target, value in findings if value == 1]
+        others = [
+            f"{target.target_name} {_target(sample_set, sample, index)}"
+            for index, (target, value) in enumerate(values)
+            if (target, value) not in findings and value is not None
+        ]
+        parts += [*others, *found] or (["none"] if any(value == 0 for _, value in findings) else ["unlabelled"])
     return ", ".join(parts)

@@ -11,6 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medtrain.cli.app import app
+from medtrain.data.inspect_images import _remark
+from medtrain.data.sample import Sample, SampleSet, Target
 
 
 @pytest.fixture
@@ -119,3 +121,17 @@ def test_samples_of_several_images_show_four_of_them(in_tmp: Path) -> None:
         "sheet_negative_01.png",
         "sheet_positive_01.png",
     ]
+
+
+def test_of_findings_those_that_are_there_are_named() -> None:
+    findings = [Target(name, ("no", "yes")) for name in ("nodule", "effusion")]
+    targets = (*findings, Target("grade", ("a", "b", "c")), Target("age", None))
+
+    def remark(*values: int | float | None) -> str:
+        sample = Sample("s", (Path("x"),), values, "s")
+        return _remark(SampleSet("set", Path(), (sample,), targets), sample, told=True)
+
+    assert remark(1, 0, None, None) == "nodule"
+    assert remark(0, 1, 2, 61.5) == "grade c, age 61.5, effusion"
+    assert remark(0, 0, None, None) == "none"
+    assert remark(None, None, None, None) == "unlabelled"
