@@ -48,32 +48,44 @@ def start_crossval(
     """
     setup_logging()
     check_request(config, overrides)
-    log.info("planning for all folds")
-    pool = TrialPool([Place(0)], preload=component_modules(config))
-    facts: Any = pool.call("medtrain.crossval.probe:probe", dict(config), tuple(imports))
     run = config["run"]
-    experiment = run["experiment"] or f"{facts.dataset}_{config['model']['name']}".lower()
-    folder = CrossvalFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
-    folder = CrossvalFolder(folder.path.absolute())
+    folder = CrossvalFolder.create(experiment="", path=run["dir"]) if run["dir"] is not None else None
     try:
-        shared = facts.config
-        shared["run"] = {**shared["run"], "dir": None}
-        shared["trainer"]["save_predictions"] = facts.folds is not None  # what post-processing is chosen from
-        atomic_write_json(folder.plan, facts.plan)
-        if facts.folds is not None:
-            atomic_write_json(folder.splits, facts.folds)
-            shared["data"]["splits"] = str(folder.splits)
-        folder.write_inputs(shared, overrides, sys.argv)
-        record = CrossvalRecord(num_folds=len(facts.split_hashes), split_hashes=facts.split_hashes, workers=workers)
-        folder.write_record(record)
+        log.info("planning for all folds")
+        pool = TrialPool([Place(0)], preload=component_modules(config))
+        facts: Any = pool.call("medtrain.crossval.probe:probe", dict(config), tuple(imports))
+        if folder is None:
+            experiment = run["experiment"] or f"{facts.dataset}_{config['model']['name']}".lower()
+            folder = CrossvalFolder.create(experiment=experiment, root=run["root"])
+        folder = CrossvalFolder(folder.path.absolute())
+        record = _begin(folder, facts, overrides, workers)
     except BaseException:
-        shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun
+        if folder is not None:
+            shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun
         raise
     setup_logging(run_dir=folder.path)
     log.info("cross-validation of %d folds: %s", record.num_folds, folder.path)
     for key, value, reason in facts.values:
         log.info("derived %s = %s: %s", key, value, reason)
     return _run(folder, record, imports, facts.gpus)
+
+
+def _begin(folder: CrossvalFolder, facts: Any, overrides: Sequence[str], workers: int | None) -> CrossvalRecord:
+    """Write what all folds share."""
+    shared = facts.config
+    shared["run"] = {**shared["run"], "dir": None}
+    shared["trainer"]["save_predictions"] = facts.folds is not None  # what post-processing is chosen from
+    wandb = shared["logger"].get("wandb")
+    if wandb is not None and wandb["group"] is None:
+        wandb["group"] = folder.name  # the folds are shown together
+    atomic_write_json(folder.plan, facts.plan)
+    if facts.folds is not None:
+        atomic_write_json(folder.splits, facts.folds)
+        shared["data"]["splits"] = str(folder.splits)
+    folder.write_inputs(shared, overrides, sys.argv)
+    record = CrossvalRecord(num_folds=len(facts.split_hashes), split_hashes=facts.split_hashes, workers=workers)
+    folder.write_record(record)
+    return record
 
 
 def check_request(config: Mapping[str, Any], overrides: Sequence[str]) -> None:

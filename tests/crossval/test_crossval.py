@@ -22,7 +22,7 @@ from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
 from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, is_crossval
-from medtrain.crossval.launch import check_request
+from medtrain.crossval.launch import check_request, start_crossval
 from medtrain.crossval.probe import probe
 from medtrain.data.io.nifti import read_label
 from medtrain.errors import UsageError
@@ -224,6 +224,9 @@ def test_what_makes_no_cross_validation_is_refused(words: list[str], tmp_path: P
     without: dict[str, Any] = {**config, "trainer": {**config["trainer"], "final_evaluation": False}}
     with pytest.raises(UsageError, match=r"trainer\.final_evaluation is false"):
         check_request(without, words)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is not empty"):  # said before anything is read
+        start_crossval({**config, "run": {**config["run"], "dir": str(tmp_path)}}, overrides=words)
     assert not is_crossval(tmp_path)
     with pytest.raises(UsageError, match="is not a cross-validation"):
         CrossvalFolder.open(tmp_path)
