@@ -88,7 +88,7 @@ class SlidingWindow:
             window_batch=self.window_batch,
             mirror_axes=self._axes(len(patch_size)) if mirror else (),
             device=device,
-            max_memory=None if self.max_memory is None else parse_size(self.max_memory),
+            max_memory=self.room.limit,
             maps=maps,
         )
 
