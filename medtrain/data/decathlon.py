@@ -81,5 +81,9 @@ def how_to_get(folder: str, to: Path) -> str:
     task = next((task for task in TASKS if task.folder == folder), None)
     if task is None:
         return "or get a task of the Decathlon: `medtrain data download NAME`; about it: medicaldecathlon.com"
-    where = "" if to == default_folder() else f" --to {shlex.quote(str(to))}"
+    where = (
+        ""
+        if to.expanduser().absolute() == default_folder().expanduser().absolute()
+        else f" --to {shlex.quote(str(to))}"
+    )
     return f"or get it: `medtrain data download {task.preset}{where}`; about it: medicaldecathlon.com"

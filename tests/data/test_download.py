@@ -606,3 +606,10 @@ def test_missing_data_say_how_to_get_them(
     with pytest.raises(UsageError, match="no such folder") as caught:
         MsdData(root=root.format(tmp=tmp_path)).discover()
     assert command.format(tmp=tmp_path) in str(caught.value.hint)
+
+
+def test_the_default_folder_needs_no_option(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDTRAIN_DATA", raising=False)
+    result = CliRunner().invoke(app, ["train", "data=msd_liver"])
+    assert result.exit_code == 2
+    assert "`medtrain data download msd_liver`" in result.stderr
