@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from medtrain.errors import UsageError
+from medtrain.errors import MissingExtraError, UsageError
 from medtrain.inference.predictor import Predictor
 from medtrain.inference.scans import find_scans
 from tests.data.dicom_files import write_series
@@ -127,3 +128,13 @@ def test_nifti_scans_have_no_dicom_segmentation(tmp_path: Path) -> None:
 def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no NIfTI files .* and no DICOM series"):
         find_scans(tmp_path, ("CT",))
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "in" / "a", slices(), spacing=SPACING)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(MissingExtraError, match="highdicom"):
+        Predictor(run()).predict_folder(tmp_path / "in", tmp_path / "out", output_format="dicom_seg")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MissingExtraError, match="pydicom"):
+        find_scans(tmp_path / "in", ("CT",))
