@@ -20,7 +20,7 @@ from medtrain.inference.postprocess import decide
 from medtrain.inference.probability import ProbabilityMaps
 from medtrain.inference.windows import Rows, outer
 
-_SLAB_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
+_SLAB_ELEMENTS = {"cpu": 2**20, "cuda": 2**22}
 """Numbers of a slab: a CPU's cache, or what keeps a GPU busy. Fixed, so that results do not depend on free memory."""
 
 _COPIES = 8
@@ -112,9 +112,9 @@ class WayBack:
         self._label: np.ndarray | None = None
         self._inside: np.ndarray | None = None
 
-    def temporaries(self, outputs: int) -> int:
-        """Bytes of main memory that it takes on a CPU, for K outputs."""
-        slab = max(_SLAB_ELEMENTS["cpu"], outputs * self._width())
+    def temporaries(self, outputs: int, device: str = "cpu") -> int:
+        """Bytes that it takes for K outputs, on a type of device."""
+        slab = max(_SLAB_ELEMENTS.get(device, _SLAB_ELEMENTS["cpu"]), outputs * self._width())
         rows = outputs * math.prod(self._lines[i].n_in for i in self._across)
         return 4 * (_COPIES * slab + (0 if self._lines[self._axis].same else rows))
 

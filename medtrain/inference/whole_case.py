@@ -77,7 +77,7 @@ def predict_label(
         regions=regions is not None,
         device=place,
         room=Room(max_memory),
-        temporaries=back.temporaries,
+        temporaries=lambda outputs: back.temporaries(outputs, place.type),
     )
     return back.label
 

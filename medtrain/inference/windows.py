@@ -247,7 +247,7 @@ def sweep(
             gathered = [_gather(image, group, windows.sliced).to(device) for image in padded]
             yield group, _forward_all(models, gathered, mirror_axes, regions)
 
-    for group, predicted in _one_behind(predictions(), lambda: bool(rows) and rows[0].device != device):
+    for group, predicted in _one_behind(predictions(), lambda: bool(rows) and rows[0].device.type != device.type):
         if windows.count == 1:
             consume(_single(predicted, windows, inverse))
             return
@@ -355,7 +355,7 @@ def _single(predicted: Tensor, windows: Windows, inverse: tuple[Tensor, ...] | N
 
 def _on_device(image: Tensor, device: torch.device) -> Tensor:
     """An image on a GPU, once instead of window by window, where it has the room."""
-    if image.device == device:
+    if image.device.type == device.type:
         return image
     free, _ = torch.cuda.mem_get_info(device)
     return image.to(device) if 4 * image.numel() * image.element_size() <= free else image
