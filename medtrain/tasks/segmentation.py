@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,7 +86,6 @@ class Segmentation:
         self.nsd_tolerance_mm = nsd_tolerance_mm
         self.lesions = LesionRule(lesions, lesion_iou)
         self.report = report
-        self.columns = CaseColumns(report)
         self._check_names("lesions", lesions)
         if isinstance(nsd_tolerance_mm, Mapping):
             self._check_names("nsd_tolerance_mm", nsd_tolerance_mm)
@@ -96,6 +96,11 @@ class Segmentation:
         self.on_prediction: Callable[[Batch, np.ndarray], None] | None = None
         """Called in a final evaluation with each case and its predicted class indices on the source grid."""
         self.monitor = self._find_monitor(monitor)
+
+    @cached_property
+    def columns(self) -> CaseColumns:
+        """The table of subgroups; predicting and exporting do without."""
+        return CaseColumns(self.report)
 
     def _check_names(self, key: str, names: Iterable[str]) -> None:
         judged = self.plan.judged_names
@@ -150,11 +155,13 @@ class Segmentation:
         return StepOutput(self.loss(logits, batch["label"], ignore_index=self.plan.ignore_index, annotated=known))
 
     def check_training(self, data: Mapping[str, Any], augment: Any) -> None:
-        """Anything fits: masks are changed along with their images."""
+        """See that the table of subgroups fits; of data anything does, masks are changed along with their images."""
+        _ = self.columns
 
     def begin_evaluation(self) -> None:
-        """Forget the worst case."""
+        """Forget the worst case; see, before cases are judged, that the table of subgroups fits."""
         self.worst = None
+        _ = self.columns
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""

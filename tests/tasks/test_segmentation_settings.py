@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from medtrain.errors import UsageError
 from medtrain.inference.sliding_window import SlidingWindow
 from medtrain.losses.dice import DiceCELoss
+from medtrain.tasks.case_report import CaseReport
 from medtrain.tasks.segmentation import Segmentation
 from tests.inference.runs import CPU, plan
 
@@ -38,3 +40,13 @@ def test_lesions_bring_metrics_that_can_be_monitored() -> None:
     assert "lesion_f1/liver" not in task.metrics()
     assert task.monitor.name == "val/lesion_f1/cancer"
     assert task.metrics()["lesion_fp"].mode == "min"
+
+
+def test_a_table_of_subgroups_is_read_where_cases_are_judged(tmp_path: Path) -> None:
+    """A run whose table is gone can still predict; training and evaluating say so before they begin."""
+    report = CaseReport(metadata=str(tmp_path / "gone.csv"), subgroups=("site",))
+    task = _task(report=report)
+    for judged in (task.begin_evaluation, lambda: task.check_training({}, None)):
+        with pytest.raises(UsageError, match=r"gone\.csv"):
+            judged()
+    assert _task(report=CaseReport()).begin_evaluation() is None
