@@ -8,19 +8,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from medtrain.data.case import Dataset
+from medtrain.data.case import Case, Dataset
 from medtrain.data.check import check_dataset
 from medtrain.data.digests import DigestCache
 from medtrain.data.io.nifti import read_image, read_label
 from medtrain.data.labels import LabelMap
 from medtrain.data.plan import ChannelNormalization
 from medtrain.data.prepare import MAX_LOCATIONS, foreground_locations, prepare
-from medtrain.data.scan import read_case, scan_cases
+from medtrain.data.scan import RECENT, Recent, read_case, scan_cases
 from medtrain.data.volume_data import VolumeData
 from medtrain.errors import DataError, MedtrainError
 from tests.data.small_data import small_dataset, small_plan
@@ -83,6 +84,42 @@ def test_a_second_run_reads_no_scan(dataset: Dataset, settings: VolumeData, monk
     second = prepare(dataset, settings, small_plan(), progress=lambda done, total, case_id: calls.append(case_id))
     assert (second.keys, calls) == (first.keys, [])
     assert content(Path(settings.store)) == files
+
+
+def test_what_was_measured_is_not_read_again(
+    dataset: Dataset, settings: VolumeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = {case.case_id for case in dataset.cases[:3]}
+    scan_cases(dataset, settings, case_ids=cases)
+    read: list[str] = []
+
+    def counting(case: Case, *others: Any) -> Any:
+        read.append(case.case_id)
+        return read_case(case, *others)
+
+    monkeypatch.setattr("medtrain.data.prepare.read_case", counting)
+    monkeypatch.setattr("medtrain.data.scan.read_case", counting)
+    store = prepare(dataset, settings, small_plan())
+    assert sorted(read) == sorted(case.case_id for case in dataset.cases[3:])
+    for case in dataset.cases:
+        np.testing.assert_array_equal(store.case(case.case_id).read_image(), read_image(case.images).array)
+    assert RECENT.take(next(iter(store.keys.values()))) is None
+
+
+def test_what_is_kept_for_preparing_is_limited(dataset: Dataset) -> None:
+    labels = LabelMap.from_dataset(dataset, None)
+    volume, classes = read_case(dataset.cases[0], dataset, labels)
+    size = volume.array.nbytes + classes.nbytes
+    recent = Recent(limit=2 * size)
+    for key in ("a", "b", "c"):
+        recent.keep(key, volume, classes)
+    assert recent.take("c") is None
+    assert recent.take("a") == (volume, classes)
+    assert recent.take("a") is None
+    recent.keep("c", volume, classes)
+    assert recent.take("c") is not None
+    recent.clear()
+    assert recent.take("b") is None
 
 
 def test_folds_and_batches_share_cases_and_what_shapes_them_does_not(dataset: Dataset, settings: VolumeData) -> None:
