@@ -215,9 +215,8 @@ def sweep(
 ) -> None:
     """Predict an image window by window, blend by Gaussian weights, and hand on its rows as they are finished.
 
-    Axes smaller than the patch are padded with 0 (the mean after normalisation) on both sides and cropped again. An
-    image that no two windows share a voxel of gets the model's own logits, unweighted. Mirrored predictions are
-    averaged as logits, as nnU-Net does. Of several models the probabilities are averaged, window by window: of classes
+    Axes smaller than the patch are padded with 0 (the mean after normalisation) on both sides and cropped again. A
+    single window keeps the model's own logits. Mirrored predictions are averaged as logits, as in nnU-Net. Of several models the probabilities are averaged, window by window: of classes
     the softmax; of regions the sigmoid, less one half, so that what is above 0 belongs to the region as for logits.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,34 +52,17 @@ def write_dicom_seg(path: Path, label: np.ndarray, files: Sequence[Path], class_
     require_highdicom()
     import highdicom
     import pydicom
-    from highdicom.seg import Segmentation, SegmentDescription
-    from pydicom.sr.codedict import codes
+    from highdicom.seg import Segmentation
 
     grid = series_grid(files)
     sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in ordered_files(files)]
     frames = np.ascontiguousarray(grid.from_canonical(label).transpose(2, 1, 0))  # [slice, row, column]
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="medtrain", version=__version__, family=codes.cid7162.ArtificialIntelligence
-    )
-    segments = [
-        SegmentDescription(
-            segment_number=number,
-            segment_label=name[:64],
-            segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=highdicom.sr.CodedConcept(
-                value=str(number), scheme_designator=_CODES, meaning=name[:64]
-            ),
-            algorithm_type="AUTOMATIC",
-            algorithm_identification=algorithm,
-        )
-        for number, name in enumerate(class_names[1:], start=1)
-    ]
     try:
         made = Segmentation(
             source_images=sources,
             pixel_array=frames.astype(np.uint8 if len(class_names) <= 256 else np.uint16),
             segmentation_type="BINARY",
-            segment_descriptions=segments,
+            segment_descriptions=_segments(class_names),
             series_instance_uid=highdicom.UID(),
             series_number=900,
             sop_instance_uid=highdicom.UID(),
@@ -97,3 +81,27 @@ def write_dicom_seg(path: Path, label: np.ndarray, files: Sequence[Path], class_
     buffer = BytesIO()
     made.save_as(buffer)
     atomic_write(path, buffer.getvalue())
+
+
+def _segments(class_names: Sequence[str]) -> list[Any]:
+    """Segment k is class k; the codes of its name are this package's own."""
+    import highdicom
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="medtrain", version=__version__, family=codes.cid7162.ArtificialIntelligence
+    )
+    return [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=highdicom.sr.CodedConcept(
+                value=str(number), scheme_designator=_CODES, meaning=name[:64]
+            ),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(class_names[1:], start=1)
+    ]
