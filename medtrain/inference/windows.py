@@ -216,8 +216,9 @@ def sweep(
     """Predict an image window by window, blend by Gaussian weights, and hand on its rows as they are finished.
 
     Axes smaller than the patch are padded with 0 (the mean after normalisation) on both sides and cropped again. A
-    single window keeps the model's own logits. Mirrored predictions are averaged as logits, as in nnU-Net. Of several models the probabilities are averaged, window by window: of classes
-    the softmax; of regions the sigmoid, less one half, so that what is above 0 belongs to the region as for logits.
+    single window keeps the model's own logits. Mirrored predictions are averaged as logits, as in nnU-Net. Of several
+    models the probabilities are averaged, window by window: of classes the softmax; of regions the sigmoid, less one
+    half, so that what is above 0 belongs to the region as for logits.
 
     Args:
         models: Each maps windows [B, C, *P] to logits [B, K, *P] of any float type; in evaluation mode already.
