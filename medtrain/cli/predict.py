@@ -13,7 +13,7 @@ from medtrain.cli._options import Debug, Imports, Overrides
 from medtrain.cli._run import EXIT_FAILED, handle_errors
 from medtrain.cli.evaluate import CheckpointOption, DeviceOption, RunArgument
 
-_IN = "A scan or image, a folder of them, or a table with the columns of the training table."
+_IN = "A scan (NIfTI or DICOM) or image, a folder of them, or a table with the columns of the training table."
 _OUT = "Folder for the segmentations; for everything else a folder, or the table to write (.csv)."
 
 
@@ -56,7 +56,7 @@ def predict(
     """Segment scans, or classify, grade or measure images, bags and rows of a table, with a run's best weights.
 
     RUN may be a cross-validation: all of its runs decide together, with the post-processing that it chose. Scans are
-    NIfTI files or DICOM series, in folders below IN as well.
+    NIfTI files, or DICOM series in IN and in folders below it.
 
     Each segmentation has the geometry of its scan and the label values of the training data. Of everything else
     `predictions.csv` tells the chosen class, probabilities and scores, and `predictions_attention.csv` which instance

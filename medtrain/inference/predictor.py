@@ -110,7 +110,7 @@ class Predictor:
         lists every scan with its status and volumes, and says where a segmentation is to be doubted.
 
         Args:
-            scans: A folder of NIfTI files or one file; see `find_scans` for channels in files of their own.
+            scans: A folder of NIfTI files or of DICOM series, or one file; see `find_scans`.
             out: Folder for the segmentations, not the scans' own.
             overwrite: Predict again what is there, and replace files of the same names.
             output_format: `nifti`, or `dicom_seg` for scans that are DICOM series.
