@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import ImageFont
+
+from medtrain.pictures.fonts import font, font_file
 
 DPI = 110
 INK = "#222222"
@@ -221,23 +220,8 @@ def widest(texts: Sequence[str]) -> int:
 
 
 @functools.cache
-def font(pixels: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib brings along and draws with.
-
-    Args:
-        pixels: Size.
-        bold: Whether bold.
-    """
-    return ImageFont.truetype(str(_font_file(bold=bold)), pixels)
-
-
-def _font_file(*, bold: bool) -> Path:
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-
-
 @functools.cache
 def _letters() -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 
-    return frozenset(FT2Font(str(_font_file(bold=False))).get_charmap())
+    return frozenset(FT2Font(str(font_file(bold=False))).get_charmap())

@@ -9,7 +9,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medtrain.pictures.figure import draw_sentence, font
+from medtrain.pictures.figure import draw_sentence
+from medtrain.pictures.fonts import font
 from medtrain.pictures.samples import Sample, attention_shares, describe, top_instances
 from medtrain.pictures.sheet import Panel, Sheet, fit_size, grey
 from medtrain.pictures.thumbnails import (

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from medtrain.pictures.colors import EXTRA, IGNORED, MISSED, WRONG_CLASS, Color, class_color
-from medtrain.pictures.figure import font
+from medtrain.pictures.fonts import font
 
 _BACKGROUND: Color = (24, 24, 26)
 _TEXT: Color = (235, 235, 235)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medtrain.pictures.figure import font, plain, shorten
+from medtrain.pictures.figure import plain, shorten
+from medtrain.pictures.fonts import font
 from medtrain.pictures.sheet import fit_size, grey
 from medtrain.pictures.views import AXIAL, window_of
 
