@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -86,11 +86,7 @@ def prepare(
     folders = {case_id: case_folder(root, key) for case_id, key in keys.items()}
     # marked before looked at: one that is being removed is either missing here or put back
     there = {case_id for case_id, folder in folders.items() if mark_used(folder)}
-    foreign = sum(not os.access(folders[case_id], os.W_OK) for case_id in there)
-    if foreign:
-        _log.info(
-            "%d prepared cases belong to another user, whose `medtrain data clean` does not see this use", foreign
-        )
+    _note_foreign(folders[case_id] for case_id in there)
     todo = [case for case in dataset.cases if case.case_id not in there or not _is_intact(folders[case.case_id])]
     for case in todo:
         if folders[case.case_id].is_dir():
@@ -116,6 +112,14 @@ def prepare(
         finally:
             RECENT.clear()
     return Store(root, keys, {case.case_id: case for case in dataset.cases})
+
+
+def _note_foreign(folders: Iterable[Path]) -> None:
+    foreign = sum(not os.access(folder, os.W_OK) for folder in folders)
+    if foreign:
+        _log.info(
+            "%d prepared cases belong to another user, whose `medtrain data clean` does not see this use", foreign
+        )
 
 
 def foreground_locations(label: np.ndarray, labels: LabelMap) -> dict[int, np.ndarray]:
