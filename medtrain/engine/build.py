@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -198,7 +196,7 @@ def build_engine(
         eval_cases=settings.eval_cases,
         max_nonfinite=settings.max_nonfinite,
         memory_format=memory_format,
-        config_digest=config_digest(config),
+        learned=fixed_part(config),
     )
 
 
@@ -294,9 +292,21 @@ def _check_together(
         )
 
 
-def config_digest(config: Mapping[str, Any]) -> str:
-    """Identifies what is learned: the configuration without the keys that a continuation may change."""
-    return hashlib.sha256(json.dumps(fixed_part(config), sort_keys=True).encode()).hexdigest()[:16]
+def changed_since(learned: Mapping[str, Any], config: Mapping[str, Any]) -> list[Problem]:
+    """Settings that are not what they were when a checkpoint was made.
+
+    A setting that only one of the two has is one of another version of medtrain.
+
+    Args:
+        learned: The `fixed_part` of the configuration of that time.
+        config: The configuration now.
+    """
+    old, new = dict(_leaves(learned)), dict(_leaves(fixed_part(config)))
+    return [
+        Problem(key, f"was {old[key]!r} when the checkpoint was made, and is {new[key]!r}")
+        for key in sorted(old.keys() & new.keys())
+        if old[key] != new[key]
+    ]
 
 
 def fixed_part(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from medtrain.callbacks.base import Callback
 from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan
-from medtrain.engine.build import LIMITS, build_engine, build_task, check_training, config_digest
+from medtrain.engine.build import LIMITS, build_engine, build_task, changed_since, check_training
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.derive import Derivation, derive
@@ -32,7 +32,7 @@ from medtrain.engine.predictions import FOLDER, PredictionWriter
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check, warn_of_ties
-from medtrain.errors import MedtrainError
+from medtrain.errors import ConfigError, MedtrainError
 from medtrain.models.freezing import parameter_summary
 from medtrain.registry import build, plain
 from medtrain.run.atomic import atomic_dir, atomic_write_json
@@ -255,11 +255,10 @@ def _continue(
         engine.loggers.resume(0)
     else:
         check_format(checkpoint)
-        if checkpoint.meta["config_digest"] != config_digest(config):
-            raise MedtrainError(
-                f"{checkpoint.path} was made with another configuration than {folder.config}",
-                hint="restore the run's config.yaml, or start a new run with `medtrain train`",
-            )
+        changed = changed_since(checkpoint.meta["learned"], config)
+        if changed:
+            heading = f"{checkpoint.path} was made with another configuration than {folder.config}:"
+            raise ConfigError(changed, heading=heading)
         engine.load(checkpoint)
         log.info("resumed at step %d from %s", engine.step, checkpoint.path.name)
     limits = [{key: part["trainer"][key] for key in LIMITS} for part in (before, config)]

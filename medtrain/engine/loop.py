@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ class Engine:
         eval_cases: Most cases of an evaluation during training.
         max_nonfinite: Skipped steps in a row before giving up.
         memory_format: Memory format of images.
-        config_digest: Identifies the configuration; stored with every checkpoint.
+        learned: The part of the configuration that a continuation must not change; stored with every checkpoint.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Engine:
         eval_cases: int | None = None,
         max_nonfinite: int = 25,
         memory_format: torch.memory_format | None = None,
-        config_digest: str = "",
+        learned: Mapping[str, Any] | None = None,
     ) -> None:
         self.task, self.data, self.model, self.optimizer, self.schedule = task, data, model, optimizer, schedule
         self.precision, self.clock, self.cadences, self.checkpoints = precision, clock, cadences, checkpoints
@@ -124,7 +124,7 @@ class Engine:
         self.device, self.run_dir, self.seed, self.ema = device, run_dir, seed, ema
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.eval_cases, self.max_nonfinite, self.memory_format = eval_cases, max_nonfinite, memory_format
-        self.config_digest = config_digest
+        self.learned = dict(learned or {})
 
         self.stages = stages or Stages((), model, steps_per_epoch=1)
         self.forward_model = dist.wrap(model, device)
@@ -427,7 +427,7 @@ class Engine:
                 "monitor": self.monitor.name,
                 "value": self.metrics.get(self.monitor.name) if self._evaluated_here() else None,
                 "epoch": self.epoch,
-                "config_digest": self.config_digest,
+                "learned": self.learned,
                 "evaluated_with": "ema" if self.ema is not None else "raw",
             }
             path = self.checkpoints.save(

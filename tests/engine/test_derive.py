@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medtrain.config.compose import load_config
-from medtrain.engine.build import check_evaluation, config_digest, continuation
+from medtrain.engine.build import changed_since, check_evaluation, continuation, fixed_part
 from medtrain.engine.derive import DEFAULT_STEPS, Derivation, derive
 from medtrain.errors import ConfigError
 from medtrain.registry import build
@@ -76,14 +76,18 @@ def test_deriving_again_changes_nothing(words: list[str]) -> None:
     assert again.plan.patch_size == first.plan.patch_size
 
 
-def test_the_digest_tells_what_is_learned(words: list[str], tmp_path: Path) -> None:
+def test_a_checkpoint_knows_what_is_learned(words: list[str], tmp_path: Path) -> None:
     config = _derive(*words).config
     longer = load_config([*words, "trainer.max_steps=7", f"data.store={tmp_path}", "run.note=x", "logger=[]"]).tree
     other = load_config([*words, "optimizer.lr=0.5", "model.dropout=0.3"]).tree
     base = load_config(words).tree
-    assert config_digest(base) == config_digest(longer)
-    assert config_digest(base) != config_digest(other)
-    assert config_digest(base) != config_digest(config)  # derived values are part of what is learned
+    assert changed_since(fixed_part(base), longer) == []
+    assert [problem.where for problem in changed_since(fixed_part(base), other)] == ["model.dropout", "optimizer.lr"]
+    # derived values are part of what is learned
+    assert "model.channels" in [problem.where for problem in changed_since(fixed_part(base), config)]
+    # a setting that came with a later version
+    older = {**fixed_part(base), "model": {k: v for k, v in fixed_part(base)["model"].items() if k != "dropout"}}
+    assert [problem.where for problem in changed_since(older, other)] == ["optimizer.lr"]
     assert continuation(base, longer)["trainer"]["max_steps"] == 7
     with pytest.raises(ConfigError) as caught:
         continuation(base, other)
@@ -94,7 +98,7 @@ def test_a_table_may_have_moved_and_the_report_may_ask_more() -> None:
     table = ["data=csv", "data.images=file", "data.targets=grade"]
     base = load_config([*table, "data.path=labels.csv"]).tree
     moved = load_config([*table, "data.path=there/labels.csv", "data.root=there"]).tree
-    assert config_digest(base) == config_digest(moved)
+    assert changed_since(fixed_part(base), moved) == []
     assert continuation(base, moved)["data"]["path"].endswith("there/labels.csv")
     check_evaluation(base, moved)
     check_evaluation(base, load_config([*table, "data.path=labels.csv", "task.report.subgroups=[sex]"]).tree)
