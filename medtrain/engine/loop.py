@@ -279,11 +279,12 @@ class Engine:
         self.task.begin_evaluation()
         self.dist.sync_buffers(self.model)
         records: list[Record] = []
-        cases = -(-len(self.data.evaluation_cases("val", limit=limit)) // self.dist.world_size)
-        turns = -(-cases // self.data.cases_per_item)
+        cases = len(self.data.evaluation_cases("val", limit=limit))  # as many turns everywhere: all hear of a stop
+        turns = math.ceil(cases / (self.dist.world_size * self.data.cases_per_item))
         items = self.data.evaluation_items(rank=self.dist.rank, world_size=self.dist.world_size, limit=limit)
-        with self.evaluation_weights(), torch.inference_mode(), self.precision.autocast():
-            # the same number of turns on every process, so that all hear of a stop
+        error = EvaluationInterruptedError if self.dist.world_size == 1 else None
+        stop = self.signals.before_forward(self.model, error)
+        with self.evaluation_weights(), torch.inference_mode(), self.precision.autocast(), stop:
             for item in itertools.islice(itertools.chain(items, itertools.repeat(None)), turns):
                 if item is not None:
                     records += self.task.evaluation_step(self.model, item, final=final)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 """Ctrl-C, a scheduler's or supervisor's request to end, and SLURM's `--signal=B:USR1@120` warning."""
@@ -39,6 +45,30 @@ class StopSignals:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
             self._previous.clear()
+
+    @contextlib.contextmanager
+    def before_forward(self, model: nn.Module, error: type[Exception] | None) -> Iterator[None]:
+        """While active, a model that is called after a stop signal raises instead: a whole scan may take many minutes.
+
+        A compiled model is left alone, since a hook would have it compiled anew.
+
+        Args:
+            model: Its forward passes are interrupted.
+            error: Raised; None for never.
+        """
+
+        def check(*_: object) -> None:
+            if self.received is not None and error is not None:
+                raise error
+
+        if error is None or model._compiled_call_impl is not None:
+            yield
+            return
+        handle = model.register_forward_pre_hook(check)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

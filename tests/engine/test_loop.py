@@ -234,18 +234,22 @@ def test_a_stop_within_an_evaluation_is_made_up_for(tmp_path: Path) -> None:
     straight.fit()
     first = make_engine(tmp_path / "b", steps=10, logger=log)
     judged: list[str] = []
+    finished: list[str] = []
     original = first.task.evaluation_step
 
     def evaluation_step(model: Any, item: Any, *, final: bool) -> Any:
         judged.append(item["case_id"])
         if first.step == 8 and len(judged) == 25:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(model, item, final=final)
+        found = original(model, item, final=final)
+        finished.append(item["case_id"])
+        return found
 
     first.task.evaluation_step = evaluation_step  # type: ignore[method-assign]
     result = first.fit()
     assert (result.status, result.step) == ("stopped", 8)
     assert len(judged) == 25  # it did not go on to judge the rest
+    assert len(finished) == 24  # nor to finish this one
     again = make_engine(tmp_path / "b", steps=10, logger=log)
     again.load(again.checkpoints.last())
     again.fit()
