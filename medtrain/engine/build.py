@@ -301,11 +301,9 @@ def changed_since(learned: Mapping[str, Any], config: Mapping[str, Any]) -> list
         learned: The `fixed_part` of the configuration of that time.
         config: The configuration now.
     """
-    old, new = dict(_leaves(learned)), dict(_leaves(fixed_part(config)))
     return [
-        Problem(key, f"was {old[key]!r} when the checkpoint was made, and is {new[key]!r}")
-        for key in sorted(old.keys() & new.keys())
-        if old[key] != new[key]
+        Problem(key, f"was {old!r} when the checkpoint was made, and is {new!r}")
+        for key, old, new in _differences(learned, fixed_part(config))
     ]
 
 
@@ -386,6 +384,15 @@ def _refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], heading
     ]
     if problems:
         raise ConfigError(problems, heading=heading)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys that both trees have, with both values where these differ."""
+    for key in sorted(old.keys() & new.keys()):
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            yield from _differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            yield f"{prefix}{key}", old[key], new[key]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

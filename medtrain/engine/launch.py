@@ -255,7 +255,7 @@ def _continue(
         engine.loggers.resume(0)
     else:
         check_format(checkpoint)
-        changed = changed_since(checkpoint.meta["learned"], config)
+        changed = changed_since(checkpoint.meta.get("learned", {}), config)  # early versions kept less
         if changed:
             heading = f"{checkpoint.path} was made with another configuration than {folder.config}:"
             raise ConfigError(changed, heading=heading)

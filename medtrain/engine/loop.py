@@ -282,8 +282,7 @@ class Engine:
         cases = len(self.data.evaluation_cases("val", limit=limit))  # as many turns everywhere: all hear of a stop
         turns = math.ceil(cases / (self.dist.world_size * self.data.cases_per_item))
         items = self.data.evaluation_items(rank=self.dist.rank, world_size=self.dist.world_size, limit=limit)
-        error = EvaluationInterruptedError if self.dist.world_size == 1 else None
-        stop = self.signals.before_forward(self.model, error)
+        stop = self.signals.before_forward(self.model, EvaluationInterruptedError, active=self.dist.world_size == 1)
         with self.evaluation_weights(), torch.inference_mode(), self.precision.autocast(), stop:
             for item in itertools.islice(itertools.chain(items, itertools.repeat(None)), turns):
                 if item is not None:

@@ -47,21 +47,22 @@ class StopSignals:
             self._previous.clear()
 
     @contextlib.contextmanager
-    def before_forward(self, model: nn.Module, error: type[Exception] | None) -> Iterator[None]:
+    def before_forward(self, model: nn.Module, error: type[Exception], *, active: bool) -> Iterator[None]:
         """While active, a model that is called after a stop signal raises instead: a whole scan may take many minutes.
 
         A compiled model is left alone, since a hook would have it compiled anew.
 
         Args:
             model: Its forward passes are interrupted.
-            error: Raised; None for never.
+            error: Raised.
+            active: False does nothing.
         """
 
         def check(*_: object) -> None:
-            if self.received is not None and error is not None:
+            if self.received is not None:
                 raise error
 
-        if error is None or model._compiled_call_impl is not None:
+        if not active or model._compiled_call_impl is not None:
             yield
             return
         handle = model.register_forward_pre_hook(check)

@@ -88,6 +88,8 @@ def test_a_checkpoint_knows_what_is_learned(words: list[str], tmp_path: Path) ->
     # a setting that came with a later version
     older = {**fixed_part(base), "model": {k: v for k, v in fixed_part(base)["model"].items() if k != "dropout"}}
     assert [problem.where for problem in changed_since(older, other)] == ["optimizer.lr"]
+    joined = load_config([*words, "data.merge_labels={liver: [liver, cancer]}"]).tree
+    assert [problem.where for problem in changed_since(fixed_part(base), joined)] == ["data.merge_labels"]
     assert continuation(base, longer)["trainer"]["max_steps"] == 7
     with pytest.raises(ConfigError) as caught:
         continuation(base, other)
