@@ -40,8 +40,12 @@ _BUILD_EACH, _ASK_EACH = 0.12, 6.0
 _PLANE_EACH, _ACROSS_EACH, _VOXEL_EACH = 0.02, 0.5, 0.25
 """The same of transforms: a voxel of a plane, a query across planes, and a voxel of a volume."""
 
-_TIE = 1.0 + 1e-9
-"""A distance equal to the tolerance counts as within it, whatever the rounding of spacing x index."""
+_TIE = 1.0 + 1e-6
+"""A distance equal to the tolerance counts as within it, whatever the rounding of spacing x index.
+
+Spacings are lengths of the columns of a header's affine, which NIfTI stores in float32: they are off by up to 1e-7 of
+themselves, more than any rounding here and less than any difference of tolerances that is meant.
+"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
 
+from medtrain.data.io.nifti import SourceGrid
 from medtrain.metrics import surface as module
 from medtrain.metrics.surface import bounding_box, surface, surface_distances, surface_metrics
 
@@ -164,6 +166,28 @@ def test_distance_equal_to_the_tolerance_is_within() -> None:
     """3 voxels of 0.1 mm are 0.30000000000000004 mm in floating point."""
     a, b = _box((8, 1, 1), (0, 1), (0, 1), (0, 1)), _box((8, 1, 1), (3, 4), (0, 1), (0, 1))
     assert surface_metrics(a, b, (0.1, 1.0, 1.0), nsd_tolerance_mm=0.3)["nsd"] == 1.0
+
+
+@pytest.mark.parametrize("voxels", [2, 3, 5, 10])
+@pytest.mark.parametrize("size", [0.4, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.6])
+def test_distance_equal_to_the_tolerance_in_float32(size: float, voxels: int) -> None:
+    """A header's 0.4 mm are 0.4000000059604645 mm: plates a multiple of it apart are within that tolerance."""
+    a, b = _box((12, 3, 3), (0, 1), (0, 3), (0, 3)), _box((12, 3, 3), (voxels, voxels + 1), (0, 3), (0, 3))
+    spacing = (float(np.float32(size)), 1.0, 1.0)
+    assert surface_metrics(a, b, spacing, nsd_tolerance_mm=round(size * voxels, 6))["nsd"] == 1.0
+    assert surface_metrics(a, b, spacing, nsd_tolerance_mm=0.9999 * size * voxels)["nsd"] == 0.0
+
+
+def test_oblique_scans_in_float32() -> None:
+    """Cubes of 1 mm shifted by a voxel are within 1 mm, however the scan is turned."""
+    mask = _box((14, 14, 14), (2, 11), (2, 11), (2, 11))
+    generator = np.random.default_rng(0)
+    for axis in range(12):
+        turned = Rotation.from_euler("xyz", generator.uniform(-20, 20, 3), degrees=True).as_matrix()
+        affine = np.eye(4)
+        affine[:3, :3] = turned.astype(np.float32)
+        spacing = SourceGrid(affine=tuple(map(tuple, affine.tolist())), shape=(14, 14, 14)).spacing
+        assert surface_metrics(np.roll(mask, 1, axis=axis % 3), mask, spacing)["nsd"] == 1.0
 
 
 def test_empty_masks() -> None:
