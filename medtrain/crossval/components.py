@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medtrain.inference.postprocess import FOREGROUND, class_indices, keep_largest_components
 from medtrain.metrics.overlap import confusion_matrix
 
-Pair = tuple[np.ndarray, np.ndarray]
-"""The predicted and the true class indices [D, H, W] of a case."""
+
+class HeldOut(NamedTuple):
+    """A case that was held out.
+
+    Args:
+        prediction: The predicted class indices [D, H, W].
+        label: The true ones.
+        annotated: Whether each of what is judged was annotated; None where all were.
+    """
+
+    prediction: np.ndarray
+    label: np.ndarray
+    annotated: Sequence[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,14 @@ class Judged:
         members = [(i,) for i in range(1, plan.num_classes)] if plan.regions is None else plan.regions
         return cls(plan.class_names, plan.judged_names, members, plan.ignore_index)
 
-    def dice(self, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Dice of everything that is judged, [J]; NaN where it is in neither map."""
+    def dice(self, prediction: np.ndarray, label: np.ndarray, annotated: Sequence[bool] | None = None) -> np.ndarray:
+        """Dice of everything that is judged, [J]; NaN where it is in neither map, or was not annotated."""
         counts = confusion_matrix(prediction, label, len(self.class_names), ignore_index=self.ignore_index)
         true, predicted = counts.sum(axis=1), counts.sum(axis=0)
         scores = np.full(len(self.members), np.nan)
         for position, group in enumerate(self.members):
+            if annotated is not None and not annotated[position]:
+                continue
             chosen = list(group)
             size = true[chosen].sum() + predicted[chosen].sum()
             if size:
@@ -118,7 +131,7 @@ class Choice:
         }
 
 
-def choose_components(cases: Callable[[], Iterable[Pair]], judged: Judged) -> Choice:
+def choose_components(cases: Callable[[], Iterable[HeldOut]], judged: Judged) -> Choice:
     """Choose of which classes only the largest component is kept.
 
     Args:
@@ -128,15 +141,15 @@ def choose_components(cases: Callable[[], Iterable[Pair]], judged: Judged) -> Ch
     names = list(judged.class_names[1:])
     alone = len(names) == 1  # all foreground and its only class are the same
     tables: dict[tuple[str, ...], list[np.ndarray]] = {}
-    for prediction, label in cases():
-        plain = judged.dice(prediction, label)
+    for case in cases():
+        plain = judged.dice(*case)
         _add(tables, (), plain)
-        start: list[tuple[tuple[str, ...], np.ndarray, np.ndarray]] = [((), prediction, plain)]
+        start: list[tuple[tuple[str, ...], HeldOut, np.ndarray]] = [((), case, plain)]
         if not alone:
-            start.append(_vary((FOREGROUND,), prediction, label, plain, judged, tables))
+            start.append(_vary((FOREGROUND,), case, plain, judged, tables))
         for done, base, scores in start:
             for name in names:
-                _vary((*done, name), base, label, scores, judged, tables)
+                _vary((*done, name), base, scores, judged, tables)
     if not tables:
         return Choice((), {}, {}, (), 0)
     means = {words: _means(np.array(rows), judged) for words, rows in tables.items()}
@@ -153,17 +166,20 @@ def choose_components(cases: Callable[[], Iterable[Pair]], judged: Judged) -> Ch
 
 def _vary(
     words: tuple[str, ...],
-    base: np.ndarray,
-    label: np.ndarray,
+    base: HeldOut,
     scores: np.ndarray,
     judged: Judged,
     tables: dict[tuple[str, ...], list[np.ndarray]],
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Apply the last word to a label map and judge it; most often nothing changes."""
-    changed = keep_largest_components(base, class_indices(words[-1:], judged.class_names))
-    found = scores if changed is base else judged.dice(changed, label)
+) -> tuple[tuple[str, ...], HeldOut, np.ndarray]:
+    """Apply the last word to a predicted label map and judge it; most often nothing changes."""
+    changed = _keep(base, class_indices(words[-1:], judged.class_names))
+    found = scores if changed.prediction is base.prediction else judged.dice(*changed)
     _add(tables, words, found)
     return words, changed, found
+
+
+def _keep(case: HeldOut, indices: Sequence[int]) -> HeldOut:
+    return case._replace(prediction=keep_largest_components(case.prediction, indices))
 
 
 def _add(tables: dict[tuple[str, ...], list[np.ndarray]], words: tuple[str, ...], scores: np.ndarray) -> None:
@@ -187,7 +203,7 @@ def _try(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> 
     return Trial(name, before, after, taken=better and not hurts)
 
 
-def _together(cases: Callable[[], Iterable[Pair]], chosen: Sequence[str], judged: Judged) -> dict[str, float]:
+def _together(cases: Callable[[], Iterable[HeldOut]], chosen: Sequence[str], judged: Judged) -> dict[str, float]:
     indices = class_indices(chosen, judged.class_names)
-    rows = [judged.dice(keep_largest_components(prediction, indices), label) for prediction, label in cases()]
+    rows = [judged.dice(*_keep(case, indices)) for case in cases()]
     return _means(np.array(rows), judged)

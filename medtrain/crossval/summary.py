@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medtrain.config.saved import load_saved
-from medtrain.crossval.components import Choice, Judged, Pair, choose_components
+from medtrain.crossval.components import Choice, HeldOut, Judged, choose_components
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord
 from medtrain.crossval.report import write_crossval_report
 from medtrain.data.io.nifti import read_label
@@ -72,7 +72,7 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     Returns:
         The record with metrics and choice, which is also written.
     """
-    members = [_read_member(folder, name, imports) for name in record.members]
+    members = [read_member(folder, name, imports) for name in record.members]
     task = build_task(members[0].config, members[0].plan, _CPU, None)
     monitor = task.monitor.name.removeprefix("val/")
     folds = _over_folds(members, monitor)
@@ -121,7 +121,14 @@ def _note_best(folder: CrossvalFolder, best: Best) -> None:
         folder.restore(dataclasses.replace(status, best=best), status.message)
 
 
-def _read_member(folder: CrossvalFolder, name: str, imports: Sequence[str]) -> Member:
+def read_member(folder: CrossvalFolder, name: str, imports: Sequence[str]) -> Member:
+    """Read what a fold that is done has found.
+
+    Args:
+        folder: Of the cross-validation.
+        name: The fold's folder below it.
+        imports: Modules that register the user's components.
+    """
     run = RunFolder.open(folder.path / name)
     config = load_saved(run.path, imports=imports)
     summary = json.loads((run.evaluation / "summary.json").read_text(encoding="utf-8"))
@@ -198,10 +205,11 @@ def _choose(members: Sequence[Member]) -> Choice | None:
         )
         return None
     log.info("choosing the post-processing on %d held-out cases", sum(len(member.rows) for member in members))
-    return choose_components(lambda: _pairs(members), Judged.of_plan(members[0].plan))
+    return choose_components(lambda: held_out_cases(members), Judged.of_plan(members[0].plan))
 
 
-def _pairs(members: Sequence[Member]) -> Iterator[Pair]:
+def held_out_cases(members: Sequence[Member]) -> Iterator[HeldOut]:
+    """The cases that the members judged, with the label maps that they kept; read one at a time."""
     for member in members:
         data: Any = open_data(member.config, member.plan, Dist.from_environment(), splits=member.folder.splits)
         values = np.array(member.plan.label_values)
@@ -211,7 +219,9 @@ def _pairs(members: Sequence[Member]) -> Iterator[Pair]:
                 case_id = row["case_id"]
                 written = read_label(prediction_file(member.folder.evaluation / FOLDER, case_id)).array
                 prediction = order[np.searchsorted(values, written, sorter=order)]
-                yield prediction, data.store.case(case_id).source_label()
+                known = data.annotated.get(case_id)  # by output: a softmax has one of the background, too
+                known = None if known is None else known[-len(member.plan.judged_names) :]
+                yield HeldOut(prediction, data.store.case(case_id).source_label(), known)
         finally:
             data.close()
 

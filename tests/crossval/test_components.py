@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from medtrain.crossval.components import Judged, Pair, choose_components
+from medtrain.crossval.components import HeldOut, Judged, choose_components
 from medtrain.inference.postprocess import class_indices, keep_largest_components
 
 CLASSES = Judged(("background", "liver", "cancer"), ("liver", "cancer"), ((1,), (2,)))
 
 
-def given(*pairs: tuple[list[int], list[int]]) -> Callable[[], Iterable[Pair]]:
+def given(*pairs: tuple[list[int], list[int]]) -> Callable[[], Iterable[HeldOut]]:
     """Cases of one row of voxels: what was predicted, what is true."""
-    cases = [(np.array([[a]], dtype=np.uint8), np.array([[b]], dtype=np.uint8)) for a, b in pairs]
+    cases = [HeldOut(np.array([[a]], dtype=np.uint8), np.array([[b]], dtype=np.uint8)) for a, b in pairs]
     return lambda: iter(cases)
 
 
@@ -88,18 +88,38 @@ def test_what_is_chosen_is_what_prediction_does(seed: int) -> None:
         label[2, 4:6, 4:6] = 2
         prediction = label.copy()
         prediction[random.random(label.shape) < 0.03] = random.integers(0, 3)
-        cases.append((prediction, label))
+        cases.append(HeldOut(prediction, label))
     choice = choose_components(lambda: iter(cases), CLASSES)
     indices = class_indices(choice.keep_largest, CLASSES.class_names)
-    after = np.array([CLASSES.dice(keep_largest_components(a, indices), b) for a, b in cases]).mean(axis=0)
+    after = np.array([CLASSES.dice(keep_largest_components(a, indices), b) for a, b, _ in cases]).mean(axis=0)
     assert [choice.after["liver"], choice.after["cancer"]] == pytest.approx(after.tolist(), abs=1e-12)
     assert choice.after["mean"] >= choice.before["mean"]
     # an independent Dice
     for position, index in enumerate((1, 2)):
-        each = [2 * ((a == index) & (b == index)).sum() / ((a == index).sum() + (b == index).sum()) for a, b in cases]
+        each = [
+            2 * ((a == index) & (b == index)).sum() / ((a == index).sum() + (b == index).sum()) for a, b, _ in cases
+        ]
         assert list(choice.before.values())[position] == pytest.approx(np.mean(each), abs=1e-12)
 
 
 def test_ignored_voxels_do_not_count() -> None:
     judged = Judged(("background", "organ"), ("organ",), ((1,),), ignore_index=2)
     assert judged.dice(np.array([1, 1, 1]), np.array([1, 2, 0])).tolist() == [2 / 3]
+
+
+def test_what_nobody_annotated_decides_nothing() -> None:
+    """A finding of a class that was not annotated is not wrong; kept as a part of the foreground it would be lost."""
+    # liver and a cancer apart, which was annotated in the last case alone; there it touches the liver
+    apart = HeldOut(np.array([[[1, 1, 1, 0, 2, 2]]]), np.array([[[1, 1, 1, 0, 0, 0]]]), (True, False))
+    whole = HeldOut(np.array([[[1, 1, 1, 2, 2, 0]]]), np.array([[[1, 1, 1, 2, 2, 0]]]))
+    cases = [apart, apart, whole]
+    choice = choose_components(lambda: iter(cases), CLASSES)
+    assert choice.before == choice.after == {"liver": 1.0, "cancer": 1.0, "mean": 1.0}
+    assert choice.keep_largest == ()
+    absent = [case._replace(annotated=None) for case in cases]
+    assert choose_components(lambda: iter(absent), CLASSES).before["cancer"] == 1 / 3
+    assert choose_components(lambda: iter(absent), CLASSES).keep_largest == ("foreground",)
+    # what is annotated in no case is not known before or after
+    unknown = choose_components(lambda: iter([apart]), CLASSES)
+    assert np.isnan(unknown.before["cancer"])
+    assert np.isnan(unknown.after["cancer"])

@@ -24,6 +24,7 @@ from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, is_crossval
 from medtrain.crossval.launch import check_request, start_crossval
 from medtrain.crossval.probe import probe
+from medtrain.crossval.summary import held_out_cases, read_member
 from medtrain.data.io.nifti import read_label
 from medtrain.errors import UsageError
 from medtrain.inference.postprocess import keep_largest_components
@@ -277,3 +278,13 @@ def test_all_models_segment_together_with_the_chosen_postprocessing(
     (file,) = sorted(path.name for path in chosen.glob("*.nii.gz"))
     kept, everything = (read_label(place / file).array for place in (chosen, plain))
     assert (kept == keep_largest_components(everything, [0])).all()
+
+
+def test_what_was_annotated_comes_with_the_case(trained: Path, tmp_path: Path) -> None:
+    member = read_member(CrossvalFolder.open(trained), "fold_0", ())
+    assert [case.annotated for case in held_out_cases([member])] == [None, None]
+    first = member.rows[0]["case_id"]
+    (tmp_path / "annotated.json").write_text(json.dumps({first: ["liver"]}))
+    data = {**member.config["data"], "annotated": str(tmp_path / "annotated.json")}
+    partly = dataclasses.replace(member, config={**member.config, "data": data})
+    assert [case.annotated for case in held_out_cases([partly])] == [(True, False), None]
