@@ -12,7 +12,7 @@ from typing import Any
 
 from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, fold_name
-from medtrain.crossval.summary import summarize_folds
+from medtrain.crossval.summary import show_number, summarize_folds
 from medtrain.engine.signals import StopSignals
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.atomic import atomic_write_json
@@ -149,7 +149,7 @@ def _run(folder: CrossvalFolder, record: CrossvalRecord, imports: Sequence[str],
         folder.write_record(record)
         if reason == "done" and members:
             record = summarize_folds(folder, record, imports=imports)
-        message = _message(record, reason)
+        message = outcome(record, reason)
     except BaseException as error:
         reason, message = "failed", f"{type(error).__name__}: {error}"
         raise
@@ -178,7 +178,13 @@ def _steps(folder: CrossvalFolder, record: CrossvalRecord) -> int:
     return sum(read_status(place).step for place in places if place.is_dir())
 
 
-def _message(record: CrossvalRecord, reason: str) -> str:
+def outcome(record: CrossvalRecord, reason: str) -> str:
+    """How a cross-validation ended, in a line.
+
+    Args:
+        record: With its members, and metrics if it has any.
+        reason: `done`, or why it stopped.
+    """
     done = f"{len(record.members)} of {record.num_folds} folds"
     if reason != "done":
         return f"{done}, {reason}"
@@ -187,7 +193,7 @@ def _message(record: CrossvalRecord, reason: str) -> str:
         return done
     name, values = main
     spread = "" if values["std"] is None else f" +- {values['std']:.4f}"
-    return f"{done}: {name} {values['mean']:.4f}{spread}"
+    return f"{done}: {name} {show_number(values['mean'])}{spread}"
 
 
 def _train(

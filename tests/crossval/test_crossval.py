@@ -21,8 +21,8 @@ from medtrain.cli.app import main
 from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
 from medtrain.config.saved import load_saved
-from medtrain.crossval.folder import CrossvalFolder, is_crossval
-from medtrain.crossval.launch import check_request, start_crossval
+from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, is_crossval
+from medtrain.crossval.launch import check_request, outcome, start_crossval
 from medtrain.crossval.probe import probe
 from medtrain.crossval.summary import held_out_cases, read_member
 from medtrain.data.io.nifti import read_label
@@ -288,3 +288,14 @@ def test_what_was_annotated_comes_with_the_case(trained: Path, tmp_path: Path) -
     data = {**member.config["data"], "annotated": str(tmp_path / "annotated.json")}
     partly = dataclasses.replace(member, config={**member.config, "data": data})
     assert [case.annotated for case in held_out_cases([partly])] == [(True, False), None]
+
+
+def test_a_metric_that_is_undefined_in_every_fold_ends_nothing() -> None:
+    undefined = {"mean": None, "std": None, "values": [None, None]}
+    record = CrossvalRecord(num_folds=2, split_hashes=("a", "b"), members=("fold_0", "fold_1"))
+    assert outcome(record, "done") == "2 of 2 folds"
+    told = outcome(dataclasses.replace(record, metrics={"folds": {"hd95_mm": undefined}}), "done")
+    assert told == "2 of 2 folds: hd95_mm -"
+    defined = {"hd95_mm": {"mean": 2.5, "std": 0.5, "values": [2.0, 3.0]}}
+    assert outcome(dataclasses.replace(record, metrics={"folds": defined}), "done").endswith("hd95_mm 2.5000 +- 0.5000")
+    assert outcome(record, "SIGTERM") == "2 of 2 folds, SIGTERM"
