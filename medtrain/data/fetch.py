@@ -105,7 +105,8 @@ def fetch(
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"not an address of a file: {url}", hint="it begins with https:// or http://")
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.json")
-    failed, farthest = 0, _size(part)
+    known = _read_note(note, url)
+    failed, changes, farthest = 0, 0, _size(part) if known is not None else 0
     while True:
         try:
             _transfer(url, part, note, report=report, say=say, need=need)
@@ -116,7 +117,12 @@ def fetch(
             reason = str(change)
         except _DroppedError as drop:
             reason = str(drop)
-        here = _size(part)
+        here, now = _size(part), _read_note(note, url)
+        if known is not None and now is not None and not known.same_file(now):
+            changes, farthest = changes + 1, 0  # what came of the other file is no measure for this one
+        known = now or known
+        if changes >= attempts:
+            raise MedtrainError(f"{url} could not be downloaded: the file on the server has changed {changes} times")
         failed = 0 if here > farthest else failed + 1
         farthest = max(farthest, here)
         if failed >= attempts:

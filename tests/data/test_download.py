@@ -277,6 +277,39 @@ def test_a_file_that_changes_between_attempts_is_not_glued(
     assert server.asked[1][0] == "bytes=3000-"
 
 
+def test_progress_with_a_new_file_is_progress_though_less_than_of_the_old_one(server: Server, tmp_path: Path) -> None:
+    server.content, server.etag = bytes(len(ARCHIVE)), '"old"'
+    server.break_after = [len(ARCHIVE) - 500] + [0] * ATTEMPTS
+    with pytest.raises(MedtrainError, match="could not be downloaded"):
+        bring(server, tmp_path)
+    server.content, server.etag = ARCHIVE, '"new"'
+    step = len(ARCHIVE) // (ATTEMPTS + 3)
+    server.break_after = [step] * (ATTEMPTS + 2)
+    told = Told()
+    bring(server, tmp_path, told)
+    assert told.waited == [1.0] * (ATTEMPTS + 2)
+
+
+def test_the_part_of_another_address_is_no_measure_of_progress(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(bytes(10 * len(ARCHIVE)))
+    step = len(ARCHIVE) // (ATTEMPTS + 3)
+    server.break_after = [step] * (ATTEMPTS + 2)
+    fetch(server.url, tmp_path / "f", md5=MD5, need=lambda *sizes: None, **Told().arguments)
+    assert (tmp_path / "f").read_bytes() == ARCHIVE
+
+
+def test_a_file_that_changes_all_the_time_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.break_after = [3000] * 100
+
+    def change(server: Server) -> None:
+        server.etag = f'"{len(server.asked)}"'
+
+    server.on_answer = change
+    with pytest.raises(MedtrainError, match=f"changed {ATTEMPTS} times"):
+        bring(server, tmp_path)
+    assert len(server.asked) == ATTEMPTS + 1
+
+
 def test_a_range_that_was_not_asked_for_is_refused(server: Server, tmp_path: Path) -> None:
     server.break_after = [3000]
     server.wrong_range = True
