@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class JudgedRun:
         records: Of all cases, by case id.
         trained_on: Case ids of its training part; empty for a cross-validation, which judges what each fold held out.
         split_hash: Of the division of the cases.
+        by_fold: What each fold of a cross-validation had decided, by fold; empty where nothing was left to them.
     """
 
     run_name: str
@@ -56,6 +57,7 @@ class JudgedRun:
     records: Mapping[str, Record]
     trained_on: frozenset[str]
     split_hash: str
+    by_fold: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def specs(self) -> dict[str, MetricSpec]:
         """Metrics with direction and unit, those of a final evaluation included."""
@@ -91,8 +93,8 @@ def read_judged(path: Path, *, part: str = "val", imports: Sequence[str] = ()) -
     folder = RunFolder.open(path)
     evaluation = _find_evaluation(folder, part)
     summary = _read_json(evaluation / "summary.json")
-    decision = {key: float(value) for key, value in (summary.get("decision") or {}).items()}
-    task, config = _task(folder, imports)
+    decision = _decision(summary)
+    task, config = _task(folder, imports, summary.get("inference"))
     task.use_decision(decision)
     data = _read_json(folder.path / "data.json")
     return JudgedRun(
@@ -120,13 +122,39 @@ def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
     task, _ = _task(first, imports)
     data = _read_json(first.path / "data.json")
     records = _read_records(folder.cases)
-    name, dataset = folder.path.name, str(data.get("dataset", ""))
-    return JudgedRun(name, path, folder.path, dataset, part, task, {}, records, frozenset(), "")
+    summaries = {member: _read_json(folder.path / member / "evaluation" / "summary.json") for member in members}
+    decided = {member.removeprefix("fold_"): _decision(summary) for member, summary in summaries.items()}
+    return JudgedRun(
+        run_name=folder.path.name,
+        path=path,
+        evaluation=folder.path,
+        dataset=str(data.get("dataset", "")),
+        part=part,
+        task=task,
+        decision={},
+        records=records,
+        trained_on=frozenset(),
+        split_hash="",
+        by_fold=decided if any(decided.values()) else {},
+    )
 
 
-def _task(folder: RunFolder, imports: Sequence[str]) -> tuple[Task, Mapping[str, Any]]:
-    """The task that judges, without what only an evaluation writes; and the configuration."""
+def _decision(summary: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in (summary.get("decision") or {}).items()}
+
+
+def _task(
+    folder: RunFolder, imports: Sequence[str], inference: Mapping[str, Any] | None = None
+) -> tuple[Task, Mapping[str, Any]]:
+    """The task that judges, without what only an evaluation writes; and the configuration.
+
+    Args:
+        folder: Of the run.
+        imports: Modules that register the user's components.
+        inference: The settings of an evaluation that may differ from the run's: they say what is decided.
+    """
     config = load_saved(folder.path, imports=imports)
+    config = config if inference is None else {**config, "inference": inference}
     judging = {key: value for key, value in config["task"].items() if key != "report"}
     return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config
 

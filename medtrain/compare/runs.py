@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medtrain.compare.folds import folds_of, samples_statistic
 from medtrain.compare.judged import JudgedRun, read_judged
 from medtrain.errors import DataError, Problem, UsageError
 from medtrain.metrics.bootstrap import Statistic
@@ -20,7 +21,6 @@ from medtrain.metrics.tables import cases_csv
 from medtrain.registry import closest
 from medtrain.run.atomic import atomic_write, atomic_write_json
 from medtrain.tasks.base import Record
-from medtrain.tasks.outcome import Table as RecordTable
 from medtrain.tasks.report import patients_of
 
 _SEED = 20260
@@ -44,6 +44,7 @@ class Comparison:
             left out of that metric.
         apart: The cases in which the main metric differs most: case, first, second.
         missing: Metrics that only one of the runs has.
+        by_fold: Runs that are judged fold by fold, as each fold has decided for itself.
     """
 
     first: str
@@ -54,6 +55,7 @@ class Comparison:
     one_sided: Mapping[str, tuple[int, int]]
     apart: tuple[tuple[str, float, float], ...]
     missing: tuple[str, ...]
+    by_fold: tuple[str, ...] = ()
 
 
 def compare_runs(
@@ -194,6 +196,7 @@ def _compare(
         one_sided=_one_sided(*records, list(shared)) if by_cases else {},
         apart=_apart(cases, mine, theirs),
         missing=tuple(sorted(keys[0] ^ keys[1])),
+        by_fold=tuple(dict.fromkeys(run.run_name for run in (first, second) if run.by_fold)),
     )
 
 
@@ -218,24 +221,21 @@ def _of_cases(
 def _of_samples(
     first: JudgedRun, second: JudgedRun, one: Sequence[Record], two: Sequence[Record]
 ) -> tuple[Statistic, Statistic, Swap | None]:
-    """Metrics of all samples together, each run by its own task."""
-    tables = RecordTable(one), RecordTable(two)
-
-    def statistic(run: JudgedRun, table: RecordTable) -> Statistic:
-        return lambda index: run.task.summarize(table.take(index))
-
+    """Metrics of all samples together or by fold, each run by its own task."""
+    ids = [str(record["case_id"]) for record in one]
+    folds = folds_of(first, second, ids), folds_of(second, first, ids)
     alike = type(first.task) is type(second.task) and first.decision == second.decision
+    alike = alike and folds[0] == folds[1] and first.by_fold == second.by_fold
     swap: Swap | None = None
     if alike and first.task.class_names == second.task.class_names:
-        both, count = RecordTable([*one, *two]), len(one)
+        count = len(one)
+        both = samples_statistic(first, [*one, *two], None if folds[0] is None else folds[0] * 2)
 
         def swap(mask: np.ndarray) -> tuple[Mapping[str, float], Mapping[str, float]]:
             places = np.arange(count)
-            sides = np.where(mask, places + count, places), np.where(mask, places, places + count)
-            before, after = (first.task.summarize(both.take(side)) for side in sides)
-            return before, after
+            return both(np.where(mask, places + count, places)), both(np.where(mask, places, places + count))
 
-    return statistic(first, tables[0]), statistic(second, tables[1]), swap
+    return samples_statistic(first, one, folds[0]), samples_statistic(second, two, folds[1]), swap
 
 
 def _one_sided(one: Sequence[Record], two: Sequence[Record], keys: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -61,6 +61,9 @@ def comparison_notes(found: Comparison, *, main: str) -> list[str]:
         main: The main metric.
     """
     notes = ["better: share of draws of patients in which B is; p: of exchanging A and B patient by patient"]
+    if found.by_fold:
+        who = " and ".join(found.by_fold)
+        notes.append(f"means over the folds of {who}, each judged under what it has decided itself")
     if found.one_sided:
         some = [f"{key} A {one} B {two}" for key, (one, two) in list(found.one_sided.items())[:_MOST]]
         notes.append(f"left out, as only one of the two has a value: {', '.join(some)}")

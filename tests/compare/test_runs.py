@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from medtrain.compare import judged
 from medtrain.compare import runs as module
 from medtrain.compare.judged import JudgedRun, _find_evaluation, _read_records, _trained_on
 from medtrain.compare.runs import check_out, compare_runs, matched_cases, write_comparison
@@ -166,6 +167,86 @@ def test_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     # other thresholds: results cannot change places
     (found,), _, _ = _compare(monkeypatch, one, dataclasses.replace(two, decision={"threshold/yes": 0.3}))
     assert all(math.isnan(item.p_value) for item in found.differences)
+
+
+class Decided(Samples):
+    """A task of samples that are positive from a threshold on."""
+
+    def __init__(self) -> None:
+        self.threshold = 0.5
+
+    def use_decision(self, decision: Mapping[str, float]) -> None:
+        self.threshold = decision.get("threshold/yes", 0.5)
+
+    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+        right = column(records, "label") == (column(records, "prob") >= self.threshold)
+        return {"accuracy": float(right.mean()), "wrong": float((~right).sum())}
+
+    def worst_cases(self, records: Sequence[Any], count: int = 5) -> list[tuple[str, float]]:
+        return [(row["case_id"], row["prob"]) for row in records][:count]
+
+
+def _folds() -> list[dict[str, Any]]:
+    """Fold 0 decides rightly from 0.2 on, fold 1 from 0.8 on but for one of its four."""
+    made = [("0", 0.1, 0), ("0", 0.3, 1), ("1", 0.6, 0), ("1", 0.7, 0), ("1", 0.9, 1), ("1", 0.5, 1)]
+    return [
+        {"case_id": f"{i}", "group": f"g{i}", "fold": fold, "prob": prob, "label": float(label)}
+        for i, (fold, prob, label) in enumerate(made)
+    ]
+
+
+def test_folds_are_judged_by_their_own_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    decisions = {"0": {"threshold/yes": 0.2}, "1": {"threshold/yes": 0.8}}
+    one = _run("a", _folds(), Decided(), by_fold=decisions)
+    (found,), *_ = _compare(monkeypatch, one, _run("b", _folds(), Decided(), by_fold=decisions))
+    accuracy, wrong = found.differences
+    assert (accuracy.first, accuracy.second) == ((1 + 3 / 4) / 2, (1 + 3 / 4) / 2)
+    assert (wrong.first, wrong.difference, wrong.p_value) == ((0 + 1) / 2, 0, 1)
+    assert any("means over the folds of a and b" in note for note in comparison_notes(found, main="accuracy"))
+    # a run that has decided once is judged on the same folds, and cannot change places
+    rows = [{key: value for key, value in row.items() if key != "fold"} for row in _folds()]
+    (found,), _, _ = _compare(monkeypatch, one, _run("c", rows, Decided()))
+    assert found.differences[0].second == (1 / 2 + 2 / 4) / 2
+    assert math.isnan(found.differences[0].p_value)
+
+
+def test_reading_the_decisions_of_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"num_folds": 2, "split_hashes": ["x", "y"], "members": ["fold_0", "fold_1"]}
+    for number, threshold in enumerate((0.2, 0.8)):
+        place = tmp_path / f"fold_{number}" / "evaluation"
+        place.mkdir(parents=True)
+        (place / "summary.json").write_text(json.dumps({"decision": {"threshold/yes": threshold}}))
+        (place.parent / "data.json").write_text(json.dumps({"dataset": "findings"}))
+        (place.parent / "status.json").write_text("{}")
+    (tmp_path / "crossval.json").write_text(json.dumps(record))
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "cases.csv").write_text(cases_csv(_folds()))
+    monkeypatch.setattr(judged, "_task", lambda *_: (Decided(), {}))
+    run = judged.read_judged(tmp_path)
+    assert run.by_fold == {"0": {"threshold/yes": 0.2}, "1": {"threshold/yes": 0.8}}
+    (found,), _, _ = compare_runs([tmp_path, tmp_path], resamples=20)
+    assert found.differences[0].first == (1 + 3 / 4) / 2
+
+
+def test_an_evaluation_decides_by_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`medtrain evaluate RUN --part test inference.threshold=youden` has chosen what the run has not asked for."""
+    place = tmp_path / "evaluation" / "test_step_00000010"
+    place.mkdir(parents=True)
+    (place / "summary.json").write_text(json.dumps({"inference": {"threshold": "youden"}}))
+    (place / "cases.csv").write_text(cases_csv(_folds()))
+    for name, content in (("status", {}), ("data", {}), ("splits", {"train": []})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    seen: list[Any] = []
+
+    def build(config: Mapping[str, Any], *_: Any) -> Decided:
+        seen.append(config["inference"])
+        return Decided()
+
+    monkeypatch.setattr(judged, "load_saved", lambda *_, **__: {"task": {}, "inference": {"threshold": 0.5}})
+    monkeypatch.setattr(judged, "read_plan", lambda *_: None)
+    monkeypatch.setattr(judged, "build_task", build)
+    judged.read_judged(tmp_path, part="test")
+    assert seen == [{"threshold": "youden"}]
 
 
 @pytest.mark.parametrize(
