@@ -92,10 +92,10 @@ class _Need:
         self._task, self._to, self._say = task, to, say
         self._said = False
 
-    def __call__(self, length: int, here: int) -> None:
+    def __call__(self, length: int, here: int, freed: int) -> None:
         length = length or int(self._task.size)
         parts = f"{format_bytes(length)} for the archive and as much for what is in it"
-        _require_room(self._to, 2 * length - here, parts)
+        _require_room(self._to, 2 * length - here - freed, parts)
         if not self._said:
             self._said = True
             rest = f" of {format_bytes(length)}" if here else ""

@@ -81,7 +81,7 @@ def fetch(
     md5: str,
     report: Report,
     say: Callable[[str], None],
-    need: Callable[[int, int], None],
+    need: Callable[[int, int, int], None],
     attempts: int = ATTEMPTS,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -93,8 +93,8 @@ def fetch(
         md5: Checksum, 32 hexadecimal digits.
         report: Told how far it is.
         say: Told what is worth a line: another attempt, a new beginning.
-        need: Called with the bytes of the whole file and those that are here, before more is written; raises if
-            there is no room.
+        need: Called before more is written with the bytes of the whole file, those that are here, and those that
+            are of no use and give their room back; raises if there is no room.
         attempts: Attempts in a row that may bring nothing new.
         wait: Called with the seconds to wait before another attempt.
 
@@ -175,7 +175,7 @@ def _transfer(
     *,
     report: Report,
     say: Callable[[str], None],
-    need: Callable[[int, int], None],
+    need: Callable[[int, int, int], None],
 ) -> None:
     """One attempt: ask for what is missing and write it."""
     known = _read_note(note, url) if part.exists() else None
@@ -191,8 +191,8 @@ def _transfer(
         offset, origin = _understand(url, answer, start, known)
         if start and not offset:
             say("the server sends the file from its beginning")
+        need(origin.length or 0, offset, _size(part) - offset)
         with disk_errors(part), part.open("ab" if offset else "wb") as file:
-            need(origin.length or 0, offset)
             atomic_write_json(note, asdict(origin))
             done = offset
             for chunk in _chunks(answer):

@@ -399,7 +399,29 @@ def test_too_little_room_is_said_before_anything_is_written(
     ) as c:
         bring(server, tmp_path)
     assert str(c.value.hint).startswith(f"free {format_bytes(len(ARCHIVE) - 500)}, or")
-    assert all(path.stat().st_size == 0 for path in tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_too_little_room_to_begin_anew_leaves_what_is_here(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.break_after = [3000] + [0] * ATTEMPTS
+    with pytest.raises(MedtrainError, match="could not be downloaded"):
+        bring(server, tmp_path)
+    server.ranges = False
+    free = 2 * len(ARCHIVE) - 3000
+    usage = shutil.disk_usage(tmp_path)._replace(free=free - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(MedtrainError, match="not enough room"):
+        bring(server, tmp_path)
+    (part,) = tmp_path.rglob("*.part")
+    assert part.stat().st_size == 3000
+    told = Told()
+    usage = usage._replace(free=free)  # and what the old part gives back
+    bring(server, tmp_path, told)
+    assert (
+        f"{format_bytes(len(ARCHIVE))} to download; {format_bytes(2 * len(ARCHIVE))} needed to unpack it" in told.said
+    )
 
 
 def test_the_room_that_unpacking_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +607,7 @@ def test_the_same_file_is_known_by_all_that_is_said() -> None:
 def test_another_address_does_not_continue_the_part_of_the_first(server: Server, tmp_path: Path) -> None:
     (tmp_path / "f.part").write_bytes(bytes(100))
     (tmp_path / "f.json").write_text(json.dumps({"url": "http://x", "length": 9, "etag": None, "modified": None}))
-    fetch(server.url, tmp_path / "f", md5=MD5, need=lambda length, here: None, **Told().arguments)
+    fetch(server.url, tmp_path / "f", md5=MD5, need=lambda *sizes: None, **Told().arguments)
     assert server.asked == [(None, None)]
     assert (tmp_path / "f").read_bytes() == ARCHIVE
     assert visible(tmp_path) == ["f"]
