@@ -119,6 +119,9 @@ def matched_cases(first: JudgedRun, second: JudgedRun, *, common: bool) -> list[
     where = f"{first.run_name} and {second.run_name} cannot be compared"
     if first.family != second.family:
         problems.append(Problem(where, f"one judges {first.family}, the other {second.family}"))
+    elif first.family == "segmentation" and not shared_names(first, second)[1:]:
+        judged = [f"{run.run_name} judges {', '.join(run.task.class_names[1:])}" for run in (first, second)]
+        problems.append(Problem(where, f"no class in common: {', '.join(judged)}"))
     if first.dataset != second.dataset:
         problems.append(Problem(where, f"different data sets: {first.dataset} and {second.dataset}"))
     shared = sorted(first.records.keys() & second.records.keys())
@@ -147,6 +150,17 @@ def matched_cases(first: JudgedRun, second: JudgedRun, *, common: bool) -> list[
     if problems or splits:
         raise DataError([*problems, *splits])
     return shared
+
+
+def shared_names(first: JudgedRun, second: JudgedRun) -> tuple[str, ...]:
+    """The background, and the classes or regions that two runs both judge.
+
+    Args:
+        first: A run that segments.
+        second: Another one.
+    """
+    names, others = first.task.class_names, second.task.class_names[1:]
+    return (names[0], *(name for name in names[1:] if name in others))
 
 
 def _some(cases: Sequence[str]) -> str:
@@ -204,8 +218,7 @@ def _of_cases(
     first: JudgedRun, second: JudgedRun, one: Sequence[Record], two: Sequence[Record]
 ) -> tuple[Statistic, Statistic, Swap]:
     """Means over the cases in which a metric is defined for both."""
-    names = (first.task.class_names[0], *(n for n in first.task.class_names[1:] if n in second.task.class_names[1:]))
-    table, count = CaseTable([*one, *two], names), len(one)
+    table, count = CaseTable([*one, *two], shared_names(first, second)), len(one)
     unknown = np.isnan(table.values[:count]) | np.isnan(table.values[count:])
     table.values = np.where(np.concatenate([unknown, unknown]), np.nan, table.values)
 

@@ -48,6 +48,13 @@ class Cases:
         return worst_cases(records, count)
 
 
+class Named(Cases):
+    """The same of other classes."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.class_names = names  # type: ignore[assignment]
+
+
 class Samples:
     """A task of labelled samples."""
 
@@ -257,6 +264,10 @@ def test_an_evaluation_decides_by_its_own_settings(tmp_path: Path, monkeypatch: 
         ({"trained_on": frozenset({"c1", "t1"})}, r"b was trained on 1 case \(c1\), which a judged"),
         ({"trained_on": frozenset({"t1"})}, r"different splits: 1 case \(t2\) in the training part of one of them"),
         ({"records": {row["case_id"]: row for row in FIRST[1:]}}, r"only a has judged 1 case \(c0\)"),
+        (
+            {"task": Named(("background", "spleen"))},
+            "no class in common: a judges liver, tumour, b judges spleen",
+        ),
         ({"records": {"z": {"case_id": "z"}}}, "they have no judged case in common"),
         ({"records": {r["case_id"]: {**r, "volume_ml/liver": 7.0} for r in FIRST}}, r"labels differ in 4 cases \(c0, "),
     ],
@@ -266,6 +277,12 @@ def test_what_is_refused(changes: dict[str, Any], words: str) -> None:
         matched_cases(
             _run("a", FIRST, Cases()), dataclasses.replace(_run("b", FIRST, Cases()), **changes), common=False
         )
+
+
+def test_one_shared_class_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = _run("b", SECOND, Named(("background", "tumour")))
+    (found,), *_ = _compare(monkeypatch, _run("a", FIRST, Cases()), other)
+    assert {item.metric: item.first for item in found.differences}["dice"] == pytest.approx((0.5 + 0.3 + 0.1) / 3)
 
 
 def test_common_cases() -> None:
