@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import mmap
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +31,9 @@ _DEVICE_SHARE = 0.7
 
 _RELEASE_BYTES = 2**26
 """Pages of a file are given back when that much of it was touched, or a quarter of the bound if that is less."""
+
+_RESERVE_BYTES = 2**22
+"""Zeros that are written at a time where the system cannot reserve room."""
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
@@ -175,7 +180,7 @@ class Room:
         for folder in _scratch_folders():
             try:
                 with tempfile.TemporaryFile(dir=folder) as file:  # without a name: gone with the process
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found now
+                    _reserve(file.fileno(), size, folder)  # a full disk is found now
                     pages = mmap.mmap(file.fileno(), size)
             except OSError:
                 continue
@@ -192,6 +197,19 @@ class Room:
             f"no temporary folder on a disk has {format_size(size)} to spare for them",
             hint=f"set inference.max_memory={math.ceil(needed / 2**20)}MiB, or TMPDIR to a folder on a larger disk",
         )
+
+
+def _reserve(descriptor: int, size: int, folder: Path) -> None:
+    """Give a new file its length, on blocks of the disk: writing into a hole of a mapped file can kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    if shutil.disk_usage(folder).free < size:  # macOS; known before all of it is written
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    zeros = memoryview(bytes(min(size, _RESERVE_BYTES)))
+    done = 0
+    while done < size:
+        done += os.write(descriptor, zeros[: size - done])
 
 
 def _scratch_folders() -> Sequence[Path]:

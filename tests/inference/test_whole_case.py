@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -278,6 +280,18 @@ def test_accumulators_in_a_file_are_zero_and_keep_what_is_written() -> None:
     store.tensor[::7] = 3.0
     store.touched(2**30)  # its pages are given back to the system
     assert store.tensor.sum() == 3.0 * len(store.tensor[::7])
+
+
+def test_accumulators_in_a_file_where_the_system_reserves_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    store = Room(2**20).store(2**20, temporaries=0, device=CPU)
+    assert store.on_disk
+    assert store.tensor.numel() == 2**20
+    assert not store.tensor.any()
+    usage = shutil.disk_usage(Path.cwd())._replace(free=2**22 - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UsageError, match="no temporary folder on a disk has 4 MiB to spare"):
+        Room(2**20).store(2**20, temporaries=0, device=CPU)
 
 
 @pytest.mark.parametrize(
