@@ -54,6 +54,9 @@ class Named(Cases):
     def __init__(self, names: tuple[str, ...]) -> None:
         self.class_names = names  # type: ignore[assignment]
 
+    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+        return summarize(records, self.class_names)
+
 
 class Samples:
     """A task of labelled samples."""
