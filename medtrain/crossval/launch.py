@@ -16,7 +16,7 @@ from medtrain.crossval.summary import show_number, summarize_folds
 from medtrain.engine.signals import StopSignals
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.atomic import atomic_write_json
-from medtrain.run.folder import read_status
+from medtrain.run.folder import State, read_status
 from medtrain.run.log import setup_logging
 from medtrain.sweep.folder import RESULT
 from medtrain.sweep.launch import component_modules, visible_gpus
@@ -290,5 +290,12 @@ def evaluate_crossval(path: Path, *, imports: Sequence[str] = ()) -> None:
         raise MedtrainError(f"no fold of {path} is done", hint=f"continue it with `medtrain resume {path}`")
     if len(members) < record.num_folds:
         log.warning("%d of %d folds are done; the others are left out", len(members), record.num_folds)
-    record = dataclasses.replace(record, members=members)
-    folder.write_record(summarize_folds(folder, record, imports=imports))
+    failed = {name: why for name, why in record.failed.items() if name not in members}
+    record = summarize_folds(folder, dataclasses.replace(record, members=members, failed=failed), imports=imports)
+    status = folder.read_status()
+    if status.state in ("created", "running"):  # it goes on, and tells how it ends itself
+        return
+    complete = len(members) == record.num_folds
+    state: State = "done" if complete else "stopped" if status.status == "done" else status.status
+    status = dataclasses.replace(status, status=state, step=_steps(folder, record))
+    folder.restore(status, outcome(record, "done"))

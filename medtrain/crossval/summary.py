@@ -80,16 +80,13 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     rows.sort(key=lambda row: row["case_id"])
     segments = hasattr(task, "on_prediction")
     whole = _judge_whole(folder, task, [_record(row) for row in rows]) if segments else {}
-    choice = _choose(members) if segments else None
-    own = members[0].config["inference"].get("keep_largest", ())  # what the judged label maps went through already
-    kept = list(dict.fromkeys([*own, *(choice.keep_largest if choice else ())]))
-    record = dataclasses.replace(
-        record,
-        metrics={"folds": folds, **whole},
-        num_cases=len(rows),
-        postprocess={"keep_largest": kept},
-        chosen=choice.to_json() if choice else {},
-    )
+    choice = _choose(members, earlier=bool(record.chosen)) if segments else None
+    record = dataclasses.replace(record, metrics={"folds": folds, **whole}, num_cases=len(rows))
+    if choice is not None or not record.chosen:  # otherwise what was chosen earlier is the best that is known
+        own = members[0].config["inference"].get("keep_largest", ())  # what the judged label maps went through already
+        kept = list(dict.fromkeys([*own, *(choice.keep_largest if choice else ())]))
+        chosen = choice.to_json() if choice else {}
+        record = dataclasses.replace(record, postprocess={"keep_largest": kept}, chosen=chosen)
     _write_cases(folder.cases, rows)
     folder.write_record(record)
     steps = sum(member.folder.read_status().step for member in members)
@@ -191,7 +188,7 @@ def _write_cases(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 # ---------------------------------------------------------------------------------------------- post-processing
 
 
-def _choose(members: Sequence[Member]) -> Choice | None:
+def _choose(members: Sequence[Member], *, earlier: bool) -> Choice | None:
     """Choose from the label maps that the final evaluations kept; None where some are missing."""
     lost = [
         row["case_id"]
@@ -201,7 +198,10 @@ def _choose(members: Sequence[Member]) -> Choice | None:
     ]
     if lost:
         log.warning(
-            "post-processing is not chosen: %d predicted label maps are gone, such as that of %s", len(lost), lost[0]
+            "post-processing is not chosen%s: %d predicted label maps are gone, such as that of %s",
+            " again, and stays as it was" if earlier else "",
+            len(lost),
+            lost[0],
         )
         return None
     log.info("choosing the post-processing on %d held-out cases", sum(len(member.rows) for member in members))

@@ -206,6 +206,39 @@ def test_a_fold_is_done_again_where_it_is_lost_and_the_others_stay(
     assert (trained / "crossval.json").read_text() == before
 
 
+def test_put_together_again_it_tells_how_things_are_now(
+    trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fold that failed was repaired by itself, and the label maps were deleted in between."""
+    folder = CrossvalFolder.open(trained)
+    record, status = folder.read_record(), folder.read_status()
+    earlier = dataclasses.replace(
+        record,
+        members=("fold_0",),
+        failed={"fold_1": "a fold that fails"},
+        postprocess={"keep_largest": ["liver"]},
+        chosen={**record.chosen, "num_cases": 3},
+    )
+    maps, kept = trained / "fold_0" / "evaluation" / "predictions", trained / "kept"
+    maps.rename(kept)
+    try:
+        folder.write_record(earlier)
+        folder.restore(dataclasses.replace(status, status="failed", step=4), "1 of 2 folds")
+        assert medtrain("evaluate", trained) == 0
+        found, now = folder.read_record(), folder.read_status()
+    finally:
+        kept.rename(maps)
+        folder.write_record(record)
+        folder.restore(status, status.message)
+    assert list(found.members) == ["fold_0", "fold_1"]
+    assert found.failed == {}
+    assert (now.status, now.step, now.message, now.best) == ("done", 8, status.message, status.best)
+    assert found.postprocess == {"keep_largest": ["liver"]}
+    assert found.chosen["num_cases"] == 3
+    assert "post-processing is not chosen again, and stays as it was" in capsys.readouterr().err
+    assert "failed" not in (trained / "report.md").read_text()
+
+
 def test_commands_for_one_run_say_which(trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         ["export", trained, "--format", "onnx"],
