@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, is_crossval
 from medtrain.engine.build import build_task
 from medtrain.engine.launch import read_plan
-from medtrain.errors import MedtrainError, UsageError
+from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.metrics.cases import metric_specs
 from medtrain.metrics.lesions import COUNTS
 from medtrain.metrics.spec import MetricSpec
@@ -25,6 +26,7 @@ from medtrain.tasks.base import Record, Task
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 3
 _TEXTS = ("case_id", "group", "fold")
 _CPU = torch.device("cpu")
 
@@ -184,10 +186,28 @@ def _trained_on(splits: Path, config: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _read_records(path: Path) -> dict[str, Record]:
-    """Rows of `cases.csv` as they were before they were written."""
+    """Rows of `cases.csv` as they were before they were written.
+
+    Raises:
+        DataError: A case was judged twice: there is no saying which result is compared.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    counts = Counter(row["case_id"] for row in rows)
+    if twice := [case for case, count in counts.items() if count > 1]:
+        folds = sorted({row["fold"] for row in rows if counts[row["case_id"]] > 1 and row.get("fold")})
+        words = f", of the folds {' and '.join(folds)}" if folds else ""
+        hint = f"compare the runs of the folds: medtrain compare {path.parent / 'fold_0'} ..." if folds else None
+        raise DataError([Problem(str(path), f"{some_cases(twice)} in several rows{words}", hint)])
     return {row["case_id"]: {key: _value(key, text) for key, text in row.items()} for row in rows}
+
+
+def some_cases(cases: Sequence[str]) -> str:
+    """How many cases there are, and the first of them by name."""
+    rest = len(cases) - _SHOWN
+    return (
+        f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({', '.join(cases[:_SHOWN])}{', ...' if rest > 0 else ''})"
+    )
 
 
 def _value(key: str, text: str) -> Any:

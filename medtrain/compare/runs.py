@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medtrain.compare.folds import folds_of, samples_statistic
-from medtrain.compare.judged import JudgedRun, read_judged
+from medtrain.compare.judged import JudgedRun, read_judged, some_cases
 from medtrain.errors import DataError, Problem, UsageError
 from medtrain.metrics.bootstrap import Statistic
 from medtrain.metrics.cases import CaseTable
@@ -24,7 +24,6 @@ from medtrain.tasks.base import Record
 from medtrain.tasks.report import patients_of
 
 _SEED = 20260
-_SHOWN = 3
 _TRUTH = ("label", "volume_ml", "target", "event", "time")
 
 Swap = Callable[[np.ndarray], tuple[Mapping[str, float], Mapping[str, float]]]
@@ -129,19 +128,21 @@ def matched_cases(first: JudgedRun, second: JudgedRun, *, common: bool) -> list[
         seen = [case for case in shared if case in run.trained_on]
         if seen:
             problems.append(
-                Problem(where, f"{run.run_name} was trained on {_some(seen)}, which {other.run_name} judged")
+                Problem(where, f"{run.run_name} was trained on {some_cases(seen)}, which {other.run_name} judged")
             )
     differ = [case for case in shared if _truth_differs(first.records[case], second.records[case])]
     if differ:
-        problems.append(Problem(where, f"the labels differ in {_some(differ)}"))
+        problems.append(Problem(where, f"the labels differ in {some_cases(differ)}"))
     splits: list[Problem] = []
     if not common:
         for run, other in ((first, second), (second, first)):
             if alone := sorted(run.records.keys() - other.records.keys()):
-                splits.append(Problem(where, f"only {run.run_name} has judged {_some(alone)}"))
+                splits.append(Problem(where, f"only {run.run_name} has judged {some_cases(alone)}"))
         if not splits and first.trained_on != second.trained_on and first.trained_on and second.trained_on:
             apart = sorted(first.trained_on ^ second.trained_on)
-            splits.append(Problem(where, f"different splits: {_some(apart)} in the training part of one of them only"))
+            splits.append(
+                Problem(where, f"different splits: {some_cases(apart)} in the training part of one of them only")
+            )
     if not shared:
         problems.append(Problem(where, "they have no judged case in common"))
     if splits and not problems:
@@ -161,13 +162,6 @@ def shared_names(first: JudgedRun, second: JudgedRun) -> tuple[str, ...]:
     """
     names, others = first.task.class_names, second.task.class_names[1:]
     return (names[0], *(name for name in names[1:] if name in others))
-
-
-def _some(cases: Sequence[str]) -> str:
-    rest = len(cases) - _SHOWN
-    return (
-        f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({', '.join(cases[:_SHOWN])}{', ...' if rest > 0 else ''})"
-    )
 
 
 def _truth_differs(first: Record, second: Record) -> bool:

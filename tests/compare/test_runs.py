@@ -347,6 +347,11 @@ def test_reading_a_run(tmp_path: Path) -> None:
     (record,) = _read_records(place / "cases.csv").values()
     assert (record["case_id"], record["group"], record["note"]) == ("1", "7", "x")
     assert math.isnan(record["dice/liver"])
+    twice = [{"case_id": case, "fold": fold} for fold, case in (("0", "a"), ("0", "b"), ("1", "b"), ("1", "c"))]
+    (place / "cases.csv").write_text(cases_csv(twice))
+    with pytest.raises(DataError, match=r"cases\.csv: 1 case \(b\) in several rows, of the folds 0 and 1") as refused:
+        _read_records(place / "cases.csv")
+    assert refused.value.problems[0].hint is not None
     splits = tmp_path / "splits.json"
     splits.write_text(json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]))
     assert _trained_on(splits, {"data": {"fold": 1}}) == {"b"}
