@@ -74,6 +74,7 @@ def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
     folds: list[Fold] | None = None
     if segments:
         folds = build("data", _with_fold(config, 0)["data"]).find().folds
+        _refuse_overlap(folds)
         derivation = _derive_whole(config, folds)
     else:
         derivation = derive(_with_fold(config, 0), progress=log_progress("reading"))
@@ -95,6 +96,24 @@ def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
 
 def _with_fold(config: Mapping[str, Any], fold: int) -> dict[str, Any]:
     return {**config, "data": {**config["data"], "fold": fold}}
+
+
+def _refuse_overlap(folds: Sequence[Fold]) -> None:
+    """Say that a case would be judged, and counted, several times."""
+    held_out: dict[str, list[int]] = {}
+    for index, fold in enumerate(folds):
+        for case_id in fold["val"]:
+            held_out.setdefault(case_id, []).append(index)
+    several = {case_id: places for case_id, places in held_out.items() if len(places) > 1}
+    if several:
+        case_id, places = next(iter(several.items()))
+        count = f"{len(several)} {'case is' if len(several) == 1 else 'cases are'}"
+        raise UsageError(
+            f"{count} held out by several folds, such as {case_id} by the folds {', '.join(map(str, places))}: a "
+            "cross-validation would count each of them several times",
+            hint="let every case be in `val` of one fold of data.splits only; to repeat a hold-out, train each fold "
+            "by itself: medtrain train data.fold=N",
+        )
 
 
 def _derive_whole(config: Mapping[str, Any], folds: Sequence[Fold]) -> Derivation:

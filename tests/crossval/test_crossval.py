@@ -332,3 +332,14 @@ def test_a_metric_that_is_undefined_in_every_fold_ends_nothing() -> None:
     defined = {"hd95_mm": {"mean": 2.5, "std": 0.5, "values": [2.0, 3.0]}}
     assert outcome(dataclasses.replace(record, metrics={"folds": defined}), "done").endswith("hd95_mm 2.5000 +- 0.5000")
     assert outcome(record, "SIGTERM") == "2 of 2 folds, SIGTERM"
+
+
+def test_a_case_is_held_out_once(words: list[str], tmp_path: Path) -> None:
+    config = load_config(_alone(words)).tree
+    found = build("data", {**config["data"], "fold": 0}).find()
+    ids = sorted(case for fold in found.folds for case in fold["val"])
+    folds = [{"train": ids[2:], "val": ids[:2]}, {"train": ids[:1], "val": ids[1:3]}]
+    splits = tmp_path / "splits.json"
+    splits.write_text(json.dumps(folds))
+    with pytest.raises(UsageError, match=f"1 case is held out by several folds, such as {ids[1]} by the folds 0, 1"):
+        probe({**config, "data": {**config["data"], "splits": str(splits)}}, ())
