@@ -26,8 +26,8 @@ def resume(
     """Continue a run, a cross-validation or a sweep after Ctrl-C, a kill, a crash, or with a longer limit.
 
     On a CPU a run bounded by steps continues bit for bit as if it had never stopped. What decides what is learned
-    (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers and paths can, and stay changed. A
-    new limit replaces the old ones:
+    (model, data, loss, optimizer, ...) cannot change; limits, cadences, loggers, task.report and paths can, and stay
+    changed. A new limit replaces the old ones:
 
         medtrain resume outputs/liver/20261120-09-3fa2 trainer.max_steps=20000
 

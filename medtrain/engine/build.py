@@ -48,6 +48,7 @@ _FREE_KEYS = {
     },
     "data": {"num_workers", "root", "path", "store", "annotated", "cascade_from"},
     "model": {"weights"},
+    "task": {"report"},
     "run": {"note", "tags"},
 }  # fmt: skip
 _FREE_GROUPS = {"callbacks", "logger", "inference"}

@@ -97,7 +97,7 @@ def _model_to_plan(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration in which paths to data and weights hold in every folder."""
+    """A copy of a configuration in which paths to data, tables and weights hold in every folder."""
     completed = copy.deepcopy(dict(config))
     for key in PATHS:
         if isinstance(completed["data"].get(key), str):  # a source may call something else so
@@ -105,6 +105,9 @@ def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     weights = completed["model"].get("weights")
     if isinstance(weights, str) and weights != "timm":
         completed["model"]["weights"] = str(Path(weights).expanduser().absolute())
+    report = completed.get("task", {}).get("report")
+    if isinstance(report, dict) and isinstance(report.get("metadata"), str):
+        report["metadata"] = str(Path(report["metadata"]).expanduser().absolute())
     if completed["trainer"].get("init_from") is not None:
         completed["trainer"]["init_from"] = str(Path(completed["trainer"]["init_from"]).expanduser().absolute())
     return completed

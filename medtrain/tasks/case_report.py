@@ -65,6 +65,12 @@ class CaseColumns:
             binned([read_number(name, row[name]) for row in self.rows.values()], given)
 
     def _read(self, path: Path) -> dict[str, dict[str, str]]:
+        if not path.is_file():
+            raise UsageError(
+                f"task.report.metadata: there is no file {path}",
+                hint="say where it is, task.report.metadata=FILE, or do without: task.report.metadata=null "
+                "task.report.subgroups=[]; a run that has begun is told the same with `medtrain resume`",
+            )
         cells = read_cells(path)
         key = next((name for name in _CASE_COLUMNS if name in cells.header), None)
         if key is None:

@@ -99,7 +99,7 @@ class Segmentation:
 
     @cached_property
     def columns(self) -> CaseColumns:
-        """The table of subgroups; predicting and exporting do without."""
+        """The table of subgroups, for final evaluations; all else does without."""
         return CaseColumns(self.report)
 
     def _check_names(self, key: str, names: Iterable[str]) -> None:
@@ -159,12 +159,13 @@ class Segmentation:
         _ = self.columns
 
     def begin_evaluation(self) -> None:
-        """Forget the worst case; see, before cases are judged, that the table of subgroups fits."""
+        """Forget the worst case."""
         self.worst = None
-        _ = self.columns
 
     def evaluation_step(self, model: nn.Module, item: Batch, *, final: bool) -> list[Record]:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
+        if final:
+            _ = self.columns  # a table that does not fit is said before anything is judged
         maps = self._lesion_maps()
         prediction = self.predict_label([model], [item["image"]], item["geometry"], final=final, maps=maps)
         if final and self.on_prediction is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from medtrain.config.compose import load_config
 from medtrain.engine.build import changed_since, check_evaluation, continuation, fixed_part
-from medtrain.engine.derive import DEFAULT_STEPS, Derivation, derive
+from medtrain.engine.derive import DEFAULT_STEPS, Derivation, absolute_paths, derive
 from medtrain.errors import ConfigError
 from medtrain.registry import build
 
@@ -107,6 +107,21 @@ def test_a_table_may_have_moved_and_the_report_may_ask_more() -> None:
     with pytest.raises(ConfigError) as caught:
         check_evaluation(base, load_config([*table, "data.path=labels.csv", "task.monitor=auroc"]).tree)
     assert [problem.where for problem in caught.value.problems] == ["task.monitor"]
+
+
+def test_a_table_of_subgroups_holds_everywhere_and_may_change(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = load_config([*words, "task.report.metadata=cases.csv", "task.report.subgroups=[site]"]).tree
+    base = absolute_paths(given)
+    assert base["task"]["report"]["metadata"] == str(tmp_path / "cases.csv")
+    assert given["task"]["report"]["metadata"] == "cases.csv"
+    moved = load_config([*words, "task.report.metadata=there/cases.csv"]).tree
+    assert changed_since(fixed_part(base), moved) == []
+    assert continuation(base, moved)["task"]["report"]["metadata"] == str(tmp_path / "there" / "cases.csv")
+    with pytest.raises(ConfigError, match=r"task\.monitor"):
+        continuation(base, load_config([*words, "task.monitor=nsd"]).tree)
 
 
 @pytest.mark.parametrize(

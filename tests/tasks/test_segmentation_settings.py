@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medtrain.errors import UsageError
 from medtrain.inference.sliding_window import SlidingWindow
@@ -42,11 +43,19 @@ def test_lesions_bring_metrics_that_can_be_monitored() -> None:
     assert task.metrics()["lesion_fp"].mode == "min"
 
 
-def test_a_table_of_subgroups_is_read_where_cases_are_judged(tmp_path: Path) -> None:
-    """A run whose table is gone can still predict; training and evaluating say so before they begin."""
+def test_a_table_of_subgroups_is_read_for_final_evaluations(tmp_path: Path) -> None:
+    """A run whose table is gone can still train and predict; what needs it says so before it judges anything."""
     report = CaseReport(metadata=str(tmp_path / "gone.csv"), subgroups=("site",))
     task = _task(report=report)
-    for judged in (task.begin_evaluation, lambda: task.check_training({}, None)):
-        with pytest.raises(UsageError, match=r"gone\.csv"):
+
+    def judge(*, final: bool) -> Any:
+        return task.evaluation_step(torch.nn.Identity(), {}, final=final)
+
+    for judged in (lambda: judge(final=True), lambda: task.check_training({}, None)):
+        with pytest.raises(UsageError, match=r"task\.report\.metadata: there is no file .*gone\.csv") as caught:
             judged()
-    assert _task(report=CaseReport()).begin_evaluation() is None
+        assert caught.value.hint is not None
+        assert "task.report.metadata=FILE" in caught.value.hint
+    task.begin_evaluation()
+    with pytest.raises(KeyError, match="image"):  # it goes on to the case
+        judge(final=False)
