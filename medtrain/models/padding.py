@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,17 +13,18 @@ from torch import Tensor, nn
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.models.layers import NormName
 
-Pads = tuple[tuple[int, int], ...]
-"""Voxels added before and after, per axis."""
-
 
 class SegmentationNet(nn.Module):
     """Base of the networks that give every voxel of an image its logits, whatever the image's size.
 
     A network says by `divisor` of what the size must be a multiple along each axis, and implements `logits` for images
-    of such a size. Other images are padded with zeros, half on each side (where normalised images have their mean),
-    and the logits are cropped. An image that fits is handed through as it is. Of coarser logits (deep supervision) the
-    voxels nearest to the image's are kept.
+    of such a size. Other images are padded after their last voxel with zeros (where normalised images have their mean),
+    and the logits are cropped. An image that fits is handed through as it is.
+
+    Nothing comes before the image, so that voxel i of logits that are coarser by a factor s (deep supervision) covers
+    the image's voxels i s to (i + 1) s - 1, and labels can be sampled exactly. Logits of several resolutions are
+    cropped to the voxels of the coarsest that reach into the image, the finer ones to the same extent: their sizes
+    divide each other, and `medtrain.losses.deep_supervision` leaves out what lies beyond the image.
 
     Args:
         spatial_dims: 2 for images, 3 for volumes.
@@ -62,20 +62,22 @@ class SegmentationNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits [B, K, *S] of an image [B, C, *S], or a list of them, finest first (training, deep supervision).
 
+        In a list the finest reach as far as the coarsest, which may be a little beyond the image's end.
+
         Raises:
             MedtrainError: The image has other channels or dimensions than the network was built for.
             UsageError: It shrinks to a single voxel, which leaves nothing to normalise.
         """
         size = plain_size(image)
         self._check_input(image)
-        pads = symmetric_pads(size, self.divisor)
-        if not any(high for _, high in pads):
+        pads = end_pads(size, self.divisor)
+        if not any(pads):
             return self.logits(image)
-        found = self.logits(F.pad(image, [n for pair in reversed(pads) for n in pair]))
-        padded = tuple(low + n + high for n, (low, high) in zip(size, pads))
+        found = self.logits(F.pad(image, [n for pad in reversed(pads) for n in (0, pad)]))
+        padded = tuple(n + pad for n, pad in zip(size, pads))
         if isinstance(found, Tensor):
-            return _crop(found, size, padded, pads)
-        return [_crop(output, size, padded, pads) for output in found]
+            return _crop([found], size, padded)[0]
+        return _crop(found, size, padded)
 
     def _check_input(self, image: Tensor) -> None:
         # a traced or exported graph must not depend on this check
@@ -96,10 +98,9 @@ class SegmentationNet(nn.Module):
             )
 
 
-def symmetric_pads(size: Sequence[int], divisor: Sequence[int]) -> Pads:
-    """What makes a size a multiple of `divisor`, half on each side; the odd voxel comes after the image."""
-    missing = [-n % d for n, d in zip(size, divisor)]
-    return tuple((n // 2, n - n // 2) for n in missing)
+def end_pads(size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
+    """Voxels to add after the last one, per axis, that make a size a multiple of `divisor`."""
+    return tuple(-n % d for n, d in zip(size, divisor))
 
 
 def plain_size(image: Tensor) -> tuple[int, ...]:
@@ -111,13 +112,12 @@ def plain_size(image: Tensor) -> tuple[int, ...]:
         return tuple(int(n) for n in image.shape[2:])
 
 
-def _crop(logits: Tensor, size: Sequence[int], padded: Sequence[int], pads: Pads) -> Tensor:
-    """The part of logits of a padded image that lies in the image, at the resolution of the logits."""
-    coarse = plain_size(logits)
-    region: list[slice] = [slice(None), slice(None)]
-    for n, whole, part, (low, _) in zip(size, padded, coarse, pads):
-        step = whole // part
-        length = math.ceil(n / step)
-        start = min(round(low / step), part - length)
-        region.append(slice(start, start + length))
-    return logits[tuple(region)]
+def _crop(outputs: Sequence[Tensor], size: Sequence[int], padded: Sequence[int]) -> list[Tensor]:
+    """Logits of a padded image without what lies beyond the last voxel of the coarsest that reaches into the image."""
+    parts = [plain_size(output) for output in outputs]
+    steps = [max(whole // n for n in axis) for whole, axis in zip(padded, zip(*parts))]
+    extent = [-(-n // step) * step for n, step in zip(size, steps)]
+    return [
+        output[(slice(None), slice(None), *(slice(kept * n // whole) for kept, n, whole in zip(extent, part, padded)))]
+        for output, part in zip(outputs, parts)
+    ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medtrain.errors import MedtrainError
 from medtrain.losses.deep_supervision import DeepSupervisionLoss, downsample_label, supervision_weights
 from medtrain.losses.dice import DiceCELoss, DiceLoss
 
@@ -26,7 +27,20 @@ def test_weights_are_those_of_nnunet() -> None:
 def test_labels_are_downsampled_to_the_nearest(size: tuple[int, int, int]) -> None:
     label = torch.arange(2 * 4 * 8 * 3).view(2, 4, 8, 3)
     expected = F.interpolate(label[:, None].double(), size=size, mode="nearest")[:, 0].long()
-    assert torch.equal(downsample_label(label, size), expected)
+    steps = [full // part for full, part in zip((4, 8, 3), size)]
+    assert torch.equal(downsample_label(label, steps), expected)
+
+
+def test_the_last_label_may_stand_for_less_than_a_step() -> None:
+    assert downsample_label(torch.arange(9).view(1, 9), (4,)).tolist() == [[0, 4, 8]]
+
+
+@pytest.mark.parametrize("sizes", [(9, 4), (6, 3)])
+def test_outputs_that_do_not_fit(sizes: tuple[int, int]) -> None:
+    label, outputs = torch.zeros(1, 8, dtype=torch.long), [torch.zeros(1, 2, n) for n in sizes]
+    with pytest.raises(MedtrainError, match=r"do not fit labels of \[8\]") as error:
+        DeepSupervisionLoss(DiceLoss(num_classes=2))(outputs, label)
+    assert "must divide" in str(error.value.hint)
 
 
 def test_sum_over_resolutions() -> None:

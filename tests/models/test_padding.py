@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import MedtrainError, UsageError
-from medtrain.losses.deep_supervision import downsample_label
-from medtrain.models.padding import SegmentationNet, symmetric_pads
+from medtrain.losses.deep_supervision import DeepSupervisionLoss, supervision_weights
+from medtrain.losses.dice import DiceLoss
+from medtrain.models.padding import SegmentationNet, end_pads
 from medtrain.models.unet import UNet
 
 
@@ -29,8 +30,8 @@ class Coarse(SegmentationNet):
         return [image * self.scale, nn.functional.avg_pool2d(image, (4, 2))]
 
 
-def test_pads_are_symmetric_and_the_odd_voxel_comes_last() -> None:
-    assert symmetric_pads((5, 8, 9), (4, 4, 16)) == ((1, 2), (0, 0), (3, 4))
+def test_pads_fill_up_to_a_multiple() -> None:
+    assert end_pads((5, 8, 9), (4, 4, 16)) == (3, 0, 7)
 
 
 def test_an_image_that_fits_is_handed_through() -> None:
@@ -44,26 +45,78 @@ def test_others_are_padded_with_zeros_and_the_logits_cropped() -> None:
     assert torch.equal(model(image), image)
     padded = model.seen[0]
     assert padded.shape == (2, 1, 8, 8)
-    assert torch.equal(padded[:, :, 1:6, 0:7], image)  # 1 and 2 rows, 0 and 1 columns
+    assert torch.equal(padded[:, :, :5, :7], image)  # 3 rows and 1 column, after the image
     assert padded.count_nonzero() == image.count_nonzero()
 
 
-def test_coarse_logits_keep_the_voxels_nearest_to_the_image() -> None:
-    # 9 rows are padded by 1 and 2 to 12, three coarse rows; 3 columns by 0 and 1 to 4, two coarse columns
+def test_coarse_logits_keep_the_voxels_that_reach_into_the_image() -> None:
+    # 9 rows are padded to 12, three coarse rows of 4, 4 and 1 voxels; 3 columns to 4, two coarse ones of 2 and 1
     finest, coarse = Coarse()(torch.ones(1, 1, 9, 3))
-    assert finest.shape == (1, 1, 9, 3)
-    assert coarse.tolist() == [[[[0.75, 0.375], [1.0, 0.5], [0.5, 0.25]]]]
-    # 13 rows are padded by 1 and 2 to 16, 17 by 1 and 2 to 20, 14 by 1 and 1, and all keep ceil(n / 4) rows
-    for rows, kept in ((13, 4), (17, 5), (14, 4), (10, 3)):
+    assert coarse.tolist() == [[[[1.0, 0.5], [1.0, 0.5], [0.25, 0.125]]]]
+    assert finest.shape == (1, 1, 12, 4)  # as far as the coarse ones
+    assert (finest[:, :, :9, :3] == 1).all()
+    assert finest.sum() == 27
+    for rows, kept in ((13, 4), (17, 5), (14, 4), (10, 3)):  # ceil(n / 4)
         assert Coarse()(torch.rand(1, 1, rows, 2))[1].shape == (1, 1, kept, 1)
 
 
-def test_labels_follow_coarse_logits_of_padded_images() -> None:
-    label = torch.arange(9).view(1, 9)
-    # floor(i 9 / 5)
-    assert downsample_label(label, (5,)).tolist() == [[0, 1, 3, 5, 7]]
-    expected = nn.functional.interpolate(label[None].float(), size=5, mode="nearest")
-    assert torch.equal(expected[0].long(), downsample_label(label, (5,)))
+class Pyramid(SegmentationNet):
+    """Logits of two classes that are 9 and -9 by the image itself, at steps that need not be those of the divisor."""
+
+    def __init__(self, divisor: int, steps: tuple[int, ...]) -> None:
+        super().__init__(spatial_dims=1, in_channels=1, divisor=(divisor,))
+        self.steps = steps
+
+    def logits(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Every step-th voxel."""
+        signs = torch.cat((1 - 2 * image, 2 * image - 1), dim=1) * 30
+        return [signs[..., ::step] for step in self.steps]
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor", "steps"),
+    [
+        (96, 32, (1, 2, 4, 8)),
+        (100, 32, (1, 2, 4, 8)),
+        (48, 32, (1, 2, 4, 8)),
+        (41, 8, (1, 2, 4)),
+        (9, 16, (1, 8)),  # two coarse voxels: their size does not tell the step
+        (5, 12, (1, 4)),
+        (17, 9, (1, 3)),
+        (33, 64, (1, 1, 1)),
+    ],
+)
+def test_a_network_that_is_right_at_every_resolution_has_no_loss(
+    size: int, divisor: int, steps: tuple[int, ...]
+) -> None:
+    label = torch.rand(2, size, generator=torch.Generator().manual_seed(size)).gt(0.5).long()
+    outputs = Pyramid(divisor, steps)(label[:, None].float())
+    assert isinstance(outputs, list)
+    assert DeepSupervisionLoss(DiceLoss(num_classes=2))(outputs, label).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_every_voxel_of_the_image_counts_at_every_resolution_and_no_other() -> None:
+    label = torch.zeros(1, 41, dtype=torch.long)
+    outputs = [output.detach().requires_grad_() for output in Pyramid(16, (1, 2, 8))(label[:, None].float())]
+    DeepSupervisionLoss(SumOfLogits())(outputs, label).backward()
+    assert [output.shape[2] for output in outputs] == [48, 24, 6]
+    for output, inside, weight in zip(outputs, (41, 21, 6), supervision_weights(3)):
+        assert output.grad is not None
+        expected = torch.zeros(output.shape[2])
+        expected[:inside] = weight
+        assert torch.equal(output.grad[0, 0], expected)
+
+
+class SumOfLogits(DiceLoss):
+    """In the place of a loss: the sum of the first logits, to see which count."""
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=2)
+
+    def forward(self, logits: Tensor, label: Tensor, **_: Any) -> Tensor:
+        """The sum."""
+        assert logits.shape[2:] == label.shape[1:]
+        return logits[:, 0].sum()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8), (1, 1, 8, 8, 8), (1, 8, 8)])
