@@ -61,8 +61,9 @@ def predict(
     Each segmentation has the geometry of its scan and the label values of the training data. Of everything else
     `predictions.csv` tells the chosen class, probabilities and scores, and `predictions_attention.csv` which instance
     decided. Of bags, IN is a folder with one folder per bag. What cannot be read is reported, the others go on, and
-    the exit code is 1. Started again, it continues where it stopped. Overrides may change `inference.*`, and
-    `model.weights`, the file that a frozen network came from.
+    the exit code is 1. Started again, it continues where it stopped. Overrides may change `inference.*`,
+    `model.weights`, the file that a frozen network came from, `data.root`, below which images of a table are, and
+    `data.cascade_from`, where the first stage of a cascade is.
     """
     with handle_errors(debug):
         from medtrain.inference.evaluate import predict_run
@@ -92,7 +93,7 @@ def _members(path: Path, overrides: Sequence[str], imports: Sequence[str]) -> li
     """A run, or the runs of a cross-validation with the post-processing that it chose."""
     from medtrain.config.saved import load_saved
     from medtrain.crossval.folder import CrossvalFolder, is_crossval
-    from medtrain.engine.build import check_evaluation
+    from medtrain.engine.build import check_prediction
     from medtrain.errors import UsageError
 
     places = [path]
@@ -108,7 +109,7 @@ def _members(path: Path, overrides: Sequence[str], imports: Sequence[str]) -> li
     for place in places:
         trained = load_saved(place, imports=imports)
         config = load_saved(place, overrides, imports=imports)
-        check_evaluation(trained, config)
+        check_prediction(trained, config)
         if keep_largest is not None and "keep_largest" in config["inference"]:
             config = {**config, "inference": {**config["inference"], "keep_largest": list(keep_largest)}}
         members.append(Member(place, config, trained))

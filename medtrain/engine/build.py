@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -347,32 +347,47 @@ def continuation(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
     return {**after, "trainer": {**new, **limits}}
 
 
+_EVALUATION = {
+    "data": ("root", "path", "store", "annotated", "cascade_from"),
+    "model": ("weights",),
+    "task": ("report", "nsd_tolerance_mm", "lesions", "lesion_iou"),
+}
+_PREDICTION = {"data": ("root", "cascade_from"), "model": ("weights",)}  # root: of images that a new table names
+
+
 def check_evaluation(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Refuse to judge a run under a configuration that has no effect on judging, or judges something else.
 
     Raises:
         ConfigError: Lists every key that cannot change, with both values.
     """
-    free = {
-        "data": {"root", "path", "store", "annotated", "cascade_from"},
-        "model": {"weights"},
-        "task": {"nsd_tolerance_mm", "lesions", "lesion_iou", "report"},
-    }
+    _allow_changes(before, after, _EVALUATION)
+
+
+def check_prediction(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse to predict under a configuration whose changes have no effect on a prediction.
+
+    Raises:
+        ConfigError: Lists every key that cannot change, with both values.
+    """
+    _allow_changes(before, after, _PREDICTION)
+
+
+def _allow_changes(before: Mapping[str, Any], after: Mapping[str, Any], free: Mapping[str, Sequence[str]]) -> None:
+    """Refuse all changes but those of inference and of the settings named by group."""
 
     def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
         for group, value in config.items():
             if group != "inference":
-                names = free.get(group, set())
+                names = free.get(group, ())
                 kept[group] = (
                     {k: v for k, v in value.items() if k not in names} if isinstance(value, Mapping) else value
                 )
         return plain(kept)
 
-    heading = (
-        "only inference.*, task.report, task.nsd_tolerance_mm, task.lesions, task.lesion_iou, data.root, data.path, "
-        "data.store, data.annotated, data.cascade_from and model.weights can change here:"
-    )
+    allowed = ["inference.*", *(f"{group}.{name}" for group, names in free.items() for name in names)]
+    heading = f"only {', '.join(allowed[:-1])} and {allowed[-1]} can change here:"
     _refuse_changes(fixed(before), fixed(after), heading)
 
 

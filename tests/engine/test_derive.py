@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medtrain.config.compose import load_config
-from medtrain.engine.build import changed_since, check_evaluation, continuation, fixed_part
+from medtrain.engine.build import changed_since, check_evaluation, check_prediction, continuation, fixed_part
 from medtrain.engine.derive import DEFAULT_STEPS, Derivation, absolute_paths, derive
 from medtrain.errors import ConfigError
 from medtrain.registry import build
@@ -107,6 +107,17 @@ def test_a_table_may_have_moved_and_the_report_may_ask_more() -> None:
     with pytest.raises(ConfigError) as caught:
         check_evaluation(base, load_config([*table, "data.path=labels.csv", "task.monitor=auroc"]).tree)
     assert [problem.where for problem in caught.value.problems] == ["task.monitor"]
+
+
+def test_predicting_takes_what_has_an_effect_on_a_prediction(words: list[str]) -> None:
+    base = load_config(words).tree
+    free = ["inference.overlap=0.75", "data.cascade_from=first", "data.root=elsewhere"]
+    check_prediction(base, load_config([*words, *free]).tree)
+    changed = load_config([*words, "task.nsd_tolerance_mm=7", "data.store=there", "task.report.resamples=0"]).tree
+    with pytest.raises(ConfigError, match=r"only inference\.\*, data\.root, data\.cascade_from and model\.w") as caught:
+        check_prediction(base, changed)
+    expected = ["data.store", "task.nsd_tolerance_mm", "task.report.resamples"]
+    assert [problem.where for problem in caught.value.problems] == expected
 
 
 def test_a_table_of_subgroups_holds_everywhere_and_may_change(
