@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,9 +226,7 @@ class _Tables:
             overwrite=self._overwrite,
             taken=[self.path.name] if self.path.exists() else (),
         )
-        for row in read_rows(self._attention_path):
-            if row["case_id"] in self._table.rows:
-                self._attention.setdefault(row["case_id"], []).append(row)
+        self._take_attention()
 
     def is_done(self, sample: Sample) -> bool:
         """Whether the sample, with these files and values, was predicted before."""
@@ -263,11 +261,21 @@ class _Tables:
 
     def write(self) -> None:
         """Write both tables; the attention first, so that no row is done without it."""
-        if self._attention:
-            rows = [row for case_id in sorted(self._attention) for row in self._attention[case_id]]
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            write_rows(self._attention_path, columns, rows)
-        self._table.write()
+        with self._table.alone():
+            if self._table.merge():
+                self._take_attention(but=self._table.entered)
+            if self._attention:
+                rows = [row for case_id in sorted(self._attention) for row in self._attention[case_id]]
+                columns = list(dict.fromkeys(key for row in rows for key in row))
+                write_rows(self._attention_path, columns, rows)
+            self._table.write()
+
+    def _take_attention(self, *, but: Collection[str] = ()) -> None:
+        """Take the attention of the table's samples from the disk, where other processes may have put some."""
+        self._attention = {case_id: rows for case_id, rows in self._attention.items() if case_id in but}
+        for row in read_rows(self._attention_path):
+            if row["case_id"] in self._table.rows and row["case_id"] not in but:
+                self._attention.setdefault(row["case_id"], []).append(row)
 
     def _enter(self, sample: Sample, row: Row) -> None:
         files, digest = told_files(sample, self._set.root), self._inputs[sample.sample_id]

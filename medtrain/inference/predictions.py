@@ -7,16 +7,18 @@ import io
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from medtrain.data.io.dicom_series import is_dicom_file
 from medtrain.data.io.nifti import read_header
-from medtrain.errors import DataError, UsageError
+from medtrain.errors import DataError, MedtrainError, UsageError
 from medtrain.inference.scans import Scan, read_grid
 from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors, remove_leftovers
+from medtrain.run.lock import RunLock
 
 MARKER = "predictions.json"
 TABLE = "predictions.csv"
@@ -25,6 +27,11 @@ _WRITE_SHARE = 0.05
 """A table that is written now and then takes this share of the time."""
 
 _LEAST_PAUSE_S = 2.0
+
+_LONGEST_WAIT_S = 60.0
+"""For a table that another process writes, which takes seconds at most."""
+
+_ASK_AGAIN_S = 0.02
 
 Row = dict[str, Any]
 
@@ -58,6 +65,8 @@ class CaseReport:
 class PredictionTable:
     """A table with one row per case, made by one model, which can be continued after any interruption.
 
+    Several processes may write it, such as one per GPU: each puts its own rows among those that are there.
+
     Beside it lies a file that says which model and settings made it, so that the predictions of two models never come
     to stand in one table. Both are replaced as a whole: nobody sees half of one.
 
@@ -72,6 +81,10 @@ class PredictionTable:
 
     Raises:
         UsageError: The table is of another model, or not of medtrain.
+
+    Attributes:
+        rows: By case, with those of others as they were when the table was last read.
+        entered: The cases whose rows are this process's.
     """
 
     def __init__(
@@ -87,21 +100,25 @@ class PredictionTable:
     ) -> None:
         self.path = path
         self.marker = marker
+        self.entered: set[str] = set()
         self._columns = list(columns)
-        self._lock = threading.Lock()
-        remove_leftovers(path.parent)
-        model = json.loads(json.dumps(model))
-        previous = self._read_marker()
-        if previous != model and not overwrite:
-            self._require_no_conflict(previous, model, taken)
-        self.rows: dict[str, Row] = self._read_rows() if previous == model else {}
-        for case_id in redo:
-            self.rows.pop(case_id, None)
+        self._model = json.loads(json.dumps(model))
+        self._threads = threading.RLock()
+        self._processes = RunLock(path.with_name(f".{path.name}.lock"), silent=lambda: True)
+        self._depth = 0
         self._unwritten_since: float | None = None
         self._pause = _LEAST_PAUSE_S
-        # The table goes first: a marker of this model never stands beside rows of another.
-        self.write()
-        atomic_write_json(marker, model)
+        remove_leftovers(path.parent)
+        with self.alone():
+            previous = self._read_marker()
+            if previous != self._model and not overwrite:
+                self._require_no_conflict(previous, self._model, taken)
+            self.rows: dict[str, Row] = self._read_rows() if previous == self._model else {}
+            for case_id in redo:
+                self.rows.pop(case_id, None)
+            # The table goes first: a marker of this model never stands beside rows of another.
+            self._write_rows()
+            atomic_write_json(marker, self._model)
 
     def enter(self, case_id: str, row: Row, *, at_once: bool) -> bool:
         """Put a row in the place of that of before; safe to call from several threads.
@@ -114,8 +131,9 @@ class PredictionTable:
         Returns:
             Whether the table is due to be written, if not at once.
         """
-        with self._lock:
+        with self._threads:
             self.rows[case_id] = row
+            self.entered.add(case_id)
             if at_once:
                 self.write()
                 return False
@@ -125,13 +143,67 @@ class PredictionTable:
             return now - self._unwritten_since >= self._pause
 
     def write(self) -> None:
-        """Write the table, in the order of the cases."""
+        """Write the table, in the order of the cases, with the rows that other processes have written.
+
+        Raises:
+            MedtrainError: Another process has begun a table of another model in its place, or does not let go of it.
+        """
         started = time.monotonic()
+        with self.alone():
+            self.merge()
+            self._write_rows()
+        self._unwritten_since = None
+        self._pause = max(_LEAST_PAUSE_S, (time.monotonic() - started) / _WRITE_SHARE)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads and processes from writing the table; may be entered again within."""
+        with self._threads:
+            if not self._depth:
+                self._wait_for_lock()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self._processes.release()
+
+    def merge(self) -> bool:
+        """Take the rows that other processes have written, and say whether they have; to be called while alone."""
+        if self._stamp() in (self._written, None):  # nobody has, or it was deleted: all that is known is written again
+            return False
+        if self._read_marker() not in (self._model, None):
+            raise MedtrainError(
+                f"another process has put predictions of another model or setting into {self.path.parent}",
+                hint="choose a folder of its own for every model",
+            )
+        self.rows = self._read_rows() | {case_id: self.rows[case_id] for case_id in self.entered}
+        return True
+
+    def _wait_for_lock(self) -> None:
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while (holder := self._processes.acquire()) is not None:
+            if time.monotonic() >= deadline:
+                raise MedtrainError(
+                    f"{self.path} cannot be written: process {holder.pid} on {holder.host} is writing it all the time",
+                    hint=f"if there is no such process, remove {self._processes.path} and start the command again",
+                )
+            time.sleep(_ASK_AGAIN_S)
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """Tells the table that this process has written from one that another has put in its place."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _write_rows(self) -> None:
         rows = [self.rows[case_id] for case_id in sorted(self.rows)]
         columns = list(dict.fromkeys([*self._columns, *(key for row in rows for key in row)]))
         write_rows(self.path, columns, rows)
-        self._unwritten_since = None
-        self._pause = max(_LEAST_PAUSE_S, (time.monotonic() - started) / _WRITE_SHARE)
+        self._written = self._stamp()
 
     def _require_no_conflict(self, previous: Any, model: Any, taken: Sequence[str]) -> None:
         if previous is not None:

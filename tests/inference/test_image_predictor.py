@@ -190,6 +190,25 @@ def test_bags_are_folders_and_tell_which_instance_decided(tmp_path: Path) -> Non
     assert sum(float(weight) for case, *_, weight in cells if case == "b") == pytest.approx(1, abs=1e-5)
 
 
+def test_what_another_process_writes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(4):
+        picture(tmp_path / ("one" if index < 2 else "other") / f"bag_{index // 2}" / f"{index}.png", index)
+    its_run, out = run(plan(max_instances=3), tmp_path), tmp_path / "out"
+    alone = ImagePredictor._predict_batch
+
+    def beside(self: ImagePredictor, batch: Any, table: Any) -> int:
+        if not (out / "done").exists():
+            (out / "done").touch()
+            assert ImagePredictor(its_run).predict(tmp_path / "other", out)
+        return alone(self, batch, table)
+
+    monkeypatch.setattr(ImagePredictor, "_predict_batch", beside)
+    assert ImagePredictor(its_run).predict(tmp_path / "one", out)
+    assert sorted(read_table(out / "predictions.csv")) == ["bag_0", "bag_1"]
+    lines = (out / "predictions_attention.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["bag_0", "bag_0", "bag_1", "bag_1"]
+
+
 def test_a_table_may_lack_the_targets_and_name_missing_files(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "p1.png", 1)
     picture(tmp_path / "images" / "p2.png", 2)
