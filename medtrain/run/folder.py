@@ -375,6 +375,10 @@ def read_status(run_dir: Path) -> Status:
 
 
 def _claim(path: Path) -> Path:
+    if _is_abandoned(path):
+        (path / "status.json").unlink()
+        for empty in path.iterdir():
+            empty.rmdir()
     if (path / "status.json").exists():
         raise UsageError(
             f"{path} already holds a run", hint=f"continue it with `medtrain resume {path}`, or choose another run.dir"
@@ -387,6 +391,15 @@ def _claim(path: Path) -> Path:
     if any(path.iterdir()):
         raise UsageError(f"{path} is not empty", hint="choose another run.dir; a run needs a folder of its own")
     return path
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a folder holds only the status of a process that died before it had written what to do."""
+    status = read_status(path)
+    if (status.status, status.state) != ("created", "killed"):
+        return False
+    others = [entry for entry in path.iterdir() if entry.name != "status.json"]
+    return all(entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir()) for entry in others)
 
 
 def _make_unique(parent: Path, suffix: str = "") -> Path:

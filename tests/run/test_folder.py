@@ -63,6 +63,22 @@ def test_create_at_a_given_path(tmp_path: Path) -> None:
         RunFolder.create(experiment="x", path=tmp_path / "mine" / "thesis.doc")
 
 
+def test_a_folder_of_a_process_that_died_before_it_began_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run = RunFolder.create(experiment="x", path=path)
+    _set_status(run, pid=_dead_pid())
+    run.config.write_text("seed: 1")
+    with pytest.raises(UsageError, match="already holds a run"):  # there is something to resume
+        RunFolder.create(experiment="x", path=path)
+    run.config.unlink()
+    assert RunFolder.create(experiment="x", path=path).read_status().state == "created"
+    with pytest.raises(UsageError, match="already holds a run"):  # of a process that lives
+        RunFolder.create(experiment="x", path=path)
+    _set_status(run, pid=_dead_pid(), status="running")
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunFolder.create(experiment="x", path=path)
+
+
 def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
