@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,10 +25,14 @@ _HINTS = 1
 class PatchDataset:
     """Patches of prepared cases, each a pure function of the seed and its key.
 
-    The last round(oversample_foreground * batch_size) patches of a batch are centred on a labelled voxel: of a class
-    (or region) drawn among those that are present and annotated, then of a voxel of it, moved as little as needed to
-    stay within the case. The others lie anywhere within the case, or with an ignore label around any annotated voxel. A
-    case smaller than the patch lies in its middle.
+    Some patches are centred on a labelled voxel: of a class (or region) drawn among those that are present and
+    annotated, then of a voxel of it, moved as little as needed to stay within the case. The others lie anywhere within
+    the case, or with an ignore label around any annotated voxel. A case smaller than the patch lies in its middle.
+
+    With a share f centred and n patches in a batch, these are the patches from slot round(n (1 - f)) on (nnU-Net).
+    Where that would be none or all of a batch although f is neither 0 nor 1, as with batches of one, batches share the
+    task: sample i of epoch e is centred if floor((i + e + 1) f) > floor((i + e) f), so that an epoch has the share f,
+    and so has every sample over the epochs.
 
     Augmentation parameters are drawn before reading, and only the voxels they need are read.
 
@@ -36,8 +41,8 @@ class PatchDataset:
         case_ids: Cases to draw from; sample `index` is of case `index % len(case_ids)`.
         plan: Patch size, normalisation, classes.
         augment: Draws parameters and what must be read for them.
-        batch_size: Global batch, in which the slot decides whether foreground is forced.
-        oversample_foreground: Share of a batch centred on foreground.
+        batch_size: Patches of a global batch, where it is large enough for the slot to decide.
+        oversample_foreground: Share of the patches that are centred on foreground.
         seed: Of everything random.
         annotated: Outputs that were annotated, of cases where not all were.
         hints: Name of the previous stage's label map by case, in a cascade.
@@ -67,7 +72,16 @@ class PatchDataset:
         self.hints = dict(hints or {})
         self.disturb_hints = disturb_hints
         self._structures = plan.regions or tuple((index,) for index in range(1, plan.num_classes))
+        self.oversample_foreground = oversample_foreground
         self.first_foreground_slot = round(batch_size * (1 - oversample_foreground))
+        self._by_slot = 0 < self.first_foreground_slot < batch_size
+
+    def is_foreground(self, key: SampleKey) -> bool:
+        """Whether a patch is centred on a labelled voxel."""
+        if self._by_slot:
+            return key.slot >= self.first_foreground_slot
+        turn = key.index + key.epoch
+        return math.floor((turn + 1) * self.oversample_foreground) > math.floor(turn * self.oversample_foreground)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Draw and read a sample.
@@ -84,7 +98,7 @@ class PatchDataset:
         case = self.store.case(self.case_ids[key.index % len(self.case_ids)])
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, key.epoch, key.index])))
         patch = (1,) * (3 - self.plan.spatial_dims) + self.plan.patch_size
-        start = self._patch_start(case, patch, rng, foreground=key.slot >= self.first_foreground_slot)
+        start = self._patch_start(case, patch, rng, foreground=self.is_foreground(key))
         params = self.augment.draw(rng, patch_size=self.plan.patch_size)
         size = (1,) * (3 - self.plan.spatial_dims) + tuple(params["read_size"])
         # the patch lies in the middle of what is read

@@ -1,3 +1,5 @@
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from medtrain.data.patches import PatchDataset, collate, read_box
 from medtrain.data.plan import ChannelNormalization, Plan
 from medtrain.data.prepare import prepare
-from medtrain.data.sampler import SampleKey
+from medtrain.data.sampler import EpochSampler, SampleKey
 from medtrain.data.store import Store
 from medtrain.data.volume_data import VolumeData
 from tests.data.small_data import small_dataset, small_plan
@@ -95,6 +97,48 @@ def test_the_last_patches_of_a_batch_are_centred_on_each_class_alike(store: Stor
     assert 150 < centres.count(1) < 250  # each class with probability 1/2, however small it is
     anywhere = [int(data[key]["label"][1, 1, 1]) for key in keys(400, slot=2)]
     assert anywhere.count(0) > 200
+
+
+def forced(data: PatchDataset, keys: Sequence[SampleKey]) -> list[bool]:
+    return [data.is_foreground(key) for key in keys]
+
+
+@pytest.mark.parametrize(("batch_size", "share"), [(1, 0.33), (1, 0.5), (1, 0.75), (2, 0.1), (3, 0.9)])
+def test_a_batch_too_small_for_the_share_leaves_it_to_several(store: Store, batch_size: int, share: float) -> None:
+    data = patches(store, small_plan(), batch_size=batch_size, oversample_foreground=share)
+    sampler = EpochSampler(num_samples=100, batch_size=batch_size, seed=0)
+    batches = itertools.islice(sampler.batches(), 12 * sampler.batches_per_epoch)
+    keys = [key for batch in batches for key in batch]
+    found = forced(data, keys)
+    assert sum(found) / len(found) == pytest.approx(share, abs=0.01)
+    for epoch in range(12):
+        within = [hit for key, hit in zip(keys, found) if key.epoch == epoch]
+        assert sum(within) == pytest.approx(share * len(within), abs=2)
+    # the sample's own epochs have the share too, whatever its place in the order
+    own = [hit for key, hit in zip(keys, found) if key.index == 17]
+    assert sum(own) == pytest.approx(share * 12, abs=1.001)
+    assert forced(data, keys) == found
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 9])
+def test_the_last_slots_of_a_batch_that_is_large_enough(store: Store, batch_size: int) -> None:
+    data = patches(store, small_plan(), batch_size=batch_size, oversample_foreground=0.33)
+    found = forced(data, [SampleKey(3, 40 + slot, slot) for slot in range(batch_size)])
+    # nnU-Net: not slot < round(batch_size * (1 - share))
+    assert found == [slot >= round(batch_size * 0.67) for slot in range(batch_size)]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_none_and_all_are_none_and_all(store: Store, share: float) -> None:
+    data = patches(store, small_plan(), batch_size=1, oversample_foreground=share)
+    assert set(forced(data, keys(40))) == {bool(share)}
+
+
+def test_a_batch_of_one_has_foreground(store: Store) -> None:
+    data = patches(store, small_plan(patch_size=(3, 3, 3)), batch_size=1, oversample_foreground=0.33)
+    forced_keys = [key for key in keys(60) if data.is_foreground(key)]
+    assert len(forced_keys) == pytest.approx(0.33 * 60, abs=1)
+    assert all(int(data[key]["label"][1, 1, 1]) > 0 for key in forced_keys)
 
 
 def test_centres_cover_the_case_and_patches_stay_inside(store: Store) -> None:
