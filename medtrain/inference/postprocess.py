@@ -80,14 +80,25 @@ def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.nda
         if box is None:
             continue
         components, count = ndimage.label(mask[box], structure=np.ones((3,) * label.ndim, dtype=bool))
+        del mask
         if count <= 1:
             continue
-        sizes = np.bincount(components.ravel())
-        sizes[0] = 0
+        largest = _largest_component(components, count)
         if result is label:
             result = label.copy()
-        result[box][(components > 0) & (components != sizes.argmax())] = 0
+        # slice by slice, because whole masks would take as much memory as the label map again
+        for part, found in zip(result[box], components):
+            part[(found > 0) & (found != largest)] = 0
     return result
+
+
+def _largest_component(components: np.ndarray, count: int) -> int:
+    """The most frequent number above 0, the first of equal ones; `np.bincount` of the whole would make it 64 bits."""
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for part in components:
+        found = np.bincount(part.ravel())
+        sizes[: len(found)] += found
+    return 1 + int(sizes[1:].argmax())
 
 
 def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medtrain.errors import UsageError
 from medtrain.inference.postprocess import class_indices, decide, keep_largest_components
@@ -41,6 +44,28 @@ def test_diagonal_neighbours_are_one_component() -> None:
 def test_equal_sizes_keep_the_first() -> None:
     label = np.array([[1, 0, 1, 0, 1]])
     assert keep_largest_components(label, [1]).tolist() == [[1, 0, 0, 0, 0]]
+
+
+def test_components_take_little_memory() -> None:
+    # noise, so that components are many and the box is the whole: a byte of mask, four of component, one of result
+    label = (np.random.default_rng(0).random((96, 64, 64)) < 0.05).astype(np.uint8)
+    keep_largest_components(label[:4], [1])  # imports
+    tracemalloc.start()
+    try:
+        kept = keep_largest_components(label, [1])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0 < kept.sum() < label.sum()
+    assert peak < 7.5 * label.size
+
+
+def test_many_components_as_scipy_counts_them() -> None:
+    label = (np.random.default_rng(1).random((20, 30, 25)) < 0.04).astype(np.uint8)
+    components, count = ndimage.label(label, structure=np.ones((3, 3, 3)))
+    sizes = [int((components == number).sum()) for number in range(1, count + 1)]
+    assert count > 20
+    np.testing.assert_array_equal(keep_largest_components(label, [1]), components == 1 + sizes.index(max(sizes)))
 
 
 def test_absent_class_and_no_class_change_nothing() -> None:
