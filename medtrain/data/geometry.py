@@ -34,7 +34,8 @@ _NEGLIGIBLE = 1e-7
 _BLOCK = 64
 
 
-@functools.lru_cache(maxsize=512)
+# the axes of a few scans, both ways: a matrix is about a megabyte, and scans of other sizes need others
+@functools.lru_cache(maxsize=32)
 def interpolation_matrix(n_in: int, n_out: int, order: int) -> torch.Tensor:
     """The 1-D spline interpolation from n_in to n_out samples as a matrix [n_out, n_in], float32.
 

@@ -233,3 +233,9 @@ def test_geometry_survives_json() -> None:
     assert CaseGeometry.from_json(json.loads(json.dumps(case.to_json()))) == case
     assert case.canonical_shape == (10, 12, 14)
     assert case.canonical_spacing == (8.0, 1 / 3, 0.7)
+
+
+def test_matrices_of_many_sizes_are_not_kept_for_ever() -> None:
+    for size in range(40, 140):
+        interpolation_matrix(size, 30, 1)
+    assert interpolation_matrix.cache_info().currsize <= 32
