@@ -18,8 +18,8 @@ from medtrain.crossval.folder import CrossvalFolder, is_crossval
 from medtrain.engine.build import build_task
 from medtrain.engine.launch import read_plan
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
-from medtrain.metrics.cases import metric_specs
-from medtrain.metrics.lesions import COUNTS
+from medtrain.metrics.cases import metric_specs, tolerance_of
+from medtrain.metrics.lesions import COUNTS, LESION_METRICS
 from medtrain.metrics.spec import MetricSpec
 from medtrain.run.folder import RunFolder
 from medtrain.tasks.base import Record, Task
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 3
 _TEXTS = ("case_id", "group", "fold")
+_RULES = {"nsd": "nsd_tolerance_mm", **{spec.name: "lesion_iou" for spec in LESION_METRICS}}
+"""The setting of the task by which a metric is judged."""
+
 _CPU = torch.device("cpu")
 
 
@@ -47,6 +50,7 @@ class JudgedRun:
         trained_on: Case ids of its training part; empty for a cross-validation, which judges what each fold held out.
         split_hash: Of the division of the cases.
         by_fold: What each fold of a cross-validation had decided, by fold; empty where nothing was left to them.
+        rules: Settings of the task that say how a case is judged: `nsd_tolerance_mm`, `lesion_iou`.
     """
 
     run_name: str
@@ -60,6 +64,7 @@ class JudgedRun:
     trained_on: frozenset[str]
     split_hash: str
     by_fold: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
     def specs(self) -> dict[str, MetricSpec]:
         """Metrics with direction and unit, those of a final evaluation included."""
@@ -70,6 +75,21 @@ class JudgedRun:
         columns = {key for record in self.records.values() for key in record}
         lesions = [name for name in names[1:] if f"{COUNTS[0]}/{name}" in columns]
         return {**metric_specs(names, lesions, froc=True), **known}
+
+    def ruled_apart(self, other: JudgedRun, metric: str) -> str:
+        """The setting by which a metric has another meaning in another run; empty where it means the same.
+
+        Args:
+            other: The other run.
+            metric: Such as `nsd` or `nsd/liver`.
+        """
+        kind, _, name = metric.partition("/")
+        key = _RULES.get(kind)
+        if key is None or key not in self.rules or key not in other.rules:
+            return ""
+        names = [name] if name else [n for n in self.task.class_names[1:] if n in other.task.class_names[1:]]
+        mine, theirs = self.rules[key], other.rules[key]
+        return key if any(tolerance_of(mine, n) != tolerance_of(theirs, n) for n in names) else ""
 
     @property
     def family(self) -> str:
@@ -96,7 +116,9 @@ def read_judged(path: Path, *, part: str = "val", imports: Sequence[str] = ()) -
     evaluation = _find_evaluation(folder, part)
     summary = _read_json(evaluation / "summary.json")
     decision = _decision(summary)
-    task, config = _task(folder, imports, summary.get("inference"))
+    if evaluation != folder.evaluation and "task" not in summary:
+        log.warning("%s does not say by which rules it has judged: taken for those of the run", evaluation)
+    task, config = _task(folder, imports, summary)
     task.use_decision(decision)
     data = _read_json(folder.path / "data.json")
     return JudgedRun(
@@ -110,6 +132,7 @@ def read_judged(path: Path, *, part: str = "val", imports: Sequence[str] = ()) -
         records=_read_records(evaluation / "cases.csv"),
         trained_on=frozenset() if part == "train" else _trained_on(folder.splits, config),
         split_hash=str(data.get("split_hash", "")),
+        rules=_rules(config),
     )
 
 
@@ -121,7 +144,7 @@ def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
     if not folder.cases.is_file() or not members:
         raise UsageError(f"{path} is not done", hint=f"go on with it: medtrain resume {path}")
     first = RunFolder.open(folder.path / members[0])
-    task, _ = _task(first, imports)
+    task, config = _task(first, imports, {})
     data = _read_json(first.path / "data.json")
     records = _read_records(folder.cases)
     summaries = {member: _read_json(folder.path / member / "evaluation" / "summary.json") for member in members}
@@ -138,25 +161,30 @@ def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
         trained_on=frozenset(),
         split_hash="",
         by_fold=decided if any(decided.values()) else {},
+        rules=_rules(config),
     )
+
+
+def _rules(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config["task"][key] for key in _RULES.values() if key in config.get("task", {})}
 
 
 def _decision(summary: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in (summary.get("decision") or {}).items()}
 
 
-def _task(
-    folder: RunFolder, imports: Sequence[str], inference: Mapping[str, Any] | None = None
-) -> tuple[Task, Mapping[str, Any]]:
+def _task(folder: RunFolder, imports: Sequence[str], summary: Mapping[str, Any]) -> tuple[Task, Mapping[str, Any]]:
     """The task that judges, without what only an evaluation writes; and the configuration.
 
     Args:
         folder: Of the run.
         imports: Modules that register the user's components.
-        inference: The settings of an evaluation that may differ from the run's: they say what is decided.
+        summary: Of an evaluation, whose settings may differ from the run's.
     """
     config = load_saved(folder.path, imports=imports)
-    config = config if inference is None else {**config, "inference": inference}
+    for part in ("inference", "task"):
+        own, settings = config[part], summary.get(part) or {}
+        config = {**config, part: {key: settings.get(key, value) for key, value in own.items()}}
     judging = {key: value for key, value in config["task"].items() if key != "report"}
     return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from medtrain.compare.judged import JudgedRun, read_judged, some_cases
 from medtrain.errors import DataError, Problem, UsageError
 from medtrain.metrics.bootstrap import Statistic
 from medtrain.metrics.cases import CaseTable
+from medtrain.metrics.lesions import COUNTS
 from medtrain.metrics.paired import Difference, paired_differences
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.tables import cases_csv
@@ -44,6 +45,7 @@ class Comparison:
         apart: The cases in which the main metric differs most: case, first, second.
         missing: Metrics that only one of the runs has.
         by_fold: Runs that are judged fold by fold, as each fold has decided for itself.
+        ruled_out: Metrics that the runs have judged by other rules, with these.
     """
 
     first: str
@@ -55,6 +57,7 @@ class Comparison:
     apart: tuple[tuple[str, float, float], ...]
     missing: tuple[str, ...]
     by_fold: tuple[str, ...] = ()
+    ruled_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare_runs(
@@ -190,6 +193,13 @@ def _compare(
             f"{first.run_name} and {second.run_name} have not both judged {main}",
             hint=f"--metric NAME, one of {', '.join(shared) or 'none'}",
         )
+    ruled_out = _ruled_out(first, second, shared)
+    if main in ruled_out:
+        key = first.ruled_apart(second, main)
+        hint = f"judge it alike first: medtrain evaluate {second.path} {_typed(key, first.rules[key])}"
+        where = f"{first.run_name} and {second.run_name} cannot be compared"
+        raise DataError([Problem(where, f"{main} is judged by other rules ({ruled_out[main]})", hint)])
+    shared = {key: spec for key, spec in shared.items() if key not in ruled_out}
     patients = patients_of(records[0])
     differences = paired_differences(
         one, two, patients, shared, swapped=swap, seed=_SEED, resamples=resamples, confidence=confidence
@@ -205,7 +215,25 @@ def _compare(
         apart=_apart(cases, mine, theirs),
         missing=tuple(sorted(keys[0] ^ keys[1])),
         by_fold=tuple(dict.fromkeys(run.run_name for run in (first, second) if run.by_fold)),
+        ruled_out=ruled_out,
     )
+
+
+def _ruled_out(first: JudgedRun, second: JudgedRun, keys: Iterable[str]) -> dict[str, str]:
+    """Metrics whose numbers mean different things in two runs, with the settings that say so."""
+    apart = {key: first.ruled_apart(second, key) for key in keys}
+    return {
+        key: f"task.{rule}: {first.run_name} {first.rules[rule]}, {second.run_name} {second.rules[rule]}"
+        for key, rule in apart.items()
+        if rule
+    }
+
+
+def _typed(key: str, value: Any) -> str:
+    """A setting of the task as it is typed."""
+    if not isinstance(value, Mapping):
+        return f"task.{key}={value}"
+    return f"'task.{key}={{{', '.join(f'{name}: {number}' for name, number in value.items())}}}'"
 
 
 def _of_cases(
@@ -213,6 +241,8 @@ def _of_cases(
 ) -> tuple[Statistic, Statistic, Swap]:
     """Means over the cases in which a metric is defined for both."""
     table, count = CaseTable([*one, *two], shared_names(first, second)), len(one)
+    lesions = [{key for row in rows for key in row} for rows in (one, two)]
+    table.lesions = [name for name in table.lesions if all(f"{COUNTS[0]}/{name}" in keys for keys in lesions)]
     unknown = np.isnan(table.values[:count]) | np.isnan(table.values[count:])
     table.values = np.where(np.concatenate([unknown, unknown]), np.nan, table.values)
 

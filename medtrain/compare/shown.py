@@ -64,6 +64,13 @@ def comparison_notes(found: Comparison, *, main: str) -> list[str]:
     if found.by_fold:
         who = " and ".join(found.by_fold)
         notes.append(f"means over the folds of {who}, each judged under what it has decided itself")
+    if found.ruled_out:
+        kinds: dict[str, list[str]] = {}
+        for key, rule in found.ruled_out.items():
+            if "/" not in key:  # where one of a class is ruled out, so is their mean
+                kinds.setdefault(rule, []).append(key)
+        said = [f"{', '.join(keys)} ({rule})" for rule, keys in kinds.items()]
+        notes.append(f"not compared, as judged by other rules: {'; '.join(said)}")
     if found.one_sided:
         some = [f"{key} A {one} B {two}" for key, (one, two) in list(found.one_sided.items())[:_MOST]]
         notes.append(f"left out, as only one of the two has a value: {', '.join(some)}")

@@ -89,7 +89,7 @@ def evaluate_run(
             records, drawn = _judge_each(run, data, chosen) if cases else (_judge(run, data, chosen), {})
         summary = run.task.summarize(records)
         facts = {"checkpoint": f"step_{run.step:08d}", "weights": run.weights, "part": part}
-        facts = plain({**facts, "inference": config["inference"]})
+        facts = plain({**facts, "inference": config["inference"], "task": config["task"]})
         run.task.write_evaluation(out, records, summary, extra=facts)  # before pictures, which may fail
         for picture, pixels in (drawn if cases else _draw(run, data, records)).items():
             save_picture(out / f"{picture}.png", pixels)

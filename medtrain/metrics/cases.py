@@ -131,7 +131,7 @@ def evaluate_case(
     for name, region in zip(names, members):
         masks = _mask(predicted, region, highest), _mask(true, region, highest)
         if surface:
-            values = surface_metrics(*masks, spacing, nsd_tolerance_mm=_tolerance(nsd_tolerance_mm, name))
+            values = surface_metrics(*masks, spacing, nsd_tolerance_mm=tolerance_of(nsd_tolerance_mm, name))
             row |= {f"{metric}/{name}": values[metric] for metric in SURFACE_METRICS}
         if lesions is not None and name in lesions.lesions:
             probability = None if probabilities is None else probabilities.get(name)
@@ -140,7 +140,13 @@ def evaluate_case(
     return row if annotated is None else _forget_unannotated(row, names, annotated)
 
 
-def _tolerance(given: float | Mapping[str, float], name: str) -> float:
+def tolerance_of(given: float | Mapping[str, float], name: str) -> float:
+    """The tolerance of a class or region in mm.
+
+    Args:
+        given: One for all; or by name, where the others have 1 mm.
+        name: Of the class or region.
+    """
     return given.get(name, 1.0) if isinstance(given, Mapping) else given
 
 

@@ -288,6 +288,40 @@ def test_one_shared_class_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {item.metric: item.first for item in found.differences}["dice"] == pytest.approx((0.5 + 0.3 + 0.1) / 3)
 
 
+def _lesions(rows: Sequence[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    counts = [{f"lesions_{what}/{name}": 1.0 for what in ("found", "missed", "false") for name in names}] * len(rows)
+    return [{**row, **count, "nsd/liver": 0.5, "nsd/tumour": 0.25} for row, count in zip(rows, counts, strict=True)]
+
+
+def test_metrics_of_other_rules_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {"nsd_tolerance_mm": {"liver": 2}, "lesion_iou": 0.0}
+    one = _run("a", _lesions(FIRST, "tumour"), Cases(), rules=rules)
+    two = _run("b", _lesions(SECOND, "tumour"), Cases(), rules={"nsd_tolerance_mm": 1.0, "lesion_iou": 0.1})
+    (found,), *_ = _compare(monkeypatch, one, two)
+    compared = {item.metric for item in found.differences}
+    assert {"dice", "dice/liver", "nsd/tumour", "hd95_mm"} <= compared
+    assert not {"nsd", "nsd/liver", "lesion_f1", "lesion_f1/tumour", "lesion_fp"} & compared
+    assert found.ruled_out["nsd"] == "task.nsd_tolerance_mm: a {'liver': 2}, b 1.0"
+    notes = "\n".join(comparison_notes(found, main="dice"))
+    assert "not compared, as judged by other rules: nsd (task.nsd_tolerance_mm: a {'liver': 2}, b 1.0)" in notes
+    assert "lesion_f1, lesion_fp (task.lesion_iou: a 0.0, b 0.1)" in notes
+    with pytest.raises(DataError, match=r"nsd is judged by other rules \(task\.nsd_tolerance_mm: ") as caught:
+        _compare(monkeypatch, two, one, metric="nsd")
+    assert caught.value.problems[0].hint == "judge it alike first: medtrain evaluate a task.nsd_tolerance_mm=1.0"
+    same = dataclasses.replace(two, rules={"nsd_tolerance_mm": {"liver": 2.0, "tumour": 1}, "lesion_iou": 0})
+    (found,), *_ = _compare(monkeypatch, one, same, metric="nsd")
+    assert found.ruled_out == {}
+
+
+def test_lesions_of_both_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = _run("a", _lesions(FIRST, "tumour"), Cases())
+    rows = [{**row, "lesions_missed/liver": 9.0} for row in _lesions(SECOND, "tumour", "liver")]
+    (found,), *_ = _compare(monkeypatch, one, _run("b", rows, Cases()), metric="lesion_f1")
+    by_name = {item.metric: item for item in found.differences}
+    assert (by_name["lesion_f1"].first, by_name["lesion_f1"].second) == (0.5, 0.5)
+    assert "lesion_f1/liver" in found.missing
+
+
 def test_common_cases() -> None:
     one = _run("a", FIRST, Cases())
     other = _run("b", FIRST[1:], Cases(), trained_on=frozenset({"t1"}))
