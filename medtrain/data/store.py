@@ -6,7 +6,8 @@ The modification time of a case's folder and of a scan is when it was last used;
 
     <store>/digests.json            content digests by path, size and time
     <store>/scans/<key>.json        what planning needs of a case
-    <store>/cases/<key>/case.json image.b2nd label.b2nd [body.b2nd] [source_label.b2nd] foreground.npy [hints_*.b2nd]
+    <store>/cases/<key>/case.json image.b2nd label.b2nd [body.b2nd] [source_label.b2nd] foreground.npy
+                        [hints_*.b2nd hints_*.json]     of the first stage of a cascade, and their sizes and checksums
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from medtrain.data.case import Case
 from medtrain.data.geometry import CaseGeometry
 from medtrain.data.preprocess import ChannelStats
 from medtrain.errors import MedtrainError
-from medtrain.run.atomic import atomic_write
+from medtrain.run.atomic import atomic_write, atomic_write_json
 
 FORMAT = 2
 """Part of every key: raise it when the files' content or meaning changes."""
@@ -293,7 +294,7 @@ def hints_file(name: str) -> str:
 
 
 def write_hints(folder: Path, name: str, hints: np.ndarray, patch_size: Sequence[int]) -> None:
-    """Put a label map of the previous stage of a cascade beside a prepared case, on the same grid.
+    """Put a label map of the previous stage of a cascade beside a prepared case, on the same grid, and its checksum.
 
     Args:
         folder: The case's.
@@ -301,7 +302,24 @@ def write_hints(folder: Path, name: str, hints: np.ndarray, patch_size: Sequence
         hints: Class indices [D, H, W].
         patch_size: What will be read at a time; shapes the chunks.
     """
-    atomic_write(folder / hints_file(name), compress(hints, patch_size), sync=False)
+    path, data = folder / hints_file(name), compress(hints, patch_size)
+    atomic_write(path, data, sync=False)
+    atomic_write_json(path.with_suffix(".json"), _entry(path, data), sync=False)
+
+
+def hints_intact(folder: Path, name: str) -> bool:
+    """Whether a label map of the previous stage of a cascade is beside a prepared case as it was written.
+
+    Args:
+        folder: The case's.
+        name: Of the networks that made it.
+    """
+    path = folder / hints_file(name)
+    try:
+        entry = json.loads(path.with_suffix(".json").read_bytes())
+        return _file_intact(path, entry)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # a record that was cut, or none
+        return False
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
@@ -316,17 +334,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 def files_intact(folder: Path, description: Mapping[str, Any]) -> bool:
     """Whether every file has its recorded size, and its checksum too where its time is not the recorded one."""
-    for name, entry in description["files"].items():
-        path = folder / name
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return False
-        if status.st_size != entry["size"]:
-            return False
-        if status.st_mtime_ns != entry["mtime_ns"] and zlib.crc32(path.read_bytes()) != entry["crc32"]:
-            return False
-    return True
+    return all(_file_intact(folder / name, entry) for name, entry in description["files"].items())
 
 
 def compress(array: np.ndarray, patch_size: Sequence[int]) -> bytes:
@@ -382,6 +390,16 @@ def chunk_shapes(
 def _write(path: Path, data: bytes) -> dict[str, int]:
     path.write_bytes(data)
     return _entry(path, data)
+
+
+def _file_intact(path: Path, entry: Mapping[str, int]) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    if status.st_size != entry["size"]:
+        return False
+    return status.st_mtime_ns == entry["mtime_ns"] or zlib.crc32(path.read_bytes()) == entry["crc32"]
 
 
 def _entry(path: Path, data: bytes) -> dict[str, int]:

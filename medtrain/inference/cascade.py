@@ -16,7 +16,7 @@ from torch import Tensor
 from medtrain.data.cascade import PreviousStage, who_predicts
 from medtrain.data.preprocess import prepare_image
 from medtrain.data.source import Progress
-from medtrain.data.store import case_folder, hints_file, write_hints
+from medtrain.data.store import case_folder, hints_intact, write_hints
 from medtrain.errors import MedtrainError
 from medtrain.inference.scans import read_scan
 from medtrain.tasks.segmentation import Segmentation
@@ -117,7 +117,7 @@ def make_hints(
     *,
     progress: Progress | None = None,
 ) -> int:
-    """Let the first stage of a cascade segment the cases of a store that it has not segmented yet.
+    """Let the first stage of a cascade segment the cases of a store of which its label map is missing or damaged.
 
     Args:
         config: The completed configuration of the second stage.
@@ -140,7 +140,7 @@ def make_hints(
     todo = []
     for case_id, chosen in members.items():
         folder = case_folder(store.root, store.keys[case_id])
-        if not (folder / hints_file(stage.hint_name(chosen))).is_file():
+        if not hints_intact(folder, stage.hint_name(chosen)):
             todo.append((chosen, case_id, folder))
     if not todo:
         return 0

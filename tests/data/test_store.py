@@ -11,7 +11,16 @@ import pytest
 from medtrain.data.case import Case
 from medtrain.data.geometry import CaseGeometry
 from medtrain.data.preprocess import ChannelStats
-from medtrain.data.store import PreparedCase, Store, _read_whole, chunk_shapes, compress, write_case
+from medtrain.data.store import (
+    PreparedCase,
+    Store,
+    _read_whole,
+    chunk_shapes,
+    compress,
+    hints_intact,
+    write_case,
+    write_hints,
+)
 from medtrain.errors import MedtrainError
 from tests.data.small_data import grid_of
 
@@ -96,6 +105,31 @@ def test_damage_is_found_on_opening(tmp_path: Path, rng: np.random.Generator, na
     with pytest.raises(MedtrainError, match=r"the prepared case a in .* is missing or damaged") as error:
         PreparedCase(tmp_path / "a", CASE)
     assert error.value.hint == "start the command again; damaged cases are prepared anew"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "changed", "record cut", "record gone"])
+def test_damaged_hints_are_found(tmp_path: Path, rng: np.random.Generator, damage: str) -> None:
+    write(tmp_path / "a", rng)
+    hints = rng.integers(0, 3, (6, 7, 8)).astype(np.uint8)
+    assert not hints_intact(tmp_path / "a", "x")
+    write_hints(tmp_path / "a", "x", hints, (4, 4, 4))
+    assert hints_intact(tmp_path / "a", "x")
+    assert not hints_intact(tmp_path / "a", "y")
+    path = tmp_path / "a" / ("hints_x.json" if damage.startswith("record") else "hints_x.b2nd")
+    content = path.read_bytes()
+    os.utime(path, ns=(0, 12345))
+    assert hints_intact(tmp_path / "a", "x")  # a copy of the store
+    if damage.endswith("cut"):
+        path.write_bytes(content[: len(content) // 2])
+    elif damage.endswith("gone"):
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=(0, 12345))
+    assert not hints_intact(tmp_path / "a", "x")
+    write_hints(tmp_path / "a", "x", hints, (4, 4, 4))
+    assert hints_intact(tmp_path / "a", "x")
+    np.testing.assert_array_equal(PreparedCase(tmp_path / "a", CASE).read_hints("x"), hints)
 
 
 def test_a_copied_store_is_accepted(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -17,6 +17,7 @@ from medtrain.data.geometry import CaseGeometry
 from medtrain.data.io.nifti import read_image
 from medtrain.data.prepare import prepare
 from medtrain.data.preprocess import prepare_image
+from medtrain.data.store import case_folder, hints_file
 from medtrain.data.volume_data import VolumeData
 from medtrain.engine.precision import Precision
 from medtrain.errors import MedtrainError
@@ -77,6 +78,26 @@ def test_coarse_maps_come_to_the_fine_grid_as_channels(first: tuple[FirstStage, 
     coarse = CaseGeometry.between(fine.geometry.grid, fine.geometry.crop, (1.5, 1.5, 1.5))
     assert stage.predict(case.images, coarse).shape == coarse.resampled_shape
     assert model.asked == 2
+
+
+def test_damaged_maps_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = small_dataset(tmp_path / "raw", cases=2)
+    plan = replace(small_plan(), cascade=STAGE)
+    store = prepare(dataset, VolumeData(store=str(tmp_path / "store")), plan)
+    members = {"case_0": (0,), "case_1": (0,)}
+    monkeypatch.setattr(PreviousStage, "check", lambda self, root: None)
+    monkeypatch.setattr("medtrain.inference.cascade.who_predicts", lambda stage, root, cases, **more: members)
+    monkeypatch.setattr(
+        FirstStage, "predict", lambda self, files, geometry, members: np.ones(geometry.resampled_shape, np.uint8)
+    )
+    config = {"data": {"cascade_from": str(tmp_path)}, "trainer": {"device": "cpu"}, "inference": {}}
+    assert make_hints(config, plan, store, list(members)) == 2
+    assert make_hints(config, plan, store, list(members)) == 0
+    hints = case_folder(store.root, store.keys["case_1"]) / hints_file(STAGE.hint_name((0,)))
+    content = hints.read_bytes()
+    hints.write_bytes(content[: len(content) // 2])
+    assert make_hints(config, plan, store, list(members)) == 1
+    assert hints.read_bytes() == content
 
 
 def test_a_store_that_may_only_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
