@@ -27,6 +27,7 @@ from medtrain.tasks.base import Record, Task
 log = logging.getLogger(__name__)
 
 _SHOWN = 3
+_FITS = 2
 _TEXTS = ("case_id", "group", "fold")
 _RULES = {"nsd": "nsd_tolerance_mm", **{spec.name: "lesion_iou" for spec in LESION_METRICS}}
 """The setting of the task by which a metric is judged."""
@@ -76,6 +77,26 @@ class JudgedRun:
         lesions = [name for name in names[1:] if f"{COUNTS[0]}/{name}" in columns]
         return {**metric_specs(names, lesions, froc=True), **known}
 
+    def judged(self) -> dict[str, MetricSpec]:
+        """Those of `specs` that it was judged by: lesions and surfaces only where they were asked for."""
+        found = self.task.summarize(list(self.records.values()))
+        return {key: spec for key, spec in self.specs().items() if key in found}
+
+    def how_to_judge(self, metric: str) -> str | None:
+        """What to type so that it has a metric of lesions; None if that is of no use.
+
+        Args:
+            metric: Such as `lesion_f1/tumour`.
+        """
+        kind, _, name = metric.partition("/")
+        if _RULES.get(kind) != "lesion_iou" or self.family != "segmentation" or is_crossval(self.path):
+            return None
+        names = self.task.class_names[1:]
+        if name and name not in names:
+            return None
+        words = "" if self.part == "val" else f" --part {self.part}"
+        return f"judge it first: medtrain evaluate {self.path}{words} task.lesions=[{name or names[-1]}]"
+
     def ruled_apart(self, other: JudgedRun, metric: str) -> str:
         """The setting by which a metric has another meaning in another run; empty where it means the same.
 
@@ -97,12 +118,24 @@ class JudgedRun:
         return "segmentation" if hasattr(self.task, "on_prediction") else "images"
 
 
-def read_judged(path: Path, *, part: str = "val", imports: Sequence[str] = ()) -> JudgedRun:
+def read_judged(
+    path: Path,
+    *,
+    part: str = "val",
+    metric: str | None = None,
+    like: JudgedRun | None = None,
+    imports: Sequence[str] = (),
+) -> JudgedRun:
     """Read the final evaluation of a run, or its newest one of another part.
+
+    Where that has not judged the metric, or by other rules than another run, the newest one that has is read, if there
+    is one of the same weights.
 
     Args:
         path: The folder of a run or of a cross-validation.
         part: `val`, `test` or `train`.
+        metric: What is asked for; None for what there is.
+        like: The run to compare with.
         imports: Modules that register the user's components.
 
     Raises:
@@ -113,7 +146,32 @@ def read_judged(path: Path, *, part: str = "val", imports: Sequence[str] = ()) -
     if is_crossval(path):
         return _read_crossval(path, part, imports)
     folder = RunFolder.open(path)
-    evaluation = _find_evaluation(folder, part)
+    places = _find_evaluations(folder, part)
+    found = _read_evaluation(path, places[0], part, imports)
+    fits = _fitness(found, metric, like)
+    for place in places[1:]:
+        if fits == _FITS:
+            break
+        other = _read_evaluation(path, place, part, imports)
+        if _fitness(other, metric, like) > fits:
+            found, fits = other, _fitness(other, metric, like)
+    if found.evaluation != folder.evaluation:
+        has = f", which has {metric}" if metric and found.evaluation != places[0] else ""
+        log.info("%s: taking %s%s", folder.path.name, found.evaluation.relative_to(folder.path), has)
+    return found
+
+
+def _fitness(run: JudgedRun, metric: str | None, like: JudgedRun | None) -> int:
+    """How well an evaluation serves: whether it has the metric, and by the same rules."""
+    if metric is None:
+        return _FITS
+    if metric not in run.judged():
+        return 0
+    return 1 if like is not None and run.ruled_apart(like, metric) else _FITS
+
+
+def _read_evaluation(path: Path, evaluation: Path, part: str, imports: Sequence[str]) -> JudgedRun:
+    folder = RunFolder.open(path)
     summary = _read_json(evaluation / "summary.json")
     decision = _decision(summary)
     if evaluation != folder.evaluation and "task" not in summary:
@@ -189,20 +247,28 @@ def _task(folder: RunFolder, imports: Sequence[str], summary: Mapping[str, Any])
     return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config
 
 
-def _find_evaluation(folder: RunFolder, part: str) -> Path:
-    """The run's own final evaluation if it is of the part; else the newest one of the best or a named checkpoint."""
-    found = [folder.evaluation] if part == "val" else []
-    found += sorted(folder.evaluation.glob(f"{part}_step_*"), key=lambda place: place.stat().st_mtime, reverse=True)
-    there = [place for place in found if (place / "cases.csv").is_file() and (place / "summary.json").is_file()]
+def _find_evaluations(folder: RunFolder, part: str) -> list[Path]:
+    """The run's own final evaluation if it is of the part, then others of the same weights; else all, the newest first.
+
+    Raises:
+        UsageError: There is none; says what to type.
+    """
+
+    def is_whole(place: Path) -> bool:
+        return (place / "cases.csv").is_file() and (place / "summary.json").is_file()
+
+    others = sorted(folder.evaluation.glob(f"{part}_step_*"), key=lambda place: place.stat().st_mtime, reverse=True)
+    there = [place for place in others if is_whole(place)]
+    if part == "val" and is_whole(folder.evaluation):
+        step = str(_read_json(folder.evaluation / "summary.json").get("checkpoint"))
+        return [folder.evaluation, *(place for place in there if place.name == f"{part}_{step}")]
     if not there:
         words = "" if part == "val" else f" --part {part}"
         raise UsageError(
             f"{folder.path} has not been evaluated on its {part} part",
             hint=f"evaluate it first: medtrain evaluate {folder.path}{words}",
         )
-    if len(there) > 1 and part != "val":
-        log.info("%s has %d evaluations of its %s part: taking the newest", folder.path.name, len(there), part)
-    return there[0]
+    return there
 
 
 def _trained_on(splits: Path, config: Mapping[str, Any]) -> frozenset[str]:

@@ -90,20 +90,21 @@ def compare_runs(
     """
     if len(paths) < 2:
         raise UsageError("a comparison takes two runs or more", hint="medtrain compare RUN_A RUN_B")
-    runs = [read_judged(path, part=part, imports=imports) for path in paths]
-    specs = runs[0].specs()
-    main = metric or runs[0].task.monitor.name.removeprefix("val/")
-    if main not in specs:
-        near = closest(main, specs)
+    first = read_judged(paths[0], part=part, metric=metric, imports=imports)
+    main = metric or first.task.monitor.name.removeprefix("val/")
+    judged = first.judged()
+    if main not in judged:
+        near = closest(main, judged)
         raise UsageError(
-            f"--metric {main} is no metric of {runs[0].run_name}; it has {', '.join(specs)}",
-            hint=f"did you mean {near}?" if near else None,
+            f"--metric {main} is no metric that {first.run_name} was judged by; it has {', '.join(judged)}",
+            hint=first.how_to_judge(main) or (f"did you mean {near}?" if near else None),
         )
+    runs = [first, *(read_judged(path, part=part, metric=main, like=first, imports=imports) for path in paths[1:])]
     found = []
     for other in runs[1:]:
         cases = matched_cases(runs[0], other, common=common)
         found.append(_compare(runs[0], other, cases, main, resamples=resamples, confidence=confidence))
-    return found, main, specs
+    return found, main, first.specs()
 
 
 def matched_cases(first: JudgedRun, second: JudgedRun, *, common: bool) -> list[str]:
@@ -191,7 +192,7 @@ def _compare(
     if main not in shared:
         raise UsageError(
             f"{first.run_name} and {second.run_name} have not both judged {main}",
-            hint=f"--metric NAME, one of {', '.join(shared) or 'none'}",
+            hint=second.how_to_judge(main) or f"--metric NAME, one of {', '.join(shared) or 'none'}",
         )
     ruled_out = _ruled_out(first, second, shared)
     if main in ruled_out:

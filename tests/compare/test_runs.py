@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from medtrain.compare import judged
 from medtrain.compare import runs as module
-from medtrain.compare.judged import JudgedRun, _find_evaluation, _read_records, _trained_on
+from medtrain.compare.judged import JudgedRun, _find_evaluations, _read_records, _trained_on
 from medtrain.compare.runs import check_out, compare_runs, matched_cases, write_comparison
 from medtrain.compare.shown import comparison_notes, comparison_table
 from medtrain.errors import DataError, UsageError
@@ -37,6 +38,9 @@ class Cases:
     class_names = NAMES
     monitor = MetricSpec("val/dice", "max")
     on_prediction = None
+
+    def use_decision(self, decision: Mapping[str, float]) -> None:
+        assert not decision
 
     def metrics(self) -> Mapping[str, MetricSpec]:
         return metric_specs(NAMES)
@@ -333,9 +337,64 @@ def test_common_cases() -> None:
         matched_cases(one, dataclasses.replace(other, trained_on=frozenset({"c2"})), common=True)
 
 
+def _evaluated(folder: Path, name: str, rows: Sequence[dict[str, Any]], age: int, **facts: Any) -> None:
+    place = folder / "evaluation" / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "summary.json").write_text(json.dumps(facts))
+    (place / "cases.csv").write_text(cases_csv(rows))
+    os.utime(place, (1e9 - age, 1e9 - age))
+
+
+def _judged_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of step 8 without lesions; evaluated again with them, as its newest evaluation of another step is, too."""
+    _evaluated(folder, "", FIRST, 9, checkpoint="step_00000008")
+    rules = {"nsd_tolerance_mm": 3.0, "lesion_iou": 0.0}
+    _evaluated(folder, "val_step_00000008", _lesions(FIRST, "tumour"), 5, checkpoint="step_00000008", task=rules)
+    _evaluated(folder, "val_step_00000004", _lesions(SECOND, "tumour"), 1, checkpoint="step_00000004", task=rules)
+    for name, content in (("status", {}), ("data", {"dataset": "liver"}), ("splits", {"train": ["t1"]})):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    task = {"nsd_tolerance_mm": 1.0, "lesion_iou": 0.0}
+    monkeypatch.setattr(judged, "load_saved", lambda *_, **__: {"task": task, "inference": {}, "data": {}})
+    monkeypatch.setattr(judged, "read_plan", lambda *_: None)
+    monkeypatch.setattr(judged, "build_task", lambda *_: Cases())
+    return folder
+
+
+def test_the_evaluation_that_has_the_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = (_judged_folder(tmp_path / name, monkeypatch) for name in "ab")
+    assert judged.read_judged(one).evaluation == one / "evaluation"
+    assert judged.read_judged(one, metric="dice").evaluation == one / "evaluation"
+    with caplog.at_level("INFO", logger="medtrain.compare.judged"):
+        found = judged.read_judged(one, metric="lesion_f1/tumour")
+    assert found.evaluation == one / "evaluation" / "val_step_00000008"
+    assert "taking evaluation/val_step_00000008, which has lesion_f1/tumour" in caplog.text
+    (compared,), main, _ = compare_runs([one, two], metric="lesion_f1/tumour", resamples=20)
+    assert main == "lesion_f1/tumour"
+    assert next(item for item in compared.differences if item.metric == main).first == 0.5
+    with pytest.raises(
+        UsageError, match="--metric lesion_f1/liver is no metric that a was judged by; it has "
+    ) as caught:
+        compare_runs([one, two], metric="lesion_f1/liver")
+    assert "nsd" not in caught.value.message  # not judged, though the task could
+    assert caught.value.hint == f"judge it first: medtrain evaluate {one} task.lesions=[liver]"
+
+
+def test_the_evaluation_by_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hint says helps: `evaluate` with the other run's tolerance is found."""
+    one, two = (_judged_folder(tmp_path / name, monkeypatch) for name in "ab")
+    _evaluated(two, "", _lesions(FIRST), 9, checkpoint="step_00000008")
+    first = judged.read_judged(one, metric="nsd")
+    assert first.rules["nsd_tolerance_mm"] == 3.0
+    assert judged.read_judged(two, metric="nsd").evaluation == two / "evaluation"
+    assert judged.read_judged(two, metric="nsd", like=first).evaluation.name == "val_step_00000008"
+    assert compare_runs([one, two], metric="nsd", resamples=20)[0][0].ruled_out == {}
+
+
 def test_unknown_metrics_and_single_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = _run("a", FIRST, Cases()), _run("b", SECOND, Cases())
-    with pytest.raises(UsageError, match="--metric dise is no metric of a") as caught:
+    with pytest.raises(UsageError, match="--metric dise is no metric that a was judged by; it has dice, ") as caught:
         _compare(monkeypatch, one, two, metric="dise")
     assert caught.value.hint == "did you mean dice?"
     with pytest.raises(UsageError, match="two runs or more"):
@@ -371,13 +430,13 @@ def test_files_and_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_reading_a_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(UsageError, match="has not been evaluated on its test part") as caught:
-        _find_evaluation(folder, "test")
+        _find_evaluations(folder, "test")
     assert caught.value.hint == f"evaluate it first: medtrain evaluate {tmp_path} --part test"
     place = tmp_path / "evaluation" / "test_step_00000010"
     place.mkdir(parents=True)
     (place / "summary.json").write_text("{}")
     (place / "cases.csv").write_text(cases_csv([{"case_id": "1", "group": "7", "dice/liver": NAN, "note": "x"}]))
-    assert _find_evaluation(folder, "test") == place
+    assert _find_evaluations(folder, "test") == [place]
     (record,) = _read_records(place / "cases.csv").values()
     assert (record["case_id"], record["group"], record["note"]) == ("1", "7", "x")
     assert math.isnan(record["dice/liver"])
