@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BOUNDS = ("max_memory", "window_batch")
+"""Settings of inference that change no result; `medtrain predict` is given them for both stages."""
+
 
 class FirstStage:
     """The networks behind which another one was, or will be, trained. Opened when they are needed.
@@ -37,16 +40,21 @@ class FirstStage:
         root: Their run or cross-validation, `data.cascade_from`.
         stage: What is known of them.
         device: auto, cpu, cuda or mps.
+        inference: Settings of the network behind; its bounds on time and memory, where it has some, hold for these too.
 
     Raises:
         MedtrainError: They are missing, or others than those that are known.
     """
 
-    def __init__(self, root: Path, stage: PreviousStage, *, device: str = "auto") -> None:
+    def __init__(
+        self, root: Path, stage: PreviousStage, *, device: str = "auto", inference: Mapping[str, Any] | None = None
+    ) -> None:
         stage.check(root)
         self._root = root
         self._stage = stage
         self._device = device
+        given = inference or {}
+        self._bounds = {key: given[key] for key in _BOUNDS if given.get(key) is not None}
         self._members: tuple[int, ...] = ()
         self._runs: list[LoadedRun] = []
         self._last: tuple[Any, np.ndarray] | None = None
@@ -56,7 +64,8 @@ class FirstStage:
         """The first stage of an opened run, or None where the run is no cascade."""
         if run.plan.cascade is None:
             return None
-        return cls(Path(run.config["data"]["cascade_from"]), run.plan.cascade, device=run.device.type)
+        root = Path(run.config["data"]["cascade_from"])
+        return cls(root, run.plan.cascade, device=run.device.type, inference=run.config["inference"])
 
     def add_channels(self, image: Tensor, files: Sequence[Path], geometry: CaseGeometry) -> Tensor:
         """Put what all of them together find in a scan behind the channels of its image [C, D, H, W].
@@ -105,8 +114,12 @@ class FirstStage:
         if members != self._members:
             self._runs = []  # one set of networks at a time
             folders = [self._root / self._stage.members[index] for index in members]
-            self._runs = [load_run(folder, _read_config(folder), device=self._device) for folder in folders]
+            self._runs = [load_run(folder, self._config(folder), device=self._device) for folder in folders]
             self._members = members
+
+    def _config(self, folder: Path) -> dict[str, Any]:
+        config = _read_config(folder)
+        return {**config, "inference": {**config["inference"], **self._bounds}}
 
 
 def make_hints(
@@ -135,7 +148,7 @@ def make_hints(
     """
     assert plan.cascade is not None
     stage, root = plan.cascade, Path(config["data"]["cascade_from"])
-    first = FirstStage(root, stage, device=config["trainer"]["device"])
+    first = FirstStage(root, stage, device=config["trainer"]["device"], inference=config["inference"])
     members = who_predicts(stage, root, case_ids)
     todo = []
     for case_id, chosen in members.items():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from medtrain.data.cascade import PreviousStage
@@ -80,6 +81,50 @@ def test_coarse_maps_come_to_the_fine_grid_as_channels(first: tuple[FirstStage, 
     assert model.asked == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"max_memory": "40MiB", "window_batch": 3}, {"max_memory": "40MiB", "window_batch": 3}),
+        ({"max_memory": None, "window_batch": 1}, {"max_memory": "2GiB", "window_batch": 1}),
+        ({"max_memory": None, "window_batch": None}, {"max_memory": "2GiB", "window_batch": None}),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "train"])
+def test_the_bounds_of_the_second_stage_hold_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, given: dict[str, Any], taken: dict[str, Any]
+) -> None:
+    own = {"name": "sliding_window", "overlap": 0.25, "max_memory": "2GiB", "window_batch": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"inference": own, "seed": 3}))
+    seen: list[Any] = []
+
+    def opened(folder: Path, config: Any, **options: Any) -> Any:
+        seen.append(config)
+        raise MedtrainError("enough")
+
+    monkeypatch.setattr("medtrain.engine.restore.load_run", opened)
+    monkeypatch.setattr(PreviousStage, "check", lambda self, root: None)
+    monkeypatch.setattr("medtrain.inference.cascade.who_predicts", lambda stage, root, cases, **more: {"case_0": (0,)})
+    dataset = small_dataset(tmp_path / "raw", cases=1)
+    plan = replace(small_plan(), cascade=STAGE)
+    config = {
+        "data": {"cascade_from": str(tmp_path)},
+        "trainer": {"device": "cpu"},
+        "inference": {"overlap": 0.75, **given},
+    }
+    if command == "train":
+        store = prepare(dataset, VolumeData(store=str(tmp_path / "store")), plan)
+        with pytest.raises(MedtrainError, match="enough"):
+            make_hints(config, plan, store, ["case_0"])
+    else:
+        run: Any = SimpleNamespace(plan=plan, config=config, device=CPU)
+        stage = FirstStage.behind(run)
+        assert stage is not None
+        geometry = prepare_image(read_image(dataset.cases[0].images), (1.0, 1.0, 1.0)).geometry
+        with pytest.raises(MedtrainError, match="enough"):
+            stage.predict(dataset.cases[0].images, geometry)
+    assert seen == [{"inference": {**own, **taken}, "seed": 3}]
+
+
 def test_damaged_maps_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = small_dataset(tmp_path / "raw", cases=2)
     plan = replace(small_plan(), cascade=STAGE)
@@ -107,7 +152,7 @@ def test_a_store_that_may_only_be_read_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(PreviousStage, "check", lambda self, root: None)
     monkeypatch.setattr("medtrain.inference.cascade.who_predicts", lambda stage, root, cases: {"case_0": (0,)})
     monkeypatch.setattr("medtrain.inference.cascade.os.access", lambda path, mode: False)
-    config = {"data": {"cascade_from": str(tmp_path)}, "trainer": {"device": "cpu"}}
+    config = {"data": {"cascade_from": str(tmp_path)}, "trainer": {"device": "cpu"}, "inference": {}}
     with pytest.raises(MedtrainError, match="1 of them belong to another user") as error:
         make_hints(config, plan, store, ["case_0"])
     assert error.value.hint == "set data.store to a folder of your own"
