@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medtrain.data.digests import digest_of
 from medtrain.data.splits import some
-from medtrain.errors import MedtrainError, UsageError
+from medtrain.errors import ConfigError, MedtrainError, Problem, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +89,16 @@ class PreviousStage:
                 raise MedtrainError(message, hint=hint)
 
 
-def read_stage(root: Path) -> PreviousStage:
+def read_stage(root: Path, channel_names: Sequence[str]) -> PreviousStage:
     """What a run or the folder of a cross-validation offers to the next stage.
 
     Args:
         root: `data.cascade_from`.
+        channel_names: Of the images that the next stage sees, and so must this one.
 
     Raises:
         UsageError: It is neither, is not finished, or does not segment volumes.
+        ConfigError: It was trained on other channels.
     """
     record = root / "crossval.json"
     members: tuple[str, ...] = (".",)
@@ -106,6 +108,10 @@ def read_stage(root: Path) -> PreviousStage:
             raise UsageError(f"{_KEY}={root}: no fold of it is trained", hint=f"medtrain resume {root}")
     plans = [_read_plan(root / member) for member in members]
     plan = plans[0]
+    own = plan["channel_names"]
+    if [name.casefold() for name in own] != [name.casefold() for name in channel_names]:
+        message = f"{root} sees the channels {', '.join(own)}, and this network {', '.join(channel_names)}"
+        raise ConfigError([Problem(_KEY, message, hint="train both stages on the same images")])
     regions = plan.get("regions")
     structures = regions or [[index] for index in range(1, plan["num_classes"])]
     return PreviousStage(

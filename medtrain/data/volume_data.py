@@ -206,7 +206,7 @@ class VolumeData:
             what = "a network of slices" if plan.spatial_dims != 3 else "resolution=low"
             message = f"a second stage sees volumes at full resolution, and this is {what}"
             raise ConfigError([Problem("data.cascade_from", message, hint="data.cascade_from=null")])
-        stage = read_stage(first)
+        stage = read_stage(first, plan.channel_names)
         log.info("the network also sees what %s finds: %s", first, ", ".join(stage.class_names[1:]))
         return replace(plan, cascade=stage)
 

@@ -25,7 +25,7 @@ from medtrain.data.volume_data import VolumeData
 from medtrain.errors import ConfigError, MedtrainError, UsageError
 from medtrain.registry import build
 from tests.data.small_data import small_dataset, small_plan
-from tests.data.test_plan import LIVER, plan_of
+from tests.data.test_plan import LIVER, dataset, fingerprint, plan_of
 
 STAGE = PreviousStage((".",), ("abc",), ("background", "organ", "tumour"), ((1,), (2,)))
 SPLIT = {"train": ["case_0", "case_1"], "val": ["case_2"]}
@@ -180,7 +180,7 @@ def test_a_cross_validation_predicts_out_of_fold(tmp_path: Path, caplog: pytest.
     for index in range(3):
         run_folder(tmp_path / f"fold_{index}", FOLDS, index, weight=float(index))
     (tmp_path / "crossval.json").write_text(json.dumps({"members": ["fold_0", "fold_1", "fold_2"]}))
-    stage = read_stage(tmp_path)
+    stage = read_stage(tmp_path, ("MRI",))
     assert stage.class_names == ("background", "organ", "tumour")
     assert stage.structures == ((1,), (2,))
     assert len(set(stage.digests)) == 3
@@ -194,7 +194,7 @@ def test_a_cross_validation_predicts_out_of_fold(tmp_path: Path, caplog: pytest.
 
 def test_a_single_run_warns_of_the_cases_it_was_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_folder(tmp_path, FOLDS)
-    stage = read_stage(tmp_path)
+    stage = read_stage(tmp_path, ("MRI",))
     with caplog.at_level(logging.WARNING):
         assert who_predicts(stage, tmp_path, ["a", "b", "c"]) == {"a": (0,), "b": (0,), "c": (0,)}
     assert "was trained on 2 of 3 cases" in caplog.text
@@ -205,12 +205,12 @@ def test_regions_of_the_first_stage_become_its_channels(tmp_path: Path) -> None:
     run_folder(tmp_path, FOLDS)
     plan = replace(small_plan(), regions=((1, 2), (2,)), region_names=("all", "tumour"))
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
-    assert read_stage(tmp_path).structures == ((1, 2), (2,))
+    assert read_stage(tmp_path, ("MRI",)).structures == ((1, 2), (2,))
 
 
 def test_a_first_stage_that_has_changed_or_gone_is_told(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", FOLDS)
-    stage = read_stage(run)
+    stage = read_stage(run, ("MRI",))
     stage.check(run)
     with pytest.raises(MedtrainError, match="needs the one it was trained behind, and that is missing") as error:
         stage.check(tmp_path / "moved")
@@ -222,30 +222,40 @@ def test_a_first_stage_that_has_changed_or_gone_is_told(tmp_path: Path) -> None:
 
 def test_what_cannot_be_a_first_stage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no run with a plan"):
-        read_stage(tmp_path)
+        read_stage(tmp_path, ("MRI",))
     second = run_folder(tmp_path / "second", FOLDS)
     (second / "plan.json").write_text(json.dumps(behind().to_json()))
     with pytest.raises(UsageError, match="is a second stage itself"):
-        read_stage(second)
+        read_stage(second, ("MRI",))
     flat = run_folder(tmp_path / "flat", FOLDS)
     (flat / "plan.json").write_text(json.dumps(small_plan(patch_size=(8, 8)).to_json()))
     with pytest.raises(UsageError, match="does not segment volumes"):
-        read_stage(flat)
+        read_stage(flat, ("MRI",))
     empty = run_folder(tmp_path / "untrained", FOLDS)
     (empty / "checkpoints" / "step_00000010" / "meta.json").unlink()
     with pytest.raises(UsageError, match="there is no trained network"):
-        read_stage(empty)
+        read_stage(empty, ("MRI",))
     (tmp_path / "crossval.json").write_text(json.dumps({"members": []}))
     with pytest.raises(UsageError, match="no fold of it is trained"):
-        read_stage(tmp_path)
+        read_stage(tmp_path, ("MRI",))
 
 
 def test_only_volumes_at_full_resolution_are_a_second_stage(tmp_path: Path) -> None:
     run = run_folder(tmp_path, FOLDS)
     full = VolumeData(cascade_from=str(run))
-    assert full._put_behind(plan_of(LIVER), run).cascade == read_stage(run)
+    assert full._put_behind(plan_of(LIVER, dataset("mri")), run).cascade == read_stage(run, ("MRI",))
     with pytest.raises(ConfigError, match="this is resolution=low"):
         replace(full, resolution="low")._put_behind(plan_of(LIVER), run)
     slices = plan_of(LIVER, settings=VolumeData(spatial_dims=2))
     with pytest.raises(ConfigError, match="a network of slices"):
         full._put_behind(slices, run)
+
+
+@pytest.mark.parametrize("names", [("CT", "PET"), ("CT",)])
+def test_a_first_stage_of_other_channels_is_told_before_anything_is_prepared(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    run = run_folder(tmp_path, FOLDS)
+    plan = plan_of(fingerprint((432, 512, 512), (1.0, 0.8, 0.8), 131, channels=len(names)), dataset(*names))
+    with pytest.raises(ConfigError, match=rf"sees the channels MRI, and this network {', '.join(names)}"):
+        VolumeData(cascade_from=str(run))._put_behind(plan, run)
