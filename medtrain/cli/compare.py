@@ -41,6 +41,11 @@ def compare(
         medtrain compare RUN_A RUN_B --metric nsd
         medtrain compare RUN_A RUN_B RUN_C --part test --out comparison.csv
 
+    A metric that the final evaluation lacks is taken from the newest evaluation of the same weights that has it, e.g.
+    after `medtrain evaluate RUN task.lesions=[tumour]` on each. Metrics that runs have judged by other rules, such as
+    another task.nsd_tolerance_mm, are left out, and it is said. Folds of a cross-validation that have chosen thresholds
+    are judged each by its own, and their metrics are means over the folds.
+
     Runs on other data, splits or cases are refused, and it is said what differs. With --common the cases that both
     have judged are compared, unless one of the runs was trained on some of them.
     """

@@ -21,6 +21,7 @@ from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.metrics.cases import metric_specs, tolerance_of
 from medtrain.metrics.lesions import COUNTS, LESION_METRICS
 from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import plain
 from medtrain.run.folder import RunFolder
 from medtrain.tasks.base import Record, Task
 
@@ -52,6 +53,7 @@ class JudgedRun:
         split_hash: Of the division of the cases.
         by_fold: What each fold of a cross-validation had decided, by fold; empty where nothing was left to them.
         rules: Settings of the task that say how a case is judged: `nsd_tolerance_mm`, `lesion_iou`.
+        changed: Settings of the evaluation that are not those of the run, by dotted key.
     """
 
     run_name: str
@@ -66,6 +68,7 @@ class JudgedRun:
     split_hash: str
     by_fold: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rules: Mapping[str, Any] = field(default_factory=dict)
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
     def specs(self) -> dict[str, MetricSpec]:
         """Metrics with direction and unit, those of a final evaluation included."""
@@ -157,7 +160,9 @@ def read_judged(
             found, fits = other, _fitness(other, metric, like)
     if found.evaluation != folder.evaluation:
         has = f", which has {metric}" if metric and found.evaluation != places[0] else ""
-        log.info("%s: taking %s%s", folder.path.name, found.evaluation.relative_to(folder.path), has)
+        settings = ", ".join(f"{key}={value}" for key, value in found.changed.items())
+        said = f"{has}, judged with {settings}" if settings else has
+        log.info("%s: taking %s%s", folder.path.name, found.evaluation.relative_to(folder.path), said)
     return found
 
 
@@ -176,7 +181,7 @@ def _read_evaluation(path: Path, evaluation: Path, part: str, imports: Sequence[
     decision = _decision(summary)
     if evaluation != folder.evaluation and "task" not in summary:
         log.warning("%s does not say by which rules it has judged: taken for those of the run", evaluation)
-    task, config = _task(folder, imports, summary)
+    task, config, changed = _task(folder, imports, summary)
     task.use_decision(decision)
     data = _read_json(folder.path / "data.json")
     return JudgedRun(
@@ -191,6 +196,7 @@ def _read_evaluation(path: Path, evaluation: Path, part: str, imports: Sequence[
         trained_on=frozenset() if part == "train" else _trained_on(folder.splits, config),
         split_hash=str(data.get("split_hash", "")),
         rules=_rules(config),
+        changed=changed,
     )
 
 
@@ -202,7 +208,7 @@ def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
     if not folder.cases.is_file() or not members:
         raise UsageError(f"{path} is not done", hint=f"go on with it: medtrain resume {path}")
     first = RunFolder.open(folder.path / members[0])
-    task, config = _task(first, imports, {})
+    task, config, _ = _task(first, imports, {})
     data = _read_json(first.path / "data.json")
     records = _read_records(folder.cases)
     summaries = {member: _read_json(folder.path / member / "evaluation" / "summary.json") for member in members}
@@ -231,8 +237,10 @@ def _decision(summary: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in (summary.get("decision") or {}).items()}
 
 
-def _task(folder: RunFolder, imports: Sequence[str], summary: Mapping[str, Any]) -> tuple[Task, Mapping[str, Any]]:
-    """The task that judges, without what only an evaluation writes; and the configuration.
+def _task(
+    folder: RunFolder, imports: Sequence[str], summary: Mapping[str, Any]
+) -> tuple[Task, Mapping[str, Any], dict[str, Any]]:
+    """The task that judges, without what only an evaluation writes; the configuration, and what differs from the run's.
 
     Args:
         folder: Of the run.
@@ -240,11 +248,14 @@ def _task(folder: RunFolder, imports: Sequence[str], summary: Mapping[str, Any])
         summary: Of an evaluation, whose settings may differ from the run's.
     """
     config = load_saved(folder.path, imports=imports)
+    changed: dict[str, Any] = {}
     for part in ("inference", "task"):
-        own, settings = config[part], summary.get(part) or {}
-        config = {**config, part: {key: settings.get(key, value) for key, value in own.items()}}
+        own, settings = plain(config[part]), summary.get(part) or {}
+        known = {key: settings.get(key, value) for key, value in own.items()}
+        changed |= {f"{part}.{key}": value for key, value in known.items() if value != own[key] and key != "report"}
+        config = {**config, part: known}
     judging = {key: value for key, value in config["task"].items() if key != "report"}
-    return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config
+    return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config, changed
 
 
 def _find_evaluations(folder: RunFolder, part: str) -> list[Path]:

@@ -235,7 +235,7 @@ def test_reading_the_decisions_of_folds(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "crossval.json").write_text(json.dumps(record))
     (tmp_path / "status.json").write_text("{}")
     (tmp_path / "cases.csv").write_text(cases_csv(_folds()))
-    monkeypatch.setattr(judged, "_task", lambda *_: (Decided(), {}))
+    monkeypatch.setattr(judged, "_task", lambda *_: (Decided(), {}, {}))
     run = judged.read_judged(tmp_path)
     assert run.by_fold == {"0": {"threshold/yes": 0.2}, "1": {"threshold/yes": 0.8}}
     (found,), _, _ = compare_runs([tmp_path, tmp_path], resamples=20)
@@ -369,7 +369,8 @@ def test_the_evaluation_that_has_the_metric(
     with caplog.at_level("INFO", logger="medtrain.compare.judged"):
         found = judged.read_judged(one, metric="lesion_f1/tumour")
     assert found.evaluation == one / "evaluation" / "val_step_00000008"
-    assert "taking evaluation/val_step_00000008, which has lesion_f1/tumour" in caplog.text
+    said = "taking evaluation/val_step_00000008, which has lesion_f1/tumour, judged with task.nsd_tolerance_mm=3.0"
+    assert said in caplog.text
     (compared,), main, _ = compare_runs([one, two], metric="lesion_f1/tumour", resamples=20)
     assert main == "lesion_f1/tumour"
     assert next(item for item in compared.differences if item.metric == main).first == 0.5
