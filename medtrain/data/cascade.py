@@ -122,13 +122,16 @@ def read_stage(root: Path, channel_names: Sequence[str]) -> PreviousStage:
     )
 
 
-def who_predicts(stage: PreviousStage, root: Path, case_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def who_predicts(
+    stage: PreviousStage, root: Path, case_ids: Sequence[str], *, warn: bool = True
+) -> dict[str, tuple[int, ...]]:
     """Which members predict which case: those that held it out, or all where none did.
 
     Args:
         stage: The previous stage.
         root: `data.cascade_from`.
         case_ids: The cases.
+        warn: Say that there are cases that none held out; once is enough.
 
     Raises:
         MedtrainError: A member does not say on which cases it was trained.
@@ -140,7 +143,7 @@ def who_predicts(stage: PreviousStage, root: Path, case_ids: Sequence[str]) -> d
         held_out = tuple(index for index, split in enumerate(splits) if case_id not in split["train"])
         found[case_id] = held_out or everyone
     seen = [case_id for case_id in case_ids if all(case_id in split["train"] for split in splits)]
-    if seen:
+    if seen and warn:
         log.warning(
             "%s was trained on %d of %d cases that it predicts for this network, such as %s: on new scans it will be "
             "worse, which this network does not learn; `medtrain crossval` of the first stage predicts out of fold",

@@ -264,7 +264,7 @@ class VolumeData:
         """Name of the previous stage's label map by case."""
         if plan.cascade is None or self.cascade_from is None:
             return {}
-        members = who_predicts(plan.cascade, Path(self.cascade_from), case_ids)
+        members = who_predicts(plan.cascade, Path(self.cascade_from), case_ids, warn=False)  # said when they were made
         return {case_id: plan.cascade.hint_name(chosen) for case_id, chosen in members.items()}
 
 

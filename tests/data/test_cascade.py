@@ -199,6 +199,11 @@ def test_a_single_run_warns_of_the_cases_it_was_trained_on(tmp_path: Path, caplo
         assert who_predicts(stage, tmp_path, ["a", "b", "c"]) == {"a": (0,), "b": (0,), "c": (0,)}
     assert "was trained on 2 of 3 cases" in caplog.text
     assert "medtrain crossval" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        names = VolumeData(cascade_from=str(tmp_path))._hints(replace(small_plan(), cascade=stage), ["a", "b", "c"])
+    assert names == dict.fromkeys("abc", stage.hint_name((0,)))
+    assert not caplog.records  # said when the maps were made
 
 
 def test_regions_of_the_first_stage_become_its_channels(tmp_path: Path) -> None:
