@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,7 +28,7 @@ from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.memory import memory_guard
 from medtrain.engine.opening import log_progress, open_data
-from medtrain.engine.predictions import FOLDER, PredictionWriter
+from medtrain.engine.predictions import FOLDER, PredictionWriter, prediction_file
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check, warn_of_ties
@@ -201,10 +201,13 @@ def _run(
             initialise=last is None,
         )
         if before is not None:
-            if not _continue(engine, folder, before, config, data, status):
+            left = _continue(engine, folder, before, config, data, status)
+            if left == "nothing":
                 if dist.is_main:
                     folder.restore(status, status.message)
                 return Outcome(folder.path, EXIT_DONE)
+            if left == "evaluation":
+                return _judge_again(engine, folder, before, config, status)
             began = True
         elif dist.is_main:
             atomic_write_json(folder.path / "data.json", data.describe())
@@ -242,8 +245,8 @@ def _continue(
     config: Mapping[str, Any],
     data: TrainData,
     status: Status,
-) -> bool:
-    """Put the engine where the run stopped; False when the run is done and nothing was asked of it."""
+) -> Literal["training", "evaluation", "nothing"]:
+    """Put the engine where the run stopped; say what is left to do."""
     checkpoint = engine.checkpoints.last()
     if checkpoint is None or checkpoint.constant is None:  # otherwise it knows them itself
         check_weights(folder.path, before, config)
@@ -268,12 +271,16 @@ def _continue(
             f"the run is at step {engine.step} after {engine.clock.elapsed() / 60:.1f} min, beyond {given}",
             hint="give a longer limit",
         )
-    if checkpoint is not None and limits[0] == limits[1] and status.status == "done":
+    done = checkpoint is not None and limits[0] == limits[1] and status.status == "done"
+    if done and not _is_unjudged(before, config, folder, data):
         log.info(
             "the run is done, at step %d; to train longer give it a limit, such as trainer.max_time=1h", engine.step
         )
-        return False
-    if config["trainer"]["eval_cases"] != before["trainer"]["eval_cases"] or config["inference"] != before["inference"]:
+        if plain(dict(before)) != plain(dict(config)):
+            log.warning("what was given changes nothing any more; `medtrain evaluate` judges a run otherwise")
+        return "nothing"
+    judged = [(part["trainer"]["eval_cases"], part["inference"]) for part in (before, config)]
+    if not done and judged[0] != judged[1]:
         log.warning("evaluations change from here on: the best value so far is forgotten")
         engine.best = None
     if engine.dist.is_main:
@@ -281,7 +288,35 @@ def _continue(
         folder.write_config(config)
         if not (folder.path / "data.json").exists():
             atomic_write_json(folder.path / "data.json", data.describe())
-    return True
+    return "evaluation" if done else "training"
+
+
+def _is_unjudged(before: Mapping[str, Any], config: Mapping[str, Any], folder: RunFolder, data: TrainData) -> bool:
+    """Whether a run that is done was not judged, or not told, as its configuration asks now."""
+    cases = data.evaluation_cases("val", limit=None)
+    if not config["trainer"]["final_evaluation"] or not cases:
+        return False
+    kept = all(prediction_file(folder.evaluation / FOLDER, case_id).is_file() for case_id in cases)
+    missing = config["trainer"]["save_predictions"] and not kept
+    return missing or not before["trainer"]["final_evaluation"] or config["task"] != before["task"]
+
+
+def _judge_again(
+    engine: Engine, folder: RunFolder, before: Mapping[str, Any], config: Mapping[str, Any], status: Status
+) -> Outcome:
+    """The final evaluation of a run that is done; should it be stopped, the run is done as before."""
+    log.info("the run is done, at step %d: only its final evaluation is made again", engine.step)
+    result = FitResult("done", status.message, engine.step, engine.best)
+    try:
+        with engine.signals:
+            outcome = _finish(engine, folder, config, result, engine.dist)
+    except BaseException:
+        if engine.dist.is_main:
+            folder.write_config(before)  # nothing came of what was asked
+        raise
+    if outcome.exit_code == EXIT_STOPPED and engine.dist.is_main:
+        folder.restore(status, status.message)
+    return outcome
 
 
 def changed_data(folder: RunFolder, data: TrainData) -> str | None:
