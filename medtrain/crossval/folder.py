@@ -35,6 +35,7 @@ class CrossvalRecord:
         workers: Folds that train at the same time; None is one per GPU, and one on a CPU.
         members: Folders of the folds that are trained, below this one: the ensemble that `medtrain predict` uses.
         failed: Why folds failed, by folder.
+        seen: By folder, that the weights a fold begins with were trained on its validation cases.
         postprocess: What is done to the ensemble's label maps: `keep_largest`, as `inference.keep_largest`.
         chosen: How that was decided: Dice of every class before and after, and what was tried.
         metrics: Of the folds (`folds`: mean, std and values by metric) and over all cases (`cases`).
@@ -47,6 +48,7 @@ class CrossvalRecord:
     workers: int | None = None
     members: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[str, str] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=lambda: {"keep_largest": []})
     chosen: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)

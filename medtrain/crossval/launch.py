@@ -67,6 +67,8 @@ def start_crossval(
     log.info("cross-validation of %d folds: %s", record.num_folds, folder.path)
     for key, value, reason in facts.values:
         log.info("derived %s = %s: %s", key, value, reason)
+    for name, told in record.seen.items():
+        log.warning("%s: %s", name, told)
     return _run(folder, record, imports, facts.gpus)
 
 
@@ -83,7 +85,9 @@ def _begin(folder: CrossvalFolder, facts: Any, overrides: Sequence[str], workers
         atomic_write_json(folder.splits, facts.folds)
         shared["data"]["splits"] = str(folder.splits)
     folder.write_inputs(shared, overrides, sys.argv)
-    record = CrossvalRecord(num_folds=len(facts.split_hashes), split_hashes=facts.split_hashes, workers=workers)
+    seen = {fold_name(fold): told for fold, told in facts.seen.items()}
+    hashes = facts.split_hashes
+    record = CrossvalRecord(num_folds=len(hashes), split_hashes=hashes, workers=workers, seen=seen)
     folder.write_record(record)
     return record
 

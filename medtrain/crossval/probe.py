@@ -18,6 +18,7 @@ from medtrain.engine.derive import Derivation, derive, with_plan
 from medtrain.engine.distributed import Dist
 from medtrain.engine.initial import check_initial
 from medtrain.engine.launch import log_progress, open_data
+from medtrain.engine.seen import describe_seen, seen_cases
 from medtrain.errors import UsageError
 from medtrain.registry import build, plain
 from medtrain.run.log import setup_logging
@@ -36,6 +37,7 @@ class Facts:
         split_hashes: Of the division of each fold.
         dataset: Name of the data.
         gpus: How many GPUs there are; 0 where the folds train on something else.
+        seen: By fold, that the weights it begins with were trained on its validation cases; empty where they were not.
     """
 
     config: dict[str, Any]
@@ -45,6 +47,7 @@ class Facts:
     split_hashes: tuple[str, ...]
     dataset: str
     gpus: int
+    seen: dict[int, str]
 
 
 def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
@@ -81,16 +84,21 @@ def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
     _check(derivation, segments=segments)
     shared = with_plan(config, derivation)
     count = config["data"]["num_folds"] if folds is None else len(folds)
-    hashes = tuple(_split_hash(shared, fold) for fold in range(count))
-    _prepare(derivation)
+    divided = [build("data", {**shared["data"], "fold": fold}).find() for fold in range(count)]
+    seen = seen_cases(derivation.config, _prepare(derivation))
     return Facts(
         config=plain(shared),
         plan=derivation.plan.to_json(),
         values=tuple((value.key, plain(value.value), value.reason) for value in derivation.values),
         folds=folds,
-        split_hashes=hashes,
+        split_hashes=tuple(str(found.split_hash) for found in divided),
         dataset=derivation.found.dataset_name,
         gpus=count_gpus(config["trainer"]["device"]),
+        seen={
+            fold: describe_seen(known, len(found.split["val"]), seen)
+            for fold, found in enumerate(divided)
+            if (known := [case_id for case_id in found.split["val"] if case_id in seen])
+        },
     )
 
 
@@ -127,11 +135,6 @@ def _derive_whole(config: Mapping[str, Any], folds: Sequence[Fold]) -> Derivatio
         return derive(whole, progress=log_progress("reading"))
 
 
-def _split_hash(config: Mapping[str, Any], fold: int) -> str:
-    found = build("data", {**config["data"], "fold": fold}).find()
-    return str(found.split_hash)
-
-
 def _check(derivation: Derivation, *, segments: bool) -> None:
     """Say what contradicts the data before a fold is trained."""
     task = build_task(derivation.config, derivation.plan, derivation.device, None)
@@ -142,8 +145,8 @@ def _check(derivation: Derivation, *, segments: bool) -> None:
         )
 
 
-def _prepare(derivation: Derivation) -> None:
-    """Prepare every case once, before several folds want them."""
+def _prepare(derivation: Derivation) -> dict[str, Any]:
+    """Prepare every case once, before several folds want them; what identifies the data."""
     dist = Dist.from_environment()
-    with contextlib.closing(open_data(derivation.config, derivation.plan, dist, derivation=derivation)):
-        pass
+    with contextlib.closing(open_data(derivation.config, derivation.plan, dist, derivation=derivation)) as data:
+        return data.describe()

@@ -29,12 +29,16 @@ def write_crossval_report(folder: CrossvalFolder, record: CrossvalRecord) -> Pat
 
 
 def _head(folder: CrossvalFolder, record: CrossvalRecord) -> str:
+    judged = "each by the model that was not trained on it"
+    if record.seen:
+        judged = "**but not all by a model that was not trained on them**"
     lines = [
         f"# {folder.path.parent.name} / {folder.path.name}",
         "",
         f"Cross-validation: {len(record.members)} of {record.num_folds} folds are trained, {record.num_cases} cases "
-        "are judged, each by the model that was not trained on it. All cases: `cases.csv`.",
+        f"are judged, {judged}. All cases: `cases.csv`.",
     ]
+    lines += [f"\n**{name}:** {told}." for name, told in record.seen.items()]
     lines += [f"\n**{name} failed:** {why}" for name, why in record.failed.items()]
     return "\n".join(lines)
 

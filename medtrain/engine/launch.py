@@ -32,6 +32,7 @@ from medtrain.engine.predictions import FOLDER, PredictionWriter, prediction_fil
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check, warn_of_ties
+from medtrain.engine.seen import warn_of_seen
 from medtrain.errors import ConfigError, MedtrainError
 from medtrain.models.freezing import parameter_summary
 from medtrain.registry import build, plain
@@ -212,6 +213,7 @@ def _run(
         elif dist.is_main:
             atomic_write_json(folder.path / "data.json", data.describe())
             record_weights(folder.path, config)
+            warn_of_seen(folder.path, config, data)
         with memory_guard(engine, config):
             if config["trainer"]["sanity_check"] and engine.step == 0:
                 log.info("sanity check: %s", sanity_check(engine))

@@ -24,6 +24,7 @@ from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, is_crossval
 from medtrain.crossval.launch import check_request, outcome, start_crossval
 from medtrain.crossval.probe import probe
+from medtrain.crossval.report import write_crossval_report
 from medtrain.crossval.summary import held_out_cases, read_member
 from medtrain.data.io.nifti import read_label
 from medtrain.errors import UsageError
@@ -343,3 +344,28 @@ def test_a_case_is_held_out_once(words: list[str], tmp_path: Path) -> None:
     splits.write_text(json.dumps(folds))
     with pytest.raises(UsageError, match=f"1 case is held out by several folds, such as {ids[1]} by the folds 0, 1"):
         probe({**config, "data": {**config["data"], "splits": str(splits)}}, ())
+
+
+def test_weights_that_have_seen_held_out_cases_are_told(words: list[str], tmp_path: Path) -> None:
+    config = load_config(_alone(words)).tree
+    found = build("data", {**config["data"], "fold": 0}).find()
+    (tmp_path / "splits.json").write_text(json.dumps(found.folds))
+    earlier = {"data": {"fold": 0}, "trainer": {"init_from": None}, "model": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(earlier))
+    used = {case_id: "" for fold in found.folds for case_id in fold["val"]}
+    (tmp_path / "data.json").write_text(json.dumps({"dataset": found.dataset_name, "cases": used}))
+    (tmp_path / "w.safetensors").touch()
+    trainer = {**config["trainer"], "init_from": str(tmp_path / "w.safetensors")}
+    facts = probe({**config, "trainer": trainer}, ())
+    assert list(facts.seen) == [1]  # it was trained on what fold 1 holds out
+    assert facts.seen[1].startswith("2 of 2 validation cases")
+    assert str(tmp_path) in facts.seen[1]
+
+    record = CrossvalRecord(num_folds=2, split_hashes=("a", "b"), members=("fold_0", "fold_1"))
+    (tmp_path / "cv").mkdir()
+    folder = CrossvalFolder(tmp_path / "cv")
+    honest = write_crossval_report(folder, record).read_text()
+    assert "each by the model that was not trained on it" in honest
+    told = write_crossval_report(folder, dataclasses.replace(record, seen={"fold_1": facts.seen[1]})).read_text()
+    assert "each by the model that was not trained on it" not in told
+    assert f"**fold_1:** {facts.seen[1]}." in told
