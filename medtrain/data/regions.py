@@ -143,4 +143,10 @@ def _notes(members: Mapping[str, tuple[int, ...]], class_names: Sequence[str]) -
     left = [name for index, name in enumerate(class_names) if index and index not in covered]
     if left:
         notes.append(f"in no region, and so never predicted: {', '.join(left)}")
+    painted = {indices[0] for indices in members.values()}
+    for index, (name, indices) in enumerate(members.items()):
+        inner = {i for other in names[index + 1 :] for i in members[other]}
+        hidden = [class_names[i] for i in indices if i not in painted | inner]
+        if hidden:
+            notes.append(f"`{name}` is written as {class_names[indices[0]]}; no region tells {', '.join(hidden)} apart")
     return notes

@@ -323,7 +323,8 @@ def write(path: Path, label: np.ndarray, manifest: dict[str, Any], scan: Scan) -
     os.replace(partial, path)
     voxel = math.prod(scan.spacing) / 1000.0
     counts = np.bincount(label.ravel(), minlength=len(values))
-    volumes = [f"{e['name']} {n * voxel:.2f} mL" for e, n in zip(manifest["labels"][1:], counts[1:])]
+    entries = manifest["regions"] or [{"name": e["name"], "classes": [e["index"]]} for e in manifest["labels"][1:]]
+    volumes = [f"{e['name']} {sum(counts[i] for i in e['classes']) * voxel:.2f} mL" for e in entries]
     print(f"{path}: {', '.join(volumes)}")
 
 

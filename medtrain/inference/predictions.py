@@ -45,7 +45,7 @@ class CaseReport:
         status: done now, skipped because it was done before, or failed.
         message: Why it failed, or why its segmentation is to be doubted; empty as a rule.
         seconds: Time of reading, predicting and writing it.
-        voxels: Voxels of every foreground class on the scan's own grid.
+        voxels: Voxels of every class, or region, on the scan's own grid.
         volume_ml: Their volume in mL.
     """
 
@@ -264,7 +264,7 @@ class PredictionFolder:
         path: The folder; made if it is not there.
         model: Plain data that identifies the model and the settings.
         scans: What is to be predicted.
-        class_names: Name of every class index, background first.
+        structures: Names of what volumes are told of: classes, or regions.
         overwrite: Predict the scans again whatever is there.
 
     Raises:
@@ -276,7 +276,7 @@ class PredictionFolder:
         path: Path,
         model: Mapping[str, Any],
         scans: Sequence[Scan],
-        class_names: Sequence[str],
+        structures: Sequence[str],
         *,
         overwrite: bool,
     ) -> None:
@@ -286,7 +286,7 @@ class PredictionFolder:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         columns = ["case_id", "status", "seconds", "scan", "message"]
-        columns += [f"{kind}/{name}" for name in class_names[1:] for kind in ("voxels", "volume_ml")]
+        columns += [f"{kind}/{name}" for name in structures for kind in ("voxels", "volume_ml")]
         self._table = PredictionTable(
             path / TABLE,
             path / MARKER,

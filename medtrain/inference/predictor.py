@@ -136,7 +136,7 @@ class Predictor:
         found = find_scans(scans, self._plan.channel_names)
         if output_format == "dicom_seg":
             found = [as_dicom_seg(scan) for scan in found]
-        folder = PredictionFolder(out, self._identity(), found, self._plan.class_names, overwrite=overwrite)
+        folder = PredictionFolder(out, self._identity(), found, self._plan.judged_names, overwrite=overwrite)
         reports: dict[str, CaseReport] = {}
         todo: list[Scan] = []
         for scan in found:
@@ -248,17 +248,19 @@ class Predictor:
             write_segmentation(folder.path / scan.output_name, label, self._plan, geometry.grid, scan)
         except DataError as error:  # the scan, not the disk
             return self._fail(folder, scan, error.message)
-        names = self._plan.class_names
+        plan = self._plan
         # slice by slice: bincount makes a copy of 64 bits
-        counts = np.sum([np.bincount(plane.ravel(), minlength=len(names)) for plane in label], axis=0).tolist()
+        counts = np.sum([np.bincount(plane.ravel(), minlength=plan.num_classes) for plane in label], axis=0).tolist()
+        structures = plan.regions or [(index,) for index in range(1, plan.num_classes)]
+        voxels = {name: sum(counts[i] for i in part) for name, part in zip(plan.judged_names, structures, strict=True)}
         millilitres = float(np.prod(geometry.canonical_spacing)) / 1000.0
         report = CaseReport(
             scan.case_id,
             "done",
             message=prepared.doubts,
             seconds=seconds + time.perf_counter() - started,
-            voxels=dict(zip(names[1:], counts[1:])),
-            volume_ml={name: count * millilitres for name, count in zip(names[1:], counts[1:])},
+            voxels=voxels,
+            volume_ml={name: count * millilitres for name, count in voxels.items()},
         )
         folder.record(scan, report)
         return report
@@ -276,6 +278,9 @@ class Predictor:
         del settings["max_memory"], settings["window_batch"]  # these change nothing but time and memory
         members = [{"run": _name(run), "step": run.step, "weights": run.weights} for run in self._runs]
         identity = {**members[0], "inference": settings}
+        if self._plan.regions is not None:  # a label map says which class a voxel has, not of which region it is
+            painted = [self._plan.label_values[region[0]] for region in self._plan.regions]
+            identity["painted_with"] = dict(zip(self._plan.region_names, painted, strict=True))
         return {**identity, "with": members[1:]} if len(members) > 1 else identity
 
 

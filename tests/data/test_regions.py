@@ -51,10 +51,17 @@ def test_overlaps_and_classes_left_out_are_told() -> None:
     assert found is not None
     assert found.notes == (
         "`a` and `b` overlap and neither holds the other: a label map shows `b` where both are found, painted as core",
+        "`b` is written as core; no region tells enhancing apart",
     )
     left = resolve({"tumour core": ["core", "enhancing"]})
     assert left is not None
-    assert left.notes == ("in no region, and so never predicted: edema",)
+    assert left.notes == (
+        "in no region, and so never predicted: edema",
+        "`tumour core` is written as core; no region tells enhancing apart",
+    )
+    one = resolve({"whole": ["edema", "core", "enhancing"]})
+    assert one is not None
+    assert one.notes == ("`whole` is written as edema; no region tells core, enhancing apart",)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def scan(name: str) -> Scan:
 
 
 def folder(out: Path, name: str, *, overwrite: bool = False, model: Any = None) -> PredictionFolder:
-    return PredictionFolder(out, model or MODEL, [scan(name)], ["background", "liver"], overwrite=overwrite)
+    return PredictionFolder(out, model or MODEL, [scan(name)], ["liver"], overwrite=overwrite)
 
 
 def enter(into: PredictionFolder, name: str, status: Any = "done", voxels: int = 3) -> None:
