@@ -6,6 +6,7 @@ never through here. A record logged with `extra={"screen": False}` goes to the f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -23,10 +24,22 @@ _WARNINGS = logging.getLogger("py.warnings")
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
 
 
+class _LastingConsole(Console):
+    """Falls silent when whoever reads it is gone (`train 2>&1 | tee log` after Ctrl-C, a closed terminal).
+
+    The run goes on, or stops as it was asked to: its folder has the log. Rich would end the program.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # stderr is no file under test runners
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 @functools.cache
 def console() -> Console:
     """The one console: log lines, tables and the live progress share it, so that they never garble each other."""
-    return Console(stderr=True, highlight=False)
+    return _LastingConsole(stderr=True, highlight=False)
 
 
 def is_live() -> bool:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +123,18 @@ def test_not_live_in_a_pipe_even_with_forced_colour(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MEDTRAIN_NO_PROGRESS", "1")
     assert not is_live()
     log.console.cache_clear()
+
+
+def test_a_reader_that_is_gone_does_not_end_the_program(tmp_path: Path) -> None:
+    """`medtrain train 2>&1 | tee log`: Ctrl-C ends tee, too."""
+    script = (
+        "import logging, sys; from pathlib import Path; from medtrain.run.log import setup_logging\n"
+        "setup_logging(run_dir=Path(sys.argv[1]))\n"
+        "for number in range(3): logging.getLogger('medtrain.x').info('line %d', number)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run([sys.executable, "-c", script, str(tmp_path)], stderr=writer, stdout=writer, check=False)
+    os.close(writer)
+    assert process.returncode == 0
+    assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["0", "1", "2"]
