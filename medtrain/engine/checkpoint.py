@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from medtrain.models.constant import ConstantTensors
 from medtrain.run.atomic import atomic_dir, atomic_write_json, remove_leftovers
 
 FORMAT_VERSION = 1
+_LEAST_FREE = 2**20
 _NAME = re.compile(r"^step_(\d{8,})$")
 
 
@@ -141,10 +143,18 @@ class CheckpointFolder:
         state: dict[str, Any],
         meta: dict[str, Any],
     ) -> None:
-        save_file(_dense(model), folder / "model.safetensors")
-        if ema is not None:
-            save_file(_dense(ema), folder / "ema.safetensors")
-        torch.save(state, folder / "state.pt")
+        try:
+            save_file(_dense(model), folder / "model.safetensors")
+            if ema is not None:
+                save_file(_dense(ema), folder / "ema.safetensors")
+            torch.save(state, folder / "state.pt")
+        except (SafetensorError, RuntimeError) as error:  # both libraries hide the disk's own error
+            if shutil.disk_usage(folder).free >= _LEAST_FREE and "os error 28" not in str(error):
+                raise
+            raise MedtrainError(
+                f"the disk is full: cannot write {folder}",
+                hint="free some space, then continue with `medtrain resume`; the checkpoints of before are complete",
+            ) from error
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         atomic_write_json(folder / "meta.json", {"format": FORMAT_VERSION, **meta, "files": files})
 

@@ -72,8 +72,11 @@ def _read_file(path: Path) -> Any:
             # mapped: what is not used, such as the state of an optimizer, is never read
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        reason = (str(error).strip() or "it ends too early").splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch goes on with how to open files that are not safe
+            reason = "it is no file of weights, or holds more than tensors"
         raise MedtrainError(
-            f"{path} cannot be opened as weights: {(str(error).strip() or 'it ends too early').splitlines()[0]}",
+            f"{path} cannot be opened as weights: {reason}",
             hint="files are opened without running code in them; save the tensors alone with safetensors",
         ) from error
 

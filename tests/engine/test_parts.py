@@ -19,7 +19,7 @@ from medtrain.engine.ema import EMA
 from medtrain.engine.meter import Meter
 from medtrain.engine.precision import Precision, choose_precision, cpu_has_bf16
 from medtrain.engine.sanity import warn_of_ties
-from medtrain.errors import UsageError
+from medtrain.errors import MedtrainError, UsageError
 
 CPU = torch.device("cpu")
 
@@ -209,6 +209,24 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert int(found.state()["x"]) == 5
     assert not found.has_ema
     assert json.loads((folder.path / "last.json").read_text())["checkpoint"] == "step_00000005"
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_of_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    folder = CheckpointFolder(tmp_path)
+    _save(folder, 5)
+
+    def refuse(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("medtrain.engine.checkpoint.save_file", refuse)
+    with pytest.raises(MedtrainError, match="the disk is full: cannot write"):
+        _save(folder, 9)
+    assert [c.step for c in folder.list()] == [5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.json", "step_00000005"]
 
 
 @pytest.mark.parametrize("damage", ["no meta", "truncated weights", "missing state", "garbage meta"])

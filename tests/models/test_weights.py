@@ -278,7 +278,7 @@ class _Danger:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": _Danger()}, "cannot be opened as weights"),
+        ({"model": _Danger()}, "it is no file of weights, or holds more than tensors"),
         ({"epoch": 3}, "holds no named tensors"),
         (b"no archive", "cannot be opened as weights"),
         (b"", "cannot be opened as weights: it ends too early"),
