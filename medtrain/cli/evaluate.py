@@ -53,16 +53,17 @@ def evaluate(
     RUN may be the folder of a cross-validation: the evaluations of its folds are put together again.
     """
     with handle_errors(debug):
-        from medtrain.crossval.folder import is_crossval
+        from medtrain.crossval.folder import is_crossval, judged_by
 
         if is_crossval(run):
             from medtrain.crossval.launch import evaluate_crossval
             from medtrain.errors import UsageError
 
             if overrides or cases or checkpoint != "best" or part != "val":
+                fold = run / judged_by(run, cases[0] if cases else None)
                 raise UsageError(
                     f"{run} is a cross-validation: what its folds found is put together as it is",
-                    hint=f"judge one of its runs: medtrain evaluate {run / 'fold_0'} ...",
+                    hint=f"judge one of its runs: medtrain evaluate {fold} {f'--case {cases[0]}' if cases else '...'}",
                 )
             evaluate_crossval(run, imports=imports or ())
             return

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -114,6 +115,22 @@ class CrossvalFolder(RunFolder):
         if not is_crossval(Path(path)):
             raise UsageError(f"{path} is not a cross-validation", hint="`medtrain runs` lists runs")
         return super().open(path)
+
+
+def judged_by(path: Path, case_id: str | None) -> str:
+    """Name of the fold that judged a case; of the first one where that is not known.
+
+    Args:
+        path: Of the cross-validation.
+        case_id: Of the case; None for any.
+    """
+    table = path / "cases.csv"
+    if case_id is not None and table.is_file():
+        with table.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["case_id"] == case_id:
+                    return f"fold_{row['fold']}"
+    return "fold_0"
 
 
 def is_crossval(path: Path) -> bool:

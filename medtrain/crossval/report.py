@@ -22,7 +22,8 @@ def write_crossval_report(folder: CrossvalFolder, record: CrossvalRecord) -> Pat
     Returns:
         The file.
     """
-    sections = [_head(folder, record), _metrics(record), _folds(record), _postprocessing(record), _next(folder, record)]
+    sections = [_head(folder, record), _metrics(record), _worst(record), _folds(record)]
+    sections += [_postprocessing(record), _next(folder, record)]
     path = folder.path / "report.md"
     atomic_write(path, "\n\n".join(section for section in sections if section) + "\n")
     return path
@@ -56,6 +57,13 @@ def _metrics(record: CrossvalRecord) -> str:
         row += [" .. ".join(map(_number, intervals[name])) if name in intervals else "-"] if confidence else []
         rows.append(row)
     return "## Metrics\n\n" + _table(header, rows) if rows else ""
+
+
+def _worst(record: CrossvalRecord) -> str:
+    worst = record.metrics.get("worst", ())
+    rows = [[found["case_id"], _number(found["score"]), found["fold"]] for found in worst]
+    told = "Look at one: `medtrain evaluate` its fold's run `--case` its id."
+    return f"## Worst cases\n\n{told}\n\n" + _table(["Case", "Mean Dice", "Judged by"], rows) if rows else ""
 
 
 def _folds(record: CrossvalRecord) -> str:

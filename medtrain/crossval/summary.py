@@ -96,6 +96,9 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     console().print(_table(record, task, members))
     for line in _lines(choice):
         log.info(line)
+    worst = record.metrics.get("worst")
+    if worst:
+        log.info("worst cases: %s", ", ".join(f"{w['case_id']} {w['score']:.4f} ({w['fold']})" for w in worst))
     return record
 
 
@@ -106,7 +109,9 @@ def _judge_whole(folder: CrossvalFolder, task: Task, records: Sequence[Record]) 
     task.write_evaluation(folder.evaluation, records, summary, extra={"part": "val", "folds": True})
     written = json.loads((folder.evaluation / "summary.json").read_text(encoding="utf-8"))
     facts = {key: written[key] for key in ("intervals", "confidence") if key in written}
-    return {"cases": summary, **facts}
+    folds = {record["case_id"]: f"fold_{record['fold']}" for record in records}
+    worst = [{"case_id": case, "score": score, "fold": folds[case]} for case, score in task.worst_cases(records)]
+    return {"cases": summary, "worst": worst, **facts}
 
 
 def _note_best(folder: CrossvalFolder, best: Best) -> None:

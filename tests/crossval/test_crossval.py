@@ -21,7 +21,7 @@ from medtrain.cli.app import main
 from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
 from medtrain.config.saved import load_saved
-from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, is_crossval
+from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, is_crossval, judged_by
 from medtrain.crossval.launch import check_request, outcome, start_crossval
 from medtrain.crossval.probe import probe
 from medtrain.crossval.report import write_crossval_report
@@ -134,6 +134,7 @@ def test_every_case_is_judged_by_the_fold_that_has_not_seen_it(trained: Path) ->
     assert sorted(rows) == sorted(case for fold in folds for case in fold["val"])
     assert len(rows) == 4
     for case_id, row in rows.items():
+        assert judged_by(trained, case_id) == f"fold_{row['fold']}"
         assert case_id in folds[int(row["fold"])]["val"]
         assert case_id not in folds[int(row["fold"])]["train"]
 
@@ -157,6 +158,16 @@ def test_metrics_are_means_over_folds_and_over_cases(trained: Path) -> None:
     low, high = record["metrics"]["intervals"]["dice"]
     assert low <= record["metrics"]["cases"]["dice"] <= high
     assert "95 % interval" in report
+    worst = record["metrics"]["worst"]
+    with (trained / "cases.csv").open() as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    means = {
+        case: np.nanmean([float(v or "nan") for k, v in row.items() if k.startswith("dice/")])
+        for case, row in rows.items()
+    }
+    assert worst[0]["case_id"] == min(means, key=lambda case: (means[case], case))
+    assert worst[0]["fold"] == f"fold_{rows[worst[0]['case_id']]['fold']}"
+    assert f"| {worst[0]['case_id']} | {worst[0]['score']:.4f} | {worst[0]['fold']} |" in report
 
 
 def test_folds_share_their_plan_and_fit_intensities_on_their_own(trained: Path) -> None:
