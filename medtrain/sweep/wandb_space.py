@@ -163,7 +163,7 @@ def count_evaluations(trainer: Mapping[str, Any]) -> int | None:
     Args:
         trainer: The checked section `trainer`.
     """
-    every = parse_duration(trainer["eval_every"])
+    every = parse_duration(trainer["eval_every"] or "10%")  # what follows from the data is that, or less often
     whole = {"percent": 100, "step": trainer["max_steps"], "epoch": trainer["max_epochs"]}.get(every.unit)
     return None if whole is None else max(1, int(whole / every.value + 1e-9))
 
