@@ -78,7 +78,7 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     folds = _over_folds(members, monitor)
     rows = [{"fold": member.name.removeprefix("fold_"), **row} for member in members for row in member.rows]
     rows.sort(key=lambda row: row["case_id"])
-    segments = hasattr(task, "on_prediction")
+    segments = members[0].plan.family == "segmentation"
     whole = _judge_whole(folder, task, [_record(row) for row in rows]) if segments else {}
     choice = _choose(members, earlier=bool(record.chosen)) if segments else None
     record = dataclasses.replace(record, metrics={"folds": folds, **whole}, num_cases=len(rows))
