@@ -27,7 +27,7 @@ from medtrain.data.network import (
     per_axis,
 )
 from medtrain.data.regions import RegionMap
-from medtrain.data.resolution import COVERED, low_resolution
+from medtrain.data.resolution import COVERED, derive_resolution, low_resolution
 from medtrain.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Plan:
         regions: The class indices of every region, the class that the region is painted with first, regions in the
             order in which they are painted over each other; None where every class has an output of its own.
         region_names: Name of every region.
+        resolution: Whether the voxel size is the data's own or a coarser one (see `medtrain.data.resolution`).
         cascade: The previous stage, whose label maps are further channels of the network; None without one.
         reasons: One sentence per derived value, keyed by dotted config key (`data.patch_size`, `model.channels`).
     """
@@ -109,6 +110,7 @@ class Plan:
     median_shape: tuple[int, ...]
     regions: tuple[tuple[int, ...], ...] | None = None
     region_names: tuple[str, ...] = ()
+    resolution: Literal["full", "low"] = "full"
     cascade: PreviousStage | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     family: ClassVar[Literal["segmentation"]] = "segmentation"
@@ -220,7 +222,13 @@ def make_plan(
         kernel_sizes=None if kernel_sizes is None else per_axis(kernel_sizes, dims),
     )
     budget = machine_budget(device, memory_gib, cores, dims)
-    if settings.resolution == "low":
+    resolution = settings.resolution or "full"
+    shaping = (settings.resolution, settings.spacing, settings.patch_size, settings.cascade_from)
+    if all(value is None for value in shaping):
+        resolution, why = derive_resolution(request, budget, device)
+        if resolution == "low":
+            reasons["data.resolution"] = why
+    if resolution == "low":
         request = _lower(request, settings, budget, fingerprint, reasons)
         spacing, median_shape = request.spacing, request.median_shape
     network = derive_network(request, budget, reasons)
@@ -247,6 +255,7 @@ def make_plan(
         median_shape=tuple(max(1, round(n)) for n in median_shape),
         regions=None if regions is None else regions.members,
         region_names=() if regions is None else regions.region_names,
+        resolution=resolution,
         reasons=reasons,
     )
 
@@ -323,7 +332,7 @@ def _lower(
         message = "low is for volumes, not for slices"
         raise ConfigError([Problem("data.resolution", message, hint="data.spatial_dims=3")])
     if settings.spacing is None:
-        reasons["data.spacing"] = f"a patch covers {COVERED:.0%} of the median case, as data.resolution=low wants"
+        reasons["data.spacing"] = f"low resolution: a patch covers {COVERED:.0%} of the median case"
         return low_resolution(request, budget)
     full = _spacing(fingerprint, replace(settings, spacing=None), 3, {})
     if math.prod(request.spacing) < 2 * math.prod(full):

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
-from medtrain.data.network import Budget, NetworkRequest, by, derive_network
+from medtrain.data.network import Budget, Device, NetworkRequest, by, derive_network
 from medtrain.errors import ConfigError, Problem
 
 COVERED = 0.25
 """A patch that covers this share of the median case needs no lower resolution (nnU-Net)."""
+TOO_LITTLE = 0.02
+"""Below this share of the median case a run on a CPU takes the low resolution unless it is told otherwise: judging one
+case at full resolution would take as long as a hundred steps or more, and a patch sees next to no context."""
 _GROWTH = 1.03
 _COARSER = 2.0
 _FEWER = 2.0
+
+
+def derive_resolution(full: NetworkRequest, budget: Budget, device: Device) -> tuple[Literal["full", "low"], str]:
+    """Which resolution a run takes that names none, and why.
+
+    Args:
+        full: What the network at full resolution must fit.
+        budget: Of the machine.
+        device: Where training runs.
+    """
+    patch = derive_network(full, budget, {}).patch_size
+    share = math.prod(patch) / math.prod(full.median_shape)
+    covers = f"at full resolution a patch of {by(patch)} covers {min(1.0, share):.1%} of the median case"
+    if device != "cpu" or share >= TOO_LITTLE or len(full.spacing) == 2:
+        return "full", covers
+    return "low", f"{covers}, too little for a CPU; data.resolution=full takes the data's own voxel size"
 
 
 def low_resolution(full: NetworkRequest, budget: Budget) -> NetworkRequest:

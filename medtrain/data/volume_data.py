@@ -75,7 +75,8 @@ class VolumeData:
         patch_size: Voxels of a training patch per axis: D, H, W (or H, W when spatial_dims is 2).
         spacing: Voxel size in mm that cases are resampled to: D, H, W (or H, W).
         resolution: full takes the data's own voxel size; low takes one at which a patch covers a quarter of the median
-            case (nnU-Net's 3d_lowres), for structures larger than a patch.
+            case (nnU-Net's 3d_lowres), for structures larger than a patch; None is full, but low on a CPU where a
+            patch would cover less than a fiftieth and neither patch_size nor spacing is given.
         batch_size: Patches per forward pass, over all devices; an optimizer step takes trainer.accumulate of them.
         normalization: auto chooses by channel name: ct (clip to the foreground's 0.5 and 99.5 percentiles, then
             subtract the mean and divide by the standard deviation of the training part) for CT, zscore (per case and
@@ -109,7 +110,7 @@ class VolumeData:
     spatial_dims: Literal[2, 3] | None = None
     patch_size: tuple[Typed[int, Range(ge=1)], ...] | None = None
     spacing: tuple[Typed[float, Range(gt=0)], ...] | None = None
-    resolution: Literal["full", "low"] = "full"
+    resolution: Literal["full", "low"] | None = None
     batch_size: Typed[int, Range(ge=1)] | None = None
     normalization: Literal["auto", "ct", "zscore", "none"] = "auto"
     zscore_nonzero: bool | None = None
@@ -175,7 +176,7 @@ class VolumeData:
             self,
             device=machine.device,
             memory_gib=machine.memory_gib,
-            cores=machine.cores,
+            cores=machine.threads * machine.processes,
             channels=model.get("channels"),
             strides=model.get("strides"),
             kernel_sizes=model.get("kernel_sizes"),

@@ -124,7 +124,8 @@ def test_single_slices_are_two_dimensional() -> None:
 
 @pytest.mark.parametrize("print_", [HIPPOCAMPUS, LIVER, NNUNET["prostate"][0]])
 def test_a_cpu_gets_a_smaller_network_and_says_so(print_: Fingerprint) -> None:
-    gpu, cpu = plan_of(print_), plan_of(print_, device="cpu", cores=2)
+    full = VolumeData(resolution="full")
+    gpu, cpu = plan_of(print_), plan_of(print_, device="cpu", cores=2, settings=full)
     assert cpu.channels[0] < gpu.channels[0]
     assert 2 <= cpu.batch_size <= CPU_MAX_BATCH[3]
     voxels = cpu.patch_size[0] * cpu.patch_size[1] * cpu.patch_size[2]
@@ -302,3 +303,23 @@ def test_a_low_resolution_may_be_given() -> None:
     assert plan.spacing == (3.0, 2.0, 2.0)
     with pytest.raises(ConfigError, match="is no low resolution"):
         plan_of(LIVER, settings=VolumeData(resolution="low", spacing=(1.0, 0.8, 0.8)))
+
+
+def test_a_cpu_takes_the_low_resolution_of_cases_of_which_a_patch_shows_next_to_nothing() -> None:
+    chosen = plan_of(LIVER, device="cpu", memory_gib=24, cores=2)
+    asked = plan_of(LIVER, device="cpu", memory_gib=24, cores=2, settings=VolumeData(resolution="low"))
+    assert (chosen.resolution, chosen.spacing, chosen.patch_size) == ("low", asked.spacing, asked.patch_size)
+    assert "of the median case, too little for a CPU" in chosen.reasons["data.resolution"]
+    assert chosen.case_cost({"overlap": 0.5}) < 20
+
+    assert plan_of(LIVER).resolution == "full"  # a GPU
+    assert plan_of(HIPPOCAMPUS, device="cpu").resolution == "full"  # a patch shows enough
+    for given in (
+        VolumeData(resolution="full"),
+        VolumeData(spacing=(1.0, 0.8, 0.8)),
+        VolumeData(patch_size=(64, 64, 64)),
+        VolumeData(spatial_dims=2),
+        VolumeData(cascade_from="first_stage"),
+    ):
+        plan = plan_of(LIVER, device="cpu", settings=given)
+        assert (plan.resolution, "data.resolution" in plan.reasons) == ("full", False)
