@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,21 @@ def test_exit_code(tmp_path: Path, codes: tuple[int, int], expected: int) -> Non
     assert _run(tmp_path, f"sys.exit({codes}[rank])", settle_s=60.0) == expected
 
 
+@contextmanager
+def _disposition(name: str, handler: signal.Handlers) -> Iterator[signal.Signals]:
+    """Begin with what a signal is to do here, whatever the tests were started with."""
+    number = signal.Signals[name]
+    inherited = signal.signal(number, handler)
+    try:
+        yield number
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, inherited)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_reaches_every_process(tmp_path: Path, name: str) -> None:
     code = f"""
-signal.signal(signal.{name}, signal.SIG_DFL)  # nohup hands on that SIGHUP is ignored
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{name}])
 meet()
 if rank == 0:
@@ -72,10 +85,24 @@ if rank == 0:
 (folder / f"rank{{rank}}").write_text(received(signal.{name}))
 sys.exit(75)
 """
-    handler = signal.getsignal(getattr(signal, name))
-    assert _run(tmp_path, code) == 75
+    with _disposition(name, signal.SIG_DFL):
+        assert _run(tmp_path, code) == 75
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == [name, name]
-    assert signal.getsignal(getattr(signal, name)) is handler
+
+
+def test_the_terminal_may_go_under_nohup(tmp_path: Path) -> None:
+    code = """
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP, signal.SIGUSR1])
+meet()
+if rank == 0:
+    os.kill(os.getppid(), signal.SIGHUP)
+    os.kill(os.getppid(), signal.SIGUSR1)
+(folder / f"rank{rank}").write_text(received(signal.SIGHUP, signal.SIGUSR1))  # the lower number before the higher one
+"""
+    with _disposition("SIGHUP", signal.SIG_IGN):
+        assert _run(tmp_path, code) == 0
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1", "SIGUSR1"]
 
 
 def test_a_second_ctrl_c_reaches_them_too(tmp_path: Path) -> None:
