@@ -45,6 +45,7 @@ class JudgedRun:
         path: The run's folder.
         evaluation: Folder of the tables.
         dataset: Name of the data set.
+        family: Which kind of cases it judges, as of `DataPlan`.
         part: `val`, `test` or `train`.
         task: Computes metrics from records.
         decision: What the validation part had decided.
@@ -60,6 +61,7 @@ class JudgedRun:
     path: Path
     evaluation: Path
     dataset: str
+    family: str
     part: str
     task: Task
     decision: Mapping[str, float]
@@ -114,11 +116,6 @@ class JudgedRun:
         names = [name] if name else [n for n in self.task.class_names[1:] if n in other.task.class_names[1:]]
         mine, theirs = self.rules[key], other.rules[key]
         return key if any(tolerance_of(mine, n) != tolerance_of(theirs, n) for n in names) else ""
-
-    @property
-    def family(self) -> str:
-        """Which kind of cases it judges."""
-        return "segmentation" if hasattr(self.task, "on_prediction") else "images"
 
 
 def read_judged(
@@ -181,7 +178,7 @@ def _read_evaluation(path: Path, evaluation: Path, part: str, imports: Sequence[
     decision = _decision(summary)
     if evaluation != folder.evaluation and "task" not in summary:
         log.warning("%s does not say by which rules it has judged: taken for those of the run", evaluation)
-    task, config, changed = _task(folder, imports, summary)
+    task, family, config, changed = _task(folder, imports, summary)
     task.use_decision(decision)
     data = _read_json(folder.path / "data.json")
     return JudgedRun(
@@ -189,6 +186,7 @@ def _read_evaluation(path: Path, evaluation: Path, part: str, imports: Sequence[
         path=path,
         evaluation=evaluation,
         dataset=str(data.get("dataset", "")),
+        family=family,
         part=part,
         task=task,
         decision=decision,
@@ -208,7 +206,7 @@ def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
     if not folder.cases.is_file() or not members:
         raise UsageError(f"{path} is not done", hint=f"go on with it: medtrain resume {path}")
     first = RunFolder.open(folder.path / members[0])
-    task, config, _ = _task(first, imports, {})
+    task, family, config, _ = _task(first, imports, {})
     data = _read_json(first.path / "data.json")
     records = _read_records(folder.cases)
     summaries = {member: _read_json(folder.path / member / "evaluation" / "summary.json") for member in members}
@@ -218,6 +216,7 @@ def _read_crossval(path: Path, part: str, imports: Sequence[str]) -> JudgedRun:
         path=path,
         evaluation=folder.path,
         dataset=str(data.get("dataset", "")),
+        family=family,
         part=part,
         task=task,
         decision={},
@@ -239,8 +238,8 @@ def _decision(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def _task(
     folder: RunFolder, imports: Sequence[str], summary: Mapping[str, Any]
-) -> tuple[Task, Mapping[str, Any], dict[str, Any]]:
-    """The task that judges, without what only an evaluation writes; the configuration, and what differs from the run's.
+) -> tuple[Task, str, Mapping[str, Any], dict[str, Any]]:
+    """The task that judges, without what only an evaluation writes; its family, its settings, and where they differ.
 
     Args:
         folder: Of the run.
@@ -255,7 +254,8 @@ def _task(
         changed |= {f"{part}.{key}": value for key, value in known.items() if value != own[key] and key != "report"}
         config = {**config, part: known}
     judging = {key: value for key, value in config["task"].items() if key != "report"}
-    return build_task({**config, "task": judging}, read_plan(folder, config), _CPU, None), config, changed
+    plan = read_plan(folder, config)
+    return build_task({**config, "task": judging}, plan, _CPU, None), plan.family, config, changed
 
 
 def _find_evaluations(folder: RunFolder, part: str) -> list[Path]:

@@ -81,7 +81,9 @@ def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
         derivation = _derive_whole(config, folds)
     else:
         derivation = derive(_with_fold(config, 0), progress=log_progress("reading"))
-    _check(derivation, segments=segments)
+    # what contradicts the data is said before a fold is trained
+    task = build_task(derivation.config, derivation.plan, derivation.device, None)
+    check_training(derivation.config, derivation.plan, task)
     shared = with_plan(config, derivation)
     count = config["data"]["num_folds"] if folds is None else len(folds)
     divided = [build("data", {**shared["data"], "fold": fold}).find() for fold in range(count)]
@@ -133,16 +135,6 @@ def _derive_whole(config: Mapping[str, Any], folds: Sequence[Fold]) -> Derivatio
         save_splits(path, [{"train": cases, "val": []}])
         whole["data"]["splits"] = str(path)
         return derive(whole, progress=log_progress("reading"))
-
-
-def _check(derivation: Derivation, *, segments: bool) -> None:
-    """Say what contradicts the data before a fold is trained."""
-    task = build_task(derivation.config, derivation.plan, derivation.device, None)
-    check_training(derivation.config, derivation.plan, task)
-    if segments != hasattr(task, "on_prediction"):
-        raise UsageError(
-            f"task={derivation.config['task']['name']} does not fit data={derivation.config['data']['name']}"
-        )
 
 
 def _prepare(derivation: Derivation) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from medtrain.registry import build, plain
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder
 from medtrain.run.provenance import mask_secrets
+from medtrain.run.threads import available_threads
 from medtrain.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def build_engine(
     schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
         model.compile()
-    _check_together(task, settings, dist, schedule, data, config)
+    _check_together(plan, task, settings, dist, schedule, data, config)
 
     limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
@@ -214,7 +215,7 @@ def _cadences(settings: TrainerSettings, steps_per_epoch: int) -> Cadences:
 
 
 def _set_up_torch(settings: TrainerSettings, device: torch.device) -> None:
-    torch.set_num_threads(settings.num_threads or torch.get_num_threads())
+    torch.set_num_threads(settings.num_threads or available_threads())
     if device.type == "cpu":
         keep_freed_memory()
     if settings.deterministic:
@@ -258,6 +259,7 @@ def _final_cost(settings: TrainerSettings, task: Task, data: TrainData) -> float
 
 
 def _check_together(
+    plan: DataPlan,
     task: Task,
     settings: TrainerSettings,
     dist: Dist,
@@ -279,7 +281,7 @@ def _check_together(
             "trainer.final_evaluation=false leaves out",
             hint="drop one of them",
         )
-    if settings.save_predictions and not hasattr(task, "on_prediction"):
+    if settings.save_predictions and plan.family != "segmentation":
         raise UsageError(
             "trainer.save_predictions keeps label maps, and this task predicts none",
             hint="drop it: evaluation/cases.csv has the predictions",

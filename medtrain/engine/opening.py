@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from medtrain.data.plan import Plan
 from medtrain.data.source import DataPlan, DataSource
 from medtrain.engine.derive import Derivation, Progress
-from medtrain.engine.device import available_cores
 from medtrain.engine.distributed import Dist
 from medtrain.engine.protocol import TrainData
 from medtrain.registry import build
+from medtrain.run.threads import available_threads
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,13 @@ def open_data(
     settings: DataSource = derivation.settings if derivation else build("data", config["data"])
     found = derivation.found if derivation else settings.find(splits=splits)
     augment = build("augment", config["augment"], **plan.runtime())
-    workers = max(1, min(8, available_cores() // dist.local_world_size))
+    workers = min(8, available_threads(dist.local_world_size))
     prepared = settings.prepare(plan, found, workers=workers, progress=log_progress("preparing"))
-    if getattr(plan, "cascade", None) is not None and dist.is_main:
+    if isinstance(plan, Plan) and plan.cascade is not None and dist.is_main:
         from medtrain.inference.cascade import make_hints  # it opens runs, whose data are opened here
 
         used = [*found.split["train"], *found.split["val"]]
-        make_hints(config, plan, prepared, used, progress=log_progress("segmenting"))  # type: ignore[arg-type]
+        make_hints(config, plan, prepared, used, progress=log_progress("segmenting"))
     dist.barrier()
     pin_memory = config["trainer"]["device"] != "cpu" and torch.cuda.is_available()
     return settings.open(plan, found, prepared, augment=augment, seed=config["seed"], pin_memory=pin_memory)

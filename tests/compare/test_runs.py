@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,6 @@ class Cases:
 
     class_names = NAMES
     monitor = MetricSpec("val/dice", "max")
-    on_prediction = None
 
     def use_decision(self, decision: Mapping[str, float]) -> None:
         assert not decision
@@ -85,6 +85,7 @@ def _run(name: str, rows: Sequence[dict[str, Any]], task: Any, **changes: Any) -
         path=Path(name),
         evaluation=Path(name),
         dataset="liver",
+        family="segmentation" if isinstance(task, Cases) else "images",
         part="val",
         task=task,
         decision={},
@@ -235,7 +236,7 @@ def test_reading_the_decisions_of_folds(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "crossval.json").write_text(json.dumps(record))
     (tmp_path / "status.json").write_text("{}")
     (tmp_path / "cases.csv").write_text(cases_csv(_folds()))
-    monkeypatch.setattr(judged, "_task", lambda *_: (Decided(), {}, {}))
+    monkeypatch.setattr(judged, "_task", lambda *_: (Decided(), "images", {}, {}))
     run = judged.read_judged(tmp_path)
     assert run.by_fold == {"0": {"threshold/yes": 0.2}, "1": {"threshold/yes": 0.8}}
     (found,), _, _ = compare_runs([tmp_path, tmp_path], resamples=20)
@@ -257,7 +258,7 @@ def test_an_evaluation_decides_by_its_own_settings(tmp_path: Path, monkeypatch: 
         return Decided()
 
     monkeypatch.setattr(judged, "load_saved", lambda *_, **__: {"task": {}, "inference": {"threshold": 0.5}})
-    monkeypatch.setattr(judged, "read_plan", lambda *_: None)
+    monkeypatch.setattr(judged, "read_plan", lambda *_: SimpleNamespace(family="images"))
     monkeypatch.setattr(judged, "build_task", build)
     judged.read_judged(tmp_path, part="test")
     assert seen == [{"threshold": "youden"}]
@@ -267,7 +268,7 @@ def test_an_evaluation_decides_by_its_own_settings(tmp_path: Path, monkeypatch: 
     ("changes", "words"),
     [
         ({"dataset": "spleen"}, "different data sets: liver and spleen"),
-        ({"task": Samples()}, "one judges segmentation, the other images"),
+        ({"task": Samples(), "family": "images"}, "one judges segmentation, the other images"),
         ({"trained_on": frozenset({"c1", "t1"})}, r"b was trained on 1 case \(c1\), which a judged"),
         ({"trained_on": frozenset({"t1"})}, r"different splits: 1 case \(t2\) in the training part of one of them"),
         ({"records": {row["case_id"]: row for row in FIRST[1:]}}, r"only a has judged 1 case \(c0\)"),
@@ -355,7 +356,7 @@ def _judged_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(content))
     task = {"nsd_tolerance_mm": 1.0, "lesion_iou": 0.0}
     monkeypatch.setattr(judged, "load_saved", lambda *_, **__: {"task": task, "inference": {}, "data": {}})
-    monkeypatch.setattr(judged, "read_plan", lambda *_: None)
+    monkeypatch.setattr(judged, "read_plan", lambda *_: SimpleNamespace(family="segmentation"))
     monkeypatch.setattr(judged, "build_task", lambda *_: Cases())
     return folder
 

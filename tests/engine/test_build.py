@@ -22,10 +22,11 @@ def check(
     accumulate: int = 1,
     save_predictions: bool = False,
     final_evaluation: bool = True,
-    **task: Any,
+    family: str = "segmentation",
 ) -> None:
     parts: list[Any] = [
-        SimpleNamespace(loss=SimpleNamespace(decomposable=decomposable), **task),
+        SimpleNamespace(family=family),
+        SimpleNamespace(loss=SimpleNamespace(decomposable=decomposable)),
         SimpleNamespace(accumulate=accumulate, save_predictions=save_predictions, final_evaluation=final_evaluation),
         SimpleNamespace(world_size=1),
         SimpleNamespace(interval=interval),
@@ -49,11 +50,11 @@ def test_a_dice_of_the_batch_is_not_accumulated() -> None:
 
 
 def test_only_tasks_that_predict_label_maps_keep_them() -> None:
-    check(save_predictions=True, on_prediction=None)
+    check(save_predictions=True)
     with pytest.raises(UsageError, match=r"which trainer\.final_evaluation=false leaves out"):
-        check(save_predictions=True, final_evaluation=False, on_prediction=None)
+        check(save_predictions=True, final_evaluation=False)
     with pytest.raises(UsageError, match=r"trainer\.save_predictions keeps label maps, and this task predicts none"):
-        check(save_predictions=True)
+        check(save_predictions=True, family="images")
 
 
 @pytest.mark.parametrize(
