@@ -230,20 +230,18 @@ def _check_mps() -> list[Check]:
 def _check_cpu() -> Check:
     import torch
 
-    from medtrain.engine.device import available_cores
     from medtrain.engine.precision import cpu_has_bf16
+    from medtrain.run.threads import LIMIT, available_cores, available_threads
 
-    cores, threads, bf16 = available_cores(), torch.get_num_threads(), cpu_has_bf16()
+    cores, threads, bf16 = available_cores(), available_threads(), cpu_has_bf16()
     capability = torch.backends.cpu.get_cpu_capability()
     facts = {"cores": cores, "threads": threads, "capability": capability, "bf16": bf16}
     message = (
-        f"{cores} cores, {threads} torch threads, {capability}, "
+        f"{cores} cores, {threads} threads, {capability}, "
         f"bf16 {'native (trainer.precision=auto uses it)' if bf16 else 'not native (trainer.precision=auto is fp32)'}"
     )
     if threads < cores:
-        limit = os.environ.get("OMP_NUM_THREADS")
-        hint = "unset OMP_NUM_THREADS" if limit else "set trainer.num_threads"
-        return Check("cpu", "note", message, hint, facts)
+        return Check("cpu", "note", message, f"unset {LIMIT} to use every core", facts)
     return Check("cpu", "ok", message, facts=facts)
 
 

@@ -48,6 +48,11 @@ class EngineView(Protocol):
         ...
 
     @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the run ends, evaluations included; None while that is not known."""
+        ...
+
+    @property
     def run_dir(self) -> Path:
         """The run folder."""
         ...

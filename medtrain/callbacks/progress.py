@@ -32,11 +32,9 @@ class ProgressDisplay(Callback):
         self.every_s = every_s
         self._last_line = -math.inf
         self._bar: Progress | None = None
-        self._origin = (0.0, 0.0)  # clock and progress when this session began
 
     def on_fit_start(self, view: EngineView) -> None:
         """Show the bar."""
-        self._origin = (time.monotonic(), view.progress)
         if is_live():
             self._bar = _make_bar()
             # nothing redraws it in the background: a thread that holds the console would be copied into data workers
@@ -47,7 +45,8 @@ class ProgressDisplay(Callback):
     def on_log(self, view: EngineView, scalars: Mapping[str, float]) -> None:
         """Redraw the bar, or log a line."""
         now = time.monotonic()
-        parts, left = describe(view, scalars), self._time_left(view.progress, now)
+        parts, seconds = describe(view, scalars), view.seconds_left
+        left = "" if seconds is None else f"left {format_duration(seconds)}"
         if now - self._last_line >= self.every_s:
             self._last_line = now
             _LOG.info("%s", "  ".join([*parts, left] if left else parts), extra={"screen": self._bar is None})
@@ -72,13 +71,6 @@ class ProgressDisplay(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    def _time_left(self, progress: float, now: float) -> str:
-        """`left 2:03`, or nothing while there is no speed to tell it from."""
-        started, at_start = self._origin
-        if progress <= at_start:
-            return ""
-        return f"left {format_duration((now - started) * (1 - progress) / (progress - at_start))}"
 
 
 def describe(view: EngineView, scalars: Mapping[str, float]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from medtrain.data.io.nifti import SourceGrid, write_image
 from medtrain.data.msd import discover_msd
 from medtrain.data.volume_data import VolumeData
 from medtrain.registry import Range, register
+from medtrain.run.threads import available_threads
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 2
@@ -78,7 +78,7 @@ class PhantomData(VolumeData):
             if self.true_scale:
                 _LOG.info("phantom case %d of %d written", index + 1, total)
 
-        with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(_MAX_WORKERS, available_threads())) as pool:
             list(pool.map(write, range(total)))
         training = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in names[: self.num_cases]]
         description = {

@@ -30,23 +30,29 @@ class Machine:
         memory_gib: Its memory in GiB.
         cores: CPU cores for all processes of this machine.
         processes: Training processes on this machine, among which the cores are divided.
+        thread_limit: Threads that each of them may compute with; None for its share of the cores.
     """
 
     device: Literal["cpu", "cuda", "mps"]
     memory_gib: float
     cores: int
     processes: int = 1
+    thread_limit: int | None = None
 
     @property
     def threads(self) -> int:
-        """Cores of one training process."""
+        """Threads of one training process."""
+        return min(self._share, self.thread_limit or self._share)
+
+    @property
+    def _share(self) -> int:
         return max(1, self.cores // self.processes)
 
     def data_workers(self) -> tuple[int, str]:
         """How many processes read data beside a training process, and why."""
         if self.device == "cpu":
             return 0, "the CPU trains, so it reads in between"
-        return min(8, self.threads), "one per core"
+        return min(8, self._share), "one per core"
 
 
 @dataclass(frozen=True)

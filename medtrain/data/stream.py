@@ -11,8 +11,8 @@ import torch
 
 from medtrain.data.loader import Batch, Reader, pin_tensors, read_ahead
 from medtrain.data.sampler import EpochSampler, SampleKey
-from medtrain.data.workers import cores
 from medtrain.errors import ConfigError, Problem
+from medtrain.run.threads import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,10 @@ class TrainingStream:
         for batch_keys in here:
             yield self.reader.collate([self.reader[key] for key in batch_keys])
         if self.workers:
-            if self.workers > cores():
-                log.warning("data.num_workers=%d, but this process may use %d core(s) only", self.workers, cores())
+            if self.workers > available_cores():
+                log.warning(
+                    "data.num_workers=%d, but this process may use %d core(s) only", self.workers, available_cores()
+                )
             pin = functools.partial(pin_tensors, device=torch.cuda.current_device()) if self.pin_memory else None
             yield from read_ahead(self.reader, keys, workers=self.workers, finish=pin, here=True)
 

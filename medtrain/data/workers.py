@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,6 +10,7 @@ from typing import TypeVar
 
 from medtrain.data.case import Case
 from medtrain.errors import DataError, Problem
+from medtrain.run.threads import available_threads
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, case id) after each case."""
@@ -48,15 +48,9 @@ class MemoryGate:
                 self._changed.notify_all()
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def usable_cores() -> int:
-    """Cores this process may use, at most 8: what threads that read and resample share."""
-    return min(_MAX_WORKERS, cores())
+    """Threads this process may use, at most 8: what reads and resamples shares them."""
+    return min(_MAX_WORKERS, available_threads())
 
 
 def for_each_case(

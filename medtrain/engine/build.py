@@ -17,7 +17,7 @@ from medtrain.data.source import DataPlan
 from medtrain.engine.cadence import Cadence, Cadences, parse_duration, parse_time
 from medtrain.engine.checkpoint import CheckpointFolder
 from medtrain.engine.clock import Limit, RunClock
-from medtrain.engine.derive import absolute_paths
+from medtrain.engine.derive import absolute_paths, evaluation_steps
 from medtrain.engine.device import keep_freed_memory
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
@@ -169,6 +169,7 @@ def build_engine(
 
     limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
+    judged = data.evaluation_cases("val", limit=settings.eval_cases)
 
     # only the main process writes and looks
     loggers = _build_loggers(config, run_dir) if dist.is_main else {}
@@ -180,7 +181,12 @@ def build_engine(
         optimizer=optimizer,
         schedule=schedule,
         precision=Precision(settings.precision, device, nonfinite=settings.nonfinite),  # type: ignore[arg-type]
-        clock=RunClock(limit, final_evaluation_cost=_final_cost(settings, task, data), started=started),
+        clock=RunClock(
+            limit,
+            final_evaluation_cost=_final_cost(settings, task, data),
+            evaluation_steps=evaluation_steps(plan, config, len(judged)),
+            started=started,
+        ),
         cadences=_cadences(settings, steps_per_epoch),
         checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last, constant=constant),
         loggers=LoggerSet(loggers),

@@ -116,6 +116,24 @@ class Cadence:
         every_steps = self.duration.in_steps(steps_per_epoch=self.steps_per_epoch, total_steps=total_steps or 0)
         return step % every_steps == 0
 
+    def count_left(self, *, step: int, total_steps: int, seconds: float) -> int:
+        """How often it will be due until the last step, which counts even where it is not due.
+
+        Args:
+            step: Completed optimizer steps.
+            total_steps: Planned steps.
+            seconds: That the steps to come will take.
+        """
+        if self.duration is None or step >= total_steps:
+            return int(step < total_steps)
+        if self.duration.unit == "second":
+            return math.ceil(seconds / self.duration.value)
+        if self.duration.unit == "percent":
+            every = max(1.0, self.duration.value * total_steps / 100)
+        else:
+            every = self.duration.in_steps(steps_per_epoch=self.steps_per_epoch, total_steps=total_steps)
+        return math.ceil(total_steps / every - 1e-9) - math.floor(step / every + 1e-9)
+
     def restart(self, *, progress: float, elapsed: float) -> None:
         """Count from now: what was due while an evaluation took its time is not made up for.
 

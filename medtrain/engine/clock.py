@@ -6,13 +6,19 @@ import logging
 import time
 from dataclasses import dataclass
 
+from medtrain.engine.cadence import Cadence
+from medtrain.errors import MedtrainError
+
 log = logging.getLogger(__name__)
 
 _LARGEST_RESERVE = 0.25
-"""Share of a time limit kept for evaluations at the end, at most."""
+"""Share of the time between start-up and the limit that is kept for evaluations at the end, at most."""
 
 _LARGEST_SHARE = 0.2
 """Share of the time of training that evaluations in between may take, at most, where the time is bounded."""
+
+_LITTLE = 1 / 3
+"""Share of a time limit that went to training, below which a run says where the rest went."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,30 @@ class RunClock:
         limit: The limit.
         final_evaluation_cost: Cost of the final evaluation as a multiple of one during training; that much time is
             kept free at the end of a time-bounded run.
+        evaluation_steps: What an evaluation is expected to cost in steps, until one has been measured.
         started: `time.monotonic()` when the command began, so that preparing the data counts towards `max_seconds`.
     """
 
-    def __init__(self, limit: Limit, *, final_evaluation_cost: float = 0.0, started: float | None = None) -> None:
+    def __init__(
+        self,
+        limit: Limit,
+        *,
+        final_evaluation_cost: float = 0.0,
+        evaluation_steps: float = 0.0,
+        started: float | None = None,
+    ) -> None:
         self.limit = limit
         self.final_evaluation_cost = final_evaluation_cost
+        self.evaluation_steps = evaluation_steps
         self._started = time.monotonic() if started is None else started
         self._before = 0.0
         self.now = 0.0
+        self._startup_seconds = 0.0
         self._train_seconds = 0.0
         self._timed_steps = 0
         self._evaluation_seconds = 0.0
         self._last_evaluation_seconds = 0.0
+        self._session = (0, 0.0)  # steps and seconds of training when it began
         self._told = False
 
     def measured(self) -> float:
@@ -71,11 +88,22 @@ class RunClock:
         self._evaluation_seconds += seconds
         self._last_evaluation_seconds = seconds
 
+    def _step_seconds(self) -> float:
+        """Mean duration of a step of this session, or of earlier ones; 0 before the first."""
+        steps, seconds = self._timed_steps - self._session[0], self._train_seconds - self._session[1]
+        if steps == 0:
+            steps, seconds = self._timed_steps, self._train_seconds
+        return seconds / max(steps, 1)
+
+    def _next_evaluation_seconds(self) -> float:
+        """As the last one; before there is one, as many steps as it is expected to cost."""
+        return self._last_evaluation_seconds or self.evaluation_steps * self._step_seconds()
+
     def affords_evaluation(self) -> bool:
         """Whether evaluations, with another one, stay within a fifth of a time that is bounded."""
-        if self.limit.max_seconds is None or not self._evaluation_seconds:
+        if self.limit.max_seconds is None:
             return True
-        spent = self._evaluation_seconds + self._last_evaluation_seconds
+        spent = self._evaluation_seconds + self._next_evaluation_seconds()
         affords = spent <= _LARGEST_SHARE * (spent + self._train_seconds)
         if not affords and not self._told:
             self._told = True
@@ -87,8 +115,58 @@ class RunClock:
         if self.limit.max_seconds is None:
             return None
         # the evaluation of the last step and the final one; never more than a quarter, or nothing would be trained
-        reserve = self._last_evaluation_seconds * (1.0 + self.final_evaluation_cost)
-        return self.limit.max_seconds - min(reserve, _LARGEST_RESERVE * self.limit.max_seconds) - self.elapsed()
+        reserve = self._next_evaluation_seconds() * (1.0 + self.final_evaluation_cost)
+        usable = self.limit.max_seconds - self._startup_seconds
+        return self.limit.max_seconds - min(reserve, _LARGEST_RESERVE * usable) - self.elapsed()
+
+    def seconds_left(self, step: int, evaluate: Cadence) -> float | None:
+        """Seconds until the run ends, evaluations included; None where nothing is known before the first step.
+
+        Args:
+            step: Completed optimizer steps.
+            evaluate: When evaluations are due.
+        """
+        left = []
+        if self.limit.max_seconds is not None:
+            left.append(max(0.0, self.limit.max_seconds - self.elapsed()))
+        total = self.limit.max_steps
+        if total is not None and self._timed_steps:
+            training = (total - step) * self._step_seconds()
+            evaluations = evaluate.count_left(step=step, total_steps=total, seconds=training)
+            left.append(training + (evaluations + self.final_evaluation_cost) * self._next_evaluation_seconds())
+        return min(left, default=None)
+
+    def begin(self, step: int) -> None:
+        """Note what start-up took, and refuse to begin a run whose time is used up.
+
+        Args:
+            step: Completed optimizer steps.
+
+        Raises:
+            MedtrainError: The first step cannot be made.
+        """
+        if step == 0:
+            self._startup_seconds = self.elapsed()
+        if step == 0 and self.finished(0):
+            raise MedtrainError(
+                f"the time limit was used up before the first step: reading and preparing the data, and starting, took "
+                f"{self.elapsed():.0f} s",
+                hint="give a longer trainer.max_time; the data are prepared now, so the same command starts sooner, "
+                "and with trainer.sanity_check=false sooner still",
+            )
+
+    def warn_of_use(self) -> None:
+        """Say what a time limit was used for, where less than a third of it went into training."""
+        limit = self.limit.max_seconds
+        if limit is not None and self._train_seconds < _LITTLE * min(limit, self.elapsed()):
+            log.warning(
+                "of %.0f s only %.0f s went into training: %.0f s into evaluations, %.0f s into reading and preparing "
+                "the data, starting and saving; a longer trainer.max_time helps, and fewer trainer.eval_cases",
+                self.elapsed(),
+                self._train_seconds,
+                self._evaluation_seconds,
+                max(0.0, self.elapsed() - self._train_seconds - self._evaluation_seconds),
+            )
 
     def total_steps(self, step: int) -> int:
         """Planned optimizer steps, given `step` completed ones; fitted to the measured step time when bounded by time.
@@ -128,6 +206,7 @@ class RunClock:
         """What a later session needs."""
         return {
             "elapsed": self.measured(),
+            "startup_seconds": self._startup_seconds,
             "train_seconds": self._train_seconds,
             "timed_steps": float(self._timed_steps),
             "evaluation_seconds": self._evaluation_seconds,
@@ -138,7 +217,9 @@ class RunClock:
         """Continue where `state_dict` was taken; the time in between does not count."""
         self._before = self.now = state["elapsed"]
         self._started = time.monotonic()
+        self._startup_seconds = state.get("startup_seconds", 0.0)  # early versions did not note it
         self._train_seconds = state["train_seconds"]
         self._timed_steps = int(state["timed_steps"])
+        self._session = (self._timed_steps, self._train_seconds)
         self._evaluation_seconds = state["evaluation_seconds"]
         self._last_evaluation_seconds = state["last_evaluation_seconds"]

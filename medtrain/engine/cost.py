@@ -19,6 +19,7 @@ from medtrain.engine.derive import Derivation
 from medtrain.engine.memory import MemoryEstimate, available_gib, empty_forward, try_estimate
 from medtrain.engine.precision import Precision
 from medtrain.registry import build
+from medtrain.run.threads import available_threads
 from medtrain.tasks.base import Task
 
 QUICK_S = 10.0
@@ -76,7 +77,7 @@ def step_cost(derivation: Derivation, *, measure: bool) -> StepCost:
         return replace(cost, how="only steps of segmentations are measured on random data; see debug=speed")
     if memory is not None and memory.gib > available_gib(device):
         return replace(cost, how=f"not measured: {available_gib(device):.1f} GiB of memory are free")
-    torch.set_num_threads(config["trainer"]["num_threads"] or torch.get_num_threads())
+    torch.set_num_threads(config["trainer"]["num_threads"] or available_threads())
     if not measure and (cost.macs is None or 3 * cost.macs > QUICK_S * _LEAST_MACS_PER_S[device.type]):
         return _estimate(cost, derivation)
     limit = math.inf if measure else QUICK_S

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from medtrain.data.source import DataPlan, DataSource, DerivedValue, Fold, FoundData, Machine, Progress
-from medtrain.engine.device import available_cores, choose_device, memory_gib
+from medtrain.engine.device import choose_device, memory_gib
 from medtrain.engine.precision import choose_precision
 from medtrain.registry import build, get
+from medtrain.run.threads import LIMIT, available_cores, thread_limit
 
 DEFAULT_STEPS = {"cuda": 50_000, "mps": 10_000, "cpu": 1_000}
 """Optimizer steps of a run that names no limit: a fifth of nnU-Net's on a GPU, some minutes to an hour on a laptop."""
@@ -68,7 +69,8 @@ def derive(
     """
     completed = absolute_paths(config)
     device = choose_device(config["trainer"]["device"], local_rank=local_rank)
-    machine = Machine(device.type, memory_gib(device), available_cores(), local_world_size)  # type: ignore[arg-type]
+    kind: Any = device.type
+    machine = Machine(kind, memory_gib(device), available_cores(), local_world_size, thread_limit())
     values: list[DerivedValue] = []
     if completed["augment"]["name"] == "auto":
         name, reason = build("augment", completed["augment"]).choose(device.type)
@@ -81,9 +83,7 @@ def derive(
     )
     values = [value for value in derived if _fill(completed, value)] + values
     values += [
-        value
-        for value in _trainer_values(completed, device, machine.threads, plan, found.split)
-        if _fill(completed, value)
+        value for value in _trainer_values(completed, device, machine, plan, found.split) if _fill(completed, value)
     ]
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, found, device)
@@ -147,7 +147,7 @@ def _fill(completed: dict[str, Any], value: DerivedValue) -> bool:
 
 
 def _trainer_values(
-    completed: dict[str, Any], device: torch.device, threads: int, plan: DataPlan, split: Fold
+    completed: dict[str, Any], device: torch.device, machine: Machine, plan: DataPlan, split: Fold
 ) -> list[DerivedValue]:
     trainer = completed["trainer"]
     values: list[DerivedValue] = []
@@ -166,10 +166,18 @@ def _trainer_values(
             values.append(DerivedValue("trainer.max_steps", DEFAULT_STEPS[device.type], reason))
     limits = {value.key.partition(".")[2]: value.value for value in values if value.fills}
     values.append(_evaluations({**trainer, **limits}, completed, plan, split))
-    values.append(DerivedValue("trainer.num_threads", threads, f"{threads} cores are available to this process"))
+    reason = f"{machine.threads} cores are available to this process"
+    if machine.threads == machine.thread_limit:
+        reason = f"{LIMIT}={machine.thread_limit}"
+    values.append(DerivedValue("trainer.num_threads", machine.threads, reason))
     reason = "convolutions are faster in this memory format"
     values.append(DerivedValue("trainer.channels_last", device.type != "mps", reason))
     return values
+
+
+def evaluation_steps(plan: DataPlan, config: Mapping[str, Any], cases: int) -> float:
+    """What judging cases costs in optimizer steps, by the size of what is computed."""
+    return cases * plan.case_cost(config["inference"]) / config["trainer"]["accumulate"]
 
 
 def _evaluations(trainer: Mapping[str, Any], completed: Mapping[str, Any], plan: DataPlan, split: Fold) -> DerivedValue:
@@ -182,7 +190,7 @@ def _evaluations(trainer: Mapping[str, Any], completed: Mapping[str, Any], plan:
     limits = [trainer["max_steps"], trainer["max_epochs"] and trainer["max_epochs"] * batches / trainer["accumulate"]]
     steps = min(limit for limit in limits if limit is not None)
     cases = min(len(split.get("val", ())), trainer["eval_cases"] or sys.maxsize)
-    cost = cases * plan.case_cost(completed["inference"]) / trainer["accumulate"]
+    cost = evaluation_steps(plan, completed, cases)
     count = max(1, min(_MOST_EVALUATIONS, math.floor(_EVALUATION_SHARE * steps / cost))) if cost else _MOST_EVALUATIONS
     told = "ten times" if count == _MOST_EVALUATIONS else f"judging {cases} cases costs as much as {cost:.3g} steps"
     return DerivedValue(key, f"{100 / count:.6g}%", told)

@@ -1,4 +1,4 @@
-"""The device of a run and the CPU threads it uses."""
+"""The device of a run and its memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,6 @@ import platform
 import torch
 
 from medtrain.errors import UsageError
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, and the container's CPU quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def choose_device(requested: str, *, local_rank: int = 0) -> torch.device:

@@ -362,6 +362,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
         save_adapter(engine, folder)
         folder.finish("done", step=result.step, message=result.reason)
         write_report(folder.path)
+    engine.clock.warn_of_use()
     best = f", best {engine.monitor.name} {engine.best:.4f}" if engine.best is not None else ""
     log.info("done at step %d (%s)%s: %s", result.step, result.reason, best, folder.path)
     return Outcome(folder.path, EXIT_DONE, final)

@@ -165,11 +165,7 @@ class Engine:
 
     def _train(self) -> None:
         self._agree_on_time(0.0)
-        if self.step == 0 and self.clock.finished(0):
-            raise MedtrainError(
-                "the time limit was used up before the first step",
-                hint="the data are prepared now: start the same command again, or raise trainer.max_time",
-            )
+        self.clock.begin(self.step)
         if self.pending_evaluation:  # the run was stopped within an evaluation: the place it continues from
             self.save(best=self.evaluate_and_record())
         self._restart_cadences()  # the time until now went into preparing the data

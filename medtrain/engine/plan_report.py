@@ -15,9 +15,10 @@ from medtrain.data.fingerprint import Fingerprint, fingerprint_cases
 from medtrain.data.geometry import resampled_shape
 from medtrain.engine.cost import StepCost
 from medtrain.engine.derive import Derivation
-from medtrain.engine.device import available_cores, memory_gib
+from medtrain.engine.device import memory_gib
 from medtrain.engine.memory import available_gib
 from medtrain.registry import plain
+from medtrain.run.threads import available_threads
 
 _GIB = 2**30
 _BYTES = {"image": 2, "label": 1}  # a scan's whole numbers, a class index
@@ -155,7 +156,7 @@ def _network(derivation: Derivation) -> list[Row]:
 def _cost(derivation: Derivation, cost: StepCost) -> list[Row]:
     device = derivation.device
     total, free = memory_gib(device), available_gib(device)
-    what = f"{available_cores()} cores" if device.type == "cpu" else device.type
+    what = f"{available_threads()} threads" if device.type == "cpu" else device.type
     rows = [
         ("device", device.type, f"{what}, {total:.1f} GiB of memory, {free:.1f} free"),
         ("parameters", f"{cost.parameters / 1e6:.2f} M", "trainable"),

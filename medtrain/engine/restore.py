@@ -15,12 +15,13 @@ from torch import nn
 from medtrain.engine.build import build_model, build_task, memory_format_of
 from medtrain.engine.checkpoint import CheckpointFolder, check_format, read_checkpoint
 from medtrain.engine.decisions import read_decision
-from medtrain.engine.device import available_cores, choose_device
+from medtrain.engine.device import choose_device
 from medtrain.engine.launch import read_plan
 from medtrain.engine.precision import Precision, PrecisionName, choose_precision
 from medtrain.engine.pretrained import check_weights
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.folder import RunFolder
+from medtrain.run.threads import available_threads
 from medtrain.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def load_run(
     plan = read_plan(folder, config)
     chosen_device = choose_device(device)
     if chosen_device.type == "cpu":
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(available_threads())
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, chosen_device, memory_format)
     model = build_model(config, plan, task, read_weights=found.constant is not None)

@@ -48,7 +48,8 @@ class TrainerSettings:
         channels_last: Memory format of images and weights; null chooses by device.
         compile: Compile the model with torch.compile.
         sanity_check: Run one training and one evaluation batch through the real path before the first step.
-        num_threads: CPU threads of the training process; null uses the cores available.
+        num_threads: CPU threads of the training process; null uses the cores available, or as many as OMP_NUM_THREADS
+            allows.
         save_predictions: Keep the label maps of the final evaluation in evaluation/predictions, each on its scan's own
             grid.
         init_from: Fine-tune: begin with the weights of a run (its best, averaged where it kept an average), of a

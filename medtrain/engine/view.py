@@ -54,6 +54,12 @@ class EngineView:
         return self._engine.clock.elapsed()
 
     @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the run ends, evaluations included; None while that is not known."""
+        engine = self._engine
+        return engine.clock.seconds_left(engine.step, engine.cadences.evaluate)
+
+    @property
     def run_dir(self) -> Path:
         """The run folder."""
         return self._engine.run_dir

@@ -20,12 +20,12 @@ from medtrain.data.images.settings import ImageData
 from medtrain.data.sample import Sample, SampleSet
 from medtrain.data.splits import some
 from medtrain.data.transforms.images.base import ImageAugmentation
-from medtrain.data.workers import cores
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.doubts import DoubtingImages
 from medtrain.inference.predictions import MARKER, TABLE, PredictionTable, Row, read_rows, write_rows
 from medtrain.registry import build, plain
 from medtrain.run.atomic import disk_errors
+from medtrain.run.threads import available_threads
 from medtrain.tasks.base import Record
 from medtrain.tasks.generic import Generic
 from medtrain.tasks.images import ImageTask
@@ -114,7 +114,7 @@ class ImagePredictor:
         """Samples read ahead in threads, in batches as evaluation has them."""
         size = 1 if self._plan.max_instances is not None else self._plan.batch_size
         groups = [samples[start : start + size] for start in range(0, len(samples), size)]
-        with ThreadPoolExecutor(max(1, min(4, cores())), thread_name_prefix="read") as pool:
+        with ThreadPoolExecutor(min(4, available_threads()), thread_name_prefix="read") as pool:
             waiting: deque[list[Future[Read]]] = deque()
             try:
                 for group in groups:

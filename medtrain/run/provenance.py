@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import medtrain
+from medtrain.run.threads import available_cores
 
 MASK = "***"
 _ALWAYS_SECRET = re.compile(
@@ -51,7 +52,7 @@ def environment(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "packages": package_versions(),
         "git": git_state(Path.cwd()),
         "host": platform.node(),
-        "cpu": {"model": _cpu_model(), "cores": _usable_cores(), "memory_gib": _memory_gib()},
+        "cpu": {"model": _cpu_model(), "cores": available_cores(), "memory_gib": _memory_gib()},
         "gpu": _gpus(),
     }
 
@@ -144,12 +145,6 @@ def _cpu_model() -> str:
         return platform.processor()
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1] if match else platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

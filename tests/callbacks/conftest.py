@@ -36,6 +36,7 @@ class FakeView:
     total_steps: int | None = 100
     progress: float = 0.0
     elapsed_s: float = 1e9
+    seconds_left: float | None = None
     monitor: MetricSpec = field(default_factory=lambda: MetricSpec("val/dice", "max"))
     metrics: Mapping[str, float] = field(default_factory=dict)
     history: list[Mapping[str, float]] = field(default_factory=list)

@@ -42,16 +42,15 @@ def test_a_line_shows_what_is_known(view: Any) -> None:
 def test_plain_lines_in_a_pipe_and_time_left(
     view: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([1000.0, 1000.0, 1004.0, 1010.0])
+    clock = iter([1000.0, 1004.0, 1010.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     display = ProgressDisplay()
-    view.progress = 0.5  # resumed half way: the speed of this session counts
     display.on_fit_start(view)
     with caplog.at_level(logging.INFO):
-        view.log(display, 50, _SCALARS)  # no progress since the start: unknown
+        view.log(display, 50, _SCALARS)  # nothing is known yet
         view.log(display, 55, _SCALARS)  # 4 s later: not yet
-        view.progress = 0.6
-        view.log(display, 60, _SCALARS)  # 0.1 in 10 s: 0.4 takes 40 s
+        view.seconds_left = 40.0
+        view.log(display, 60, _SCALARS)
     assert [record.getMessage().rpartition("  ")[2] for record in caplog.records] == ["data wait 2 %", "left 0:40"]
     display.on_fit_end(view, "done")
 
@@ -65,7 +64,7 @@ def test_the_bar_comes_and_goes_and_leaves_log_lines_whole(
     monkeypatch.setattr(progress, "is_live", lambda: True)
     display = ProgressDisplay()
     display.on_fit_start(view)
-    view.progress = 0.25
+    view.progress, view.seconds_left = 0.25, 75.0
     with caplog.at_level(logging.INFO):
         view.log(display, 25, _SCALARS)
         terminal.print("a log line in between")
@@ -86,13 +85,11 @@ def test_a_narrow_terminal_cuts_the_numbers_alone(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=width)
-    clock = iter([0.0, 4 * 3600.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock, 4 * 3600.0))
     monkeypatch.setattr(progress, "console", lambda: terminal)
     monkeypatch.setattr(progress, "is_live", lambda: True)
     display = ProgressDisplay()
     display.on_fit_start(view)
-    view.progress = 0.25  # in 4 h: 12 h are left
+    view.progress, view.seconds_left = 0.25, 12 * 3600.0
     view.log(display, 25, _SCALARS)
     display.on_fit_end(view, "done")
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
@@ -110,7 +107,7 @@ from medtrain.callbacks.progress import ProgressDisplay
 from medtrain.run.log import setup_logging
 setup_logging()
 log = logging.getLogger("medtrain.test")
-view = types.SimpleNamespace(step=1, epoch=0, total_steps=4, progress=0.0)
+view = types.SimpleNamespace(step=1, epoch=0, total_steps=4, progress=0.0, seconds_left=None)
 display = ProgressDisplay()
 display.on_fit_start(view)
 for step in range(1, 5):

@@ -156,7 +156,7 @@ def test_more_workers_than_cores_are_allowed_with_one_line(
     prepared: tuple[Dataset, VolumeData, Store], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     close_logging()  # of an earlier test
-    monkeypatch.setattr("medtrain.data.stream.cores", lambda: 1)
+    monkeypatch.setattr("medtrain.data.stream.available_cores", lambda: 1)
     data = make(prepared, workers=2)
     with caplog.at_level(logging.WARNING):
         take(data.train_batches(), 3)

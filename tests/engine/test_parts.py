@@ -338,6 +338,82 @@ def test_evaluations_keep_within_a_fifth_of_a_bounded_time() -> None:
     assert endless.affords_evaluation()
 
 
+def test_the_first_evaluation_waits_until_it_is_worth_its_time() -> None:
+    clock = RunClock(Limit(None, 60.0), final_evaluation_cost=2.0, evaluation_steps=2.5)
+    clock.now = 20.0  # the data were prepared
+    clock.begin(0)
+    for _ in range(9):
+        clock.add_step(1.0)
+        clock.now += 1.0
+    assert not clock.affords_evaluation()  # 2.5 of 11.5 s
+    # of the 40 s after start-up 2.5 * (1 + 2) are kept for the end
+    assert clock.remaining() == 60 - 7.5 - 29
+    clock.add_step(1.0)
+    assert clock.affords_evaluation()  # 2.5 of 12.5 s
+    clock.add_evaluation(100.0)
+    clock.now += 1.0
+    assert clock.remaining() == 60 - 0.25 * 40 - 30  # at most a quarter
+    resumed = RunClock(Limit(None, 60.0))
+    resumed.load_state_dict({**clock.state_dict(), "elapsed": 30.0})
+    assert resumed.remaining() == clock.remaining()
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "expected"),
+    [
+        ("10%", 0, 10), ("10%", 99, 10), ("10%", 100, 9), ("10%", 999, 1), ("10%", 1000, 0),
+        ("300step", 0, 4), ("300step", 300, 3), ("300step", 901, 1), ("2ep", 0, 50), ("60s", 0, 9), (None, 5, 1),
+    ],
+)  # fmt: skip
+def test_how_often_something_is_still_due(text: str | None, step: int, expected: int) -> None:
+    cadence = Cadence(parse_duration(text) if text else None, steps_per_epoch=10)
+    assert cadence.count_left(step=step, total_steps=1000, seconds=500.0) == expected
+
+
+def test_the_time_left_counts_evaluations_from_the_first_step_on() -> None:
+    every = Cadence(parse_duration("10%"), steps_per_epoch=10)
+    clock = RunClock(Limit(100, None), final_evaluation_cost=3.0, evaluation_steps=4.0)
+    clock.now = 30.0
+    assert clock.seconds_left(0, every) is None
+    clock.add_step(2.0)
+    assert clock.seconds_left(1, every) == 99 * 2 + (10 + 3) * 8
+    clock.add_evaluation(5.0)
+    assert clock.seconds_left(10, every) == 90 * 2 + (9 + 3) * 5
+    state = clock.state_dict()
+    resumed = RunClock(Limit(100, None), final_evaluation_cost=3.0)
+    resumed.load_state_dict(state)
+    resumed.add_step(1.0)  # another machine: this session's speed counts
+    assert resumed.seconds_left(11, every) == 89 * 1 + (9 + 3) * 5
+    timed = RunClock(Limit(None, 60.0))
+    timed.now = 25.0
+    assert timed.seconds_left(0, every) == 35.0  # what start-up took is gone
+
+
+def test_a_time_limit_that_went_elsewhere_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    clock = RunClock(Limit(None, 60.0))
+    clock.now = 60.0
+    clock.add_evaluation(20.0)
+    clock.add_step(19.0)
+    clock.warn_of_use()
+    assert "of 60 s only 19 s went into training: 20 s into evaluations, 21 s into reading" in caplog.text
+    assert "trainer.max_time" in caplog.text
+    caplog.clear()
+    clock.add_step(1.0)
+    clock.warn_of_use()
+    RunClock(Limit(10, None)).warn_of_use()
+    assert not caplog.text
+
+
+def test_a_limit_that_is_used_up_at_the_start_names_the_settings() -> None:
+    clock = RunClock(Limit(None, 20.0))
+    clock.now = 24.0
+    clock.begin(5)
+    with pytest.raises(MedtrainError, match="starting, took 24 s") as caught:
+        clock.begin(0)
+    assert "trainer.max_time" in str(caught.value.hint)
+    assert "trainer.sanity_check=false" in str(caught.value.hint)
+
+
 def test_equal_evaluations_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
     def warned(*values: float) -> bool:
         caplog.clear()
