@@ -363,9 +363,9 @@ def _read_params(target: Callable[..., Any], runtime: tuple[str, ...]) -> tuple[
         default = parameter.default
         if any(isinstance(mark, Spread) for mark in getattr(hints[name], "__metadata__", ())):
             assert dataclasses.is_dataclass(default), f"{_identity(target)}: `{name}` needs its settings as default"
-            inner = read_params(type(default))
-            for key, param in inner.items():
-                doc = docs.get(key, param.doc)
+            own = _arg_docs(target)  # what a base class says of a parameter of its own is not meant for these
+            for key, param in read_params(type(default)).items():
+                doc = own.get(key, param.doc)
                 params[key] = dataclasses.replace(param, default=getattr(default, key), doc=doc)
             spreads[name] = default
             continue
@@ -395,22 +395,24 @@ def _type_hints(target: Callable[..., Any], runtime: tuple[str, ...] = ()) -> di
 
 
 def _read_arg_docs(target: Callable[..., Any]) -> dict[str, str]:
-    """Parse the `Args:` section of a Google docstring (and of the base classes') into {parameter: text}."""
+    """The `Args:` section of a docstring and of the base classes' as {parameter: text}."""
     owners = [c for c in reversed(target.__mro__) if c is not object] if isinstance(target, type) else [target]
+    return {name: text for owner in owners for name, text in _arg_docs(owner).items()}
+
+
+def _arg_docs(owner: Callable[..., Any]) -> dict[str, str]:
+    """Parse the `Args:` section of a Google docstring into {parameter: text}."""
     docs: dict[str, str] = {}
-    for owner in owners:
-        raw = owner.__doc__
-        section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.cleandoc(raw) if raw else "", re.MULTILINE)
-        if section is None:
-            continue
-        current = ""
-        for line in section[1].splitlines():
-            entry = re.match(r"^ {4}(\w+):\s*(.*)$", line)
-            if entry:
-                current = entry[1]
-                docs[current] = entry[2].strip()
-            elif current and line.strip():
-                docs[current] += " " + line.strip()
+    raw = owner.__doc__
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.cleandoc(raw) if raw else "", re.MULTILINE)
+    current = ""
+    for line in section[1].splitlines() if section else ():
+        entry = re.match(r"^ {4}(\w+):\s*(.*)$", line)
+        if entry:
+            current = entry[1]
+            docs[current] = entry[2].strip()
+        elif current and line.strip():
+            docs[current] += " " + line.strip()
     return docs
 
 

@@ -30,6 +30,7 @@ from medtrain.engine.precision import Precision
 from medtrain.loggers.base import LoggerSet
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.spec import MetricSpec
+from medtrain.models.stages import UNetSettings
 from medtrain.models.unet import UNet
 from medtrain.registry import build
 from medtrain.tasks.base import StepOutput
@@ -79,11 +80,9 @@ class Task:
 
 def make_model(channels: tuple[int, ...]) -> nn.Module:
     torch.manual_seed(0)
-    stages = len(channels)
-    return UNet(
-        spatial_dims=3, in_channels=1, num_classes=3, channels=channels,
-        strides=(1,) + (2,) * (stages - 1), kernel_sizes=(3,) * stages,
-    )  # fmt: skip
+    count = len(channels)
+    stages = UNetSettings(channels=channels, strides=(1,) + (2,) * (count - 1), kernel_sizes=(3,) * count)
+    return UNet(spatial_dims=3, in_channels=1, num_outputs=3, settings=stages)
 
 
 def run_bare(data: Data, channels: tuple[int, ...], steps: int) -> float:

@@ -97,8 +97,15 @@ def test_settings_inherit_parameters_and_their_documentation() -> None:
 
 
 def test_settings_that_components_share_are_spread_among_their_own_parameters() -> None:
+    class Base:
+        """Has parameters of its own.
+
+        Args:
+            pattern: Another thing of this name.
+        """
+
     @register("model", "sharing")
-    class Sharing:
+    class Sharing(Base):
         """Shares.
 
         Args:

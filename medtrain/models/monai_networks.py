@@ -11,8 +11,8 @@ from torch import Tensor
 from medtrain.errors import MissingExtraError, UsageError
 from medtrain.models.layers import LEAKY_SLOPE, NormName
 from medtrain.models.padding import SegmentationNet
-from medtrain.models.stages import check_stages
-from medtrain.registry import Range, register
+from medtrain.models.stages import StageWidths, UNetSettings
+from medtrain.registry import Range, Spread, register
 
 VNET_WIDTH = 16
 """Features of V-Net at full resolution."""
@@ -71,13 +71,9 @@ class DynUNet(SegmentationNet):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Image channels C.
         num_outputs: Logit channels K.
-        channels: Feature channels per stage, finest first; null = planned from the data.
-        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
-        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
+        settings: Of stages and layers.
         residual: Residual blocks instead of plain ones.
-        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
         dropout: Probability of zeroing a feature after each convolution.
-        deep_supervision: Also predict at coarser resolutions while training.
 
     Raises:
         MissingExtraError: MONAI is not installed.
@@ -90,23 +86,18 @@ class DynUNet(SegmentationNet):
         spatial_dims: Literal[2, 3],
         in_channels: int,
         num_outputs: int,
-        channels: tuple[int, ...] | None = None,
-        strides: tuple[int | tuple[int, ...], ...] | None = None,
-        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
+        settings: Annotated[UNetSettings, Spread()] = UNetSettings(),  # noqa: B008 - frozen
         residual: bool = False,
-        norm: NormName = "instance",
-        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        deep_supervision: bool = True,
     ) -> None:
-        stages = check_stages("dynunet", channels, strides, kernel_sizes, spatial_dims)
+        stages = settings.stages("dynunet", spatial_dims)
         if len(stages) < 3:
             raise UsageError(
                 f"dynunet needs three stages or more, got {len(stages)}", hint="use model=unet, or a larger patch"
             )
-        check_groups(norm, *stages.channels)
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm=norm)
-        self.deep_supervision = deep_supervision
-        self.coarser = stages.supervised - 1 if deep_supervision else 0
+        check_groups(settings.norm, *stages.channels)
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm=settings.norm)
+        self.deep_supervision = settings.deep_supervision
+        self.coarser = stages.supervised - 1 if self.deep_supervision else 0
         self.network = monai_network("dynunet", "dynunet", "DynUNet")(
             spatial_dims=spatial_dims,
             in_channels=in_channels,
@@ -115,8 +106,8 @@ class DynUNet(SegmentationNet):
             strides=stages.strides,
             upsample_kernel_size=stages.strides[1:],
             filters=stages.channels,
-            dropout=dropout or None,
-            norm_name=monai_norm(norm),
+            dropout=settings.dropout or None,
+            norm_name=monai_norm(settings.norm),
             act_name=("leakyrelu", {"inplace": True, "negative_slope": LEAKY_SLOPE}),
             deep_supervision=self.coarser > 0,
             deep_supr_num=max(1, self.coarser),
@@ -224,8 +215,7 @@ class AttentionUNet(SegmentationNet):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Image channels C.
         num_outputs: Logit channels K.
-        channels: Feature channels per stage, finest first; null = planned from the data.
-        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
+        settings: Of stages.
         kernel_size: Odd kernel of the convolutions of the encoder.
         dropout: Probability of zeroing a feature after each convolution.
 
@@ -240,13 +230,12 @@ class AttentionUNet(SegmentationNet):
         spatial_dims: Literal[2, 3],
         in_channels: int,
         num_outputs: int,
-        channels: tuple[int, ...] | None = None,
-        strides: tuple[int | tuple[int, ...], ...] | None = None,
+        settings: Annotated[StageWidths, Spread()] = StageWidths(),  # noqa: B008 - frozen
         kernel_size: Literal[3, 5, 7] = 3,
         dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
     ) -> None:
-        kernels = None if channels is None else (kernel_size,) * len(channels)
-        stages = check_stages("attention_unet", channels, strides, kernels, spatial_dims)
+        kernels = None if settings.channels is None else (kernel_size,) * len(settings.channels)
+        stages = settings.check("attention_unet", spatial_dims, kernels)
         if min(stages.channels) < 2:
             raise UsageError("attention_unet needs two channels or more per stage")
         super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm="batch")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.models.layers import LEAKY_SLOPE, ConvBlock, NormName, UpConv, conv, init_he, norm_layer
 from medtrain.models.padding import SegmentationNet
-from medtrain.models.stages import Stages, check_stages
-from medtrain.registry import Range, register
+from medtrain.models.stages import Stages, UNetSettings
+from medtrain.registry import Range, Spread, register
 
 RESENC_BLOCKS = (1, 3, 4, 6)
 """Residual blocks of nnU-Net's first stages; every later one has as many as the last."""
@@ -34,12 +34,11 @@ class _UNet(SegmentationNet):
         in_channels: int,
         num_outputs: int,
         decoder_convs: int,
-        norm: NormName,
-        dropout: float,
-        deep_supervision: bool,
+        settings: UNetSettings,
     ) -> None:
+        norm, dropout = settings.norm, settings.dropout
         super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm=norm)
-        self.deep_supervision = deep_supervision
+        self.deep_supervision = settings.deep_supervision
         widths, one = stages.channels, (1,) * spatial_dims
         before = (in_channels, *widths)
         self.encoder = nn.ModuleList(encoder_stage(i, before[i], width) for i, width in enumerate(widths))
@@ -49,7 +48,7 @@ class _UNet(SegmentationNet):
         self.decoder = nn.ModuleList(
             conv_row(decoder_convs, 2 * widths[i], widths[i], stages.kernels[i], one, norm, dropout) for i in down
         )
-        heads = stages.supervised if deep_supervision else 1
+        heads = stages.supervised if self.deep_supervision else 1
         self.heads = nn.ModuleList(conv(spatial_dims, widths[i], num_outputs, one, one) for i in range(heads))
         init_he(self)
 
@@ -86,14 +85,9 @@ class UNet(_UNet):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Image channels C.
         num_outputs: Logit channels K.
-        channels: Feature channels per stage, finest first; null = planned from the data.
-        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
-        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
+        settings: Of stages and layers.
         convs_per_stage: Convolutions in each encoder stage.
         decoder_convs_per_stage: Convolutions in each decoder stage; null = as in the encoder.
-        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
-        dropout: Probability of zeroing a feature channel after each convolution.
-        deep_supervision: Also predict at coarser resolutions while training.
 
     Raises:
         UsageError: The stages contradict each other.
@@ -105,20 +99,15 @@ class UNet(_UNet):
         spatial_dims: Literal[2, 3],
         in_channels: int,
         num_outputs: int,
-        channels: tuple[int, ...] | None = None,
-        strides: tuple[int | tuple[int, ...], ...] | None = None,
-        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
+        settings: Annotated[UNetSettings, Spread()] = UNetSettings(),  # noqa: B008 - frozen
         convs_per_stage: Annotated[int, Range(ge=1)] = 2,
         decoder_convs_per_stage: Annotated[int, Range(ge=1)] | None = None,
-        norm: NormName = "instance",
-        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        deep_supervision: bool = True,
     ) -> None:
-        stages = check_stages("unet", channels, strides, kernel_sizes, spatial_dims)
+        stages = settings.stages("unet", spatial_dims)
 
         def stage(index: int, before: int, width: int) -> nn.Module:
             kernel, stride = stages.kernels[index], stages.strides[index]
-            return conv_row(convs_per_stage, before, width, kernel, stride, norm, dropout)
+            return conv_row(convs_per_stage, before, width, kernel, stride, settings.norm, settings.dropout)
 
         super().__init__(
             stages,
@@ -127,9 +116,7 @@ class UNet(_UNet):
             in_channels=in_channels,
             num_outputs=num_outputs,
             decoder_convs=convs_per_stage if decoder_convs_per_stage is None else decoder_convs_per_stage,
-            norm=norm,
-            dropout=dropout,
-            deep_supervision=deep_supervision,
+            settings=settings,
         )
 
 
@@ -150,15 +137,12 @@ class ResEncUNet(_UNet):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Image channels C.
         num_outputs: Logit channels K.
-        channels: Feature channels per stage, finest first; null = planned from the data.
-        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
-        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
+        settings: Of stages and layers.
         blocks_per_stage: Residual blocks in each encoder stage; stages beyond the last entry have as many as it says.
         decoder_convs_per_stage: Convolutions in each decoder stage.
-        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
+        preset: Patch and batch are planned for a GPU of 8 GB (m), 24 GB (l) or 40 GB (xl); the blocks are the same.
         dropout: Probability of zeroing a feature channel after the first convolution of a block and those of the
             decoder.
-        deep_supervision: Also predict at coarser resolutions while training.
 
     Raises:
         UsageError: The stages contradict each other.
@@ -170,19 +154,15 @@ class ResEncUNet(_UNet):
         spatial_dims: Literal[2, 3],
         in_channels: int,
         num_outputs: int,
-        channels: tuple[int, ...] | None = None,
-        strides: tuple[int | tuple[int, ...], ...] | None = None,
-        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
+        settings: Annotated[UNetSettings, Spread()] = UNetSettings(),  # noqa: B008 - frozen
         blocks_per_stage: tuple[Annotated[int, Range(ge=1)], ...] = RESENC_BLOCKS,
         decoder_convs_per_stage: Annotated[int, Range(ge=1)] = 1,
-        norm: NormName = "instance",
-        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        deep_supervision: bool = True,
+        preset: Literal["m", "l", "xl"] = "m",  # for the plan, see medtrain.data.footprint
     ) -> None:
-        stages = check_stages("resenc_unet", channels, strides, kernel_sizes, spatial_dims)
+        stages = settings.stages("resenc_unet", spatial_dims)
         if not blocks_per_stage:
             raise UsageError("model.blocks_per_stage is empty", hint="e.g. model.blocks_per_stage=[1,3,4,6]")
-        one = (1,) * spatial_dims
+        norm, dropout, one = settings.norm, settings.dropout, (1,) * spatial_dims
 
         def stage(index: int, before: int, width: int) -> nn.Module:
             kernel, stride = stages.kernels[index], stages.strides[index]
@@ -202,9 +182,7 @@ class ResEncUNet(_UNet):
             in_channels=in_channels,
             num_outputs=num_outputs,
             decoder_convs=decoder_convs_per_stage,
-            norm=norm,
-            dropout=dropout,
-            deep_supervision=deep_supervision,
+            settings=settings,
         )
         for module in self.modules():
             if isinstance(module, ResidualBlock):

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from medtrain.models.layers import NormName, UpConv, conv, init_he
+from medtrain.models.layers import UpConv, conv, init_he
 from medtrain.models.padding import SegmentationNet
-from medtrain.models.stages import check_stages
+from medtrain.models.stages import UNetSettings
 from medtrain.models.unet import conv_row
-from medtrain.registry import Range, register
+from medtrain.registry import Range, Spread, register
 
 
 @register("model", "unetpp", runtime=("spatial_dims", "in_channels", "num_outputs"), tags=("2d", "3d", "segmentation"))
@@ -28,12 +28,8 @@ class UNetPlusPlus(SegmentationNet):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: Image channels C.
         num_outputs: Logit channels K.
-        channels: Feature channels per stage, finest first; null = planned from the data.
-        strides: Down-sampling on entering each stage, one number or one per axis; null = planned from the data.
-        kernel_sizes: Odd convolution kernel per stage, one number or one per axis; null = planned from the data.
+        settings: Of stages and layers.
         convs_per_stage: Convolutions in each node.
-        norm: Statistics per sample and channel (instance), per channel (batch), or per sample and 8 groups (group).
-        dropout: Probability of zeroing a feature channel after each convolution.
         deep_supervision: Also predict from the shallower decoders while training.
 
     Raises:
@@ -46,17 +42,13 @@ class UNetPlusPlus(SegmentationNet):
         spatial_dims: Literal[2, 3],
         in_channels: int,
         num_outputs: int,
-        channels: tuple[int, ...] | None = None,
-        strides: tuple[int | tuple[int, ...], ...] | None = None,
-        kernel_sizes: tuple[int | tuple[int, ...], ...] | None = None,
+        settings: Annotated[UNetSettings, Spread()] = UNetSettings(),  # noqa: B008 - frozen
         convs_per_stage: Annotated[int, Range(ge=1)] = 2,
-        norm: NormName = "instance",
-        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
-        deep_supervision: bool = True,
     ) -> None:
-        stages = check_stages("unetpp", channels, strides, kernel_sizes, spatial_dims)
+        stages = settings.stages("unetpp", spatial_dims)
+        norm, dropout = settings.norm, settings.dropout
         super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, divisor=stages.divisor, norm=norm)
-        self.deep_supervision = deep_supervision
+        self.deep_supervision = settings.deep_supervision
         widths, one = stages.channels, (1,) * spatial_dims
         self.depth = len(stages) - 1
         before = (in_channels, *widths)
@@ -76,7 +68,7 @@ class UNetPlusPlus(SegmentationNet):
                     for i in rows
                 )
             )
-        heads = self.depth if deep_supervision else 1
+        heads = self.depth if self.deep_supervision else 1
         self.heads = nn.ModuleList(conv(spatial_dims, widths[0], num_outputs, one, one) for _ in range(heads))
         init_he(self)
 

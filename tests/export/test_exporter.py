@@ -20,6 +20,7 @@ from medtrain.errors import MedtrainError, MissingExtraError, UsageError
 from medtrain.export import exporter
 from medtrain.export.exporter import export_model
 from medtrain.export.formats import FORMATS, FileFormat
+from medtrain.models.stages import UNetSettings
 from medtrain.models.unet import UNet
 
 ALL = ("torchscript", "onnx", "torch_export")
@@ -67,15 +68,9 @@ def test_each_format_computes_the_network_for_any_batch_size(
 def test_deep_supervision_is_off_and_the_memory_layout_does_not_matter(
     make_run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model = UNet(
-        spatial_dims=3,
-        in_channels=2,
-        num_outputs=3,
-        channels=(4, 6, 8),
-        strides=(1, (1, 2, 1), 2),
-        kernel_sizes=(3, 3, 3),
-        deep_supervision=True,
-    ).to(memory_format=torch.channels_last_3d)
+    stages = UNetSettings(channels=(4, 6, 8), strides=(1, (1, 2, 1), 2), kernel_sizes=(3, 3, 3), deep_supervision=True)
+    model = UNet(spatial_dims=3, in_channels=2, num_outputs=3, settings=stages)
+    model = model.to(memory_format=torch.channels_last_3d)
     run = make_run(model=model)
     model.train()  # whatever state the network is handed over in
 

@@ -12,6 +12,7 @@ from medtrain.errors import MedtrainError, UsageError
 from medtrain.losses.deep_supervision import DeepSupervisionLoss, supervision_weights
 from medtrain.losses.dice import DiceLoss
 from medtrain.models.padding import SegmentationNet, end_pads
+from medtrain.models.stages import UNetSettings
 from medtrain.models.unet import UNet
 
 
@@ -143,8 +144,8 @@ def test_an_image_that_shrinks_to_a_single_voxel(norm: Any, batch: int, training
 @pytest.fixture(scope="module")
 def unet() -> UNet:
     torch.manual_seed(0)
-    stages: dict[str, Any] = {"channels": (4, 6, 8), "strides": (1, 2, (2, 1)), "kernel_sizes": (3, 3, 3)}
-    return UNet(spatial_dims=2, in_channels=2, num_outputs=3, **stages).eval()
+    stages = UNetSettings(channels=(4, 6, 8), strides=(1, 2, (2, 1)), kernel_sizes=(3, 3, 3))
+    return UNet(spatial_dims=2, in_channels=2, num_outputs=3, settings=stages).eval()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*")

@@ -11,19 +11,17 @@ from torch import nn
 
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.models.unet import UNet
+from medtrain.registry import build
+
+_SHAPE = {"spatial_dims": 3, "in_channels": 1, "num_outputs": 3}
+_STAGES = {"channels": (4, 6, 8, 10), "strides": (1, 2, 2, 2), "kernel_sizes": (3, 3, 3, 3)}
 
 
 def make(**settings: Any) -> UNet:
     torch.manual_seed(0)
-    defaults: dict[str, Any] = {
-        "spatial_dims": 3,
-        "in_channels": 1,
-        "num_outputs": 3,
-        "channels": (4, 6, 8, 10),
-        "strides": (1, 2, 2, 2),
-        "kernel_sizes": (3, 3, 3, 3),
-    }
-    return UNet(**{**defaults, **settings})
+    shape = {key: settings.pop(key, default) for key, default in _SHAPE.items()}
+    model: UNet = build("model", {"name": "unet", **_STAGES, **settings}, **shape)
+    return model
 
 
 def images(*shape: int) -> torch.Tensor:

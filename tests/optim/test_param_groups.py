@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medtrain.errors import ConfigError, UsageError
+from medtrain.models.stages import UNetSettings
 from medtrain.models.timm_encoder import TimmEncoder
 from medtrain.models.unet import UNet
 from medtrain.optim.optimizers import adamw, sgd
@@ -65,9 +66,8 @@ def test_rules_multiply_and_the_first_match_wins() -> None:
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
-    model = UNet(
-        spatial_dims=3, in_channels=1, num_outputs=2, channels=(4, 8, 8), strides=(1, 2, 2), kernel_sizes=(3, 3, 3)
-    )
+    stages = UNetSettings(channels=(4, 8, 8), strides=(1, 2, 2), kernel_sizes=(3, 3, 3))
+    model = UNet(spatial_dims=3, in_channels=1, num_outputs=2, settings=stages)
     rules = [ParamRule(pattern="encoder.1", lr_mult=0.3), ParamRule(pattern="*.norm.weight", wd_mult=0.0)]
     groups = make_param_groups(model, lr=0.1, weight_decay=0.1, rules=rules)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
