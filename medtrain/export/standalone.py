@@ -21,6 +21,7 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ HERE = Path(__file__).resolve().parent
 SUFFIXES = (".nii", ".nii.gz")
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 Runner = Callable[[np.ndarray], np.ndarray]
+
+
+class UnusableError(Exception):
+    """What is wrong with a file."""
 
 
 class Scan:
@@ -61,15 +66,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("scans", nargs="+", metavar="SCAN", type=Path, help=several if len(names) > 1 else names[0])
     parser.add_argument("out", metavar="OUT", type=Path, help="the segmentation to write, .nii.gz or .nii")
     given = parser.parse_args(arguments)
-    if not given.out.name.lower().endswith(SUFFIXES):
-        sys.exit(f"error: {given.out}: the segmentation's name must end in .nii.gz or .nii")
-    if given.out.exists():  # with OUT forgotten this would be a scan
-        sys.exit(f"error: {given.out} exists already; the last argument is the file to write")
-    scan = read_scan(given.scans)
-    if len(scan.image) != len(names):
-        sys.exit(f"error: {len(scan.image)} channel(s) given, the network needs {len(names)}: {', '.join(names)}")
-    label = segment(scan, manifest, load_network(manifest))
+    check_out(given.out)
+    run = load_network(manifest)
+    scan = read_scan(given.scans, names)
+    label = segment(scan, manifest, run)
     write(given.out, label, manifest, scan)
+
+
+def check_out(path: Path) -> None:
+    """See that the segmentation can be written, before minutes are spent on it."""
+    if not path.name.lower().endswith(SUFFIXES):
+        sys.exit(f"error: {path}: the segmentation's name must end in .nii.gz or .nii")
+    if path.exists():  # with OUT forgotten this would be a scan
+        sys.exit(f"error: {path} exists already; the last argument is the file to write")
+    if not path.parent.is_dir():
+        sys.exit(f"error: {path} cannot be written: there is no folder {path.parent}")
+    try:
+        partial_of(path).touch()
+        partial_of(path).unlink()
+    except OSError as error:
+        sys.exit(f"error: {path} cannot be written: {error.strerror}")
+
+
+def partial_of(path: Path) -> Path:
+    """The file that becomes OUT when it is complete."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def segment(scan: Scan, manifest: dict[str, Any], run: Runner) -> np.ndarray:
@@ -123,34 +144,84 @@ def load_network(manifest: dict[str, Any]) -> Runner:
     return run
 
 
-def read_scan(paths: Sequence[Path]) -> Scan:
+def read_scan(paths: Sequence[Path], names: Sequence[str]) -> Scan:
     """Read the channels of a scan: one file each, or one 4-D file with the channels last."""
-    files: list[Any] = []
-    for path in paths:
-        try:
-            files.append(nib.load(path))
-        except (OSError, nib.filebasedimages.ImageFileError) as error:
-            sys.exit(f"error: {path}: {error}")
-        if not isinstance(files[-1], nib.Nifti1Image):
-            sys.exit(f"error: {path} is not a NIfTI file")
-    source, channels, whole = files[0], [], True
+    files = of_all(open_scan, paths)
+    shapes = [grid_shape(file) for file in files]
+    count = sum(shape[3] for shape in shapes)
+    if count != len(names):
+        sys.exit(f"error: {count} channel(s) given, the network needs {len(names)}: {', '.join(names)}")
+    source = files[0]
     orientation = io_orientation(source.affine)
     sizes = np.sqrt((source.affine[:3, :3] ** 2).sum(axis=0))
     corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    corners[:, :3] *= np.array((*source.shape, 1)[:3]) - 1
-    for path, file in zip(paths, files):
+    corners[:, :3] *= np.array(shapes[0][:3]) - 1
+    for path, file, shape in zip(paths, files, shapes):
         shift = np.abs(corners @ (file.affine - source.affine).T).max()
-        if (*file.shape, 1)[:3] != (*source.shape, 1)[:3] or shift > 0.05 * sizes.min():
+        if shape[:3] != shapes[0][:3] or shift > 0.05 * sizes.min():
             sys.exit(f"error: {path} is not on the voxel grid of {paths[0]}")
-        voxels, is_whole = scaled(file)
-        if not np.isfinite(voxels).all():
-            sys.exit(f"error: {path} holds NaN or infinite voxels")
+    channels, whole = [], True
+    for (voxels, is_whole), shape in zip(of_all(read_voxels, paths), shapes):
         whole = whole and is_whole
-        voxels = voxels.reshape((*(*file.shape, 1)[:3], -1))
-        channels += [apply_orientation(voxels[..., c], orientation).transpose(2, 1, 0) for c in range(voxels.shape[3])]
+        each = voxels.reshape(shape)
+        channels += [apply_orientation(each[..., c], orientation).transpose(2, 1, 0) for c in range(shape[3])]
     order = [int(axis) for axis in orientation[:, 0]]
     spacing = tuple(float(sizes[order.index(axis)]) for axis in (2, 1, 0))
     return Scan(np.stack(channels), whole, spacing, source)
+
+
+def of_all(action: Callable[[Path], Any], paths: Sequence[Path]) -> list[Any]:
+    """What an action finds in every file; if one of them is unusable, say so of all that are, and stop."""
+    found = []
+    for path in paths:
+        try:
+            found.append(action(path))
+        except UnusableError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+    if len(found) < len(paths):
+        sys.exit(1)
+    return found
+
+
+def open_scan(path: Path) -> Any:
+    """A NIfTI file whose header is usable; its voxels are not read yet."""
+    if not path.is_file():
+        raise UnusableError("a folder, not a scan" if path.is_dir() else "no such file")
+    try:
+        file: Any = nib.load(path)
+    except Exception:  # what a damaged header raises has no common base
+        raise UnusableError("not a NIfTI file, or damaged; copy or export it again") from None
+    if not isinstance(file, nib.Nifti1Image):
+        raise UnusableError("not a NIfTI file")
+    if not 2 <= len(file.shape) <= 5 or 0 in file.shape or (len(file.shape) == 5 and file.shape[3] > 1):
+        shape = " x ".join(map(str, file.shape))
+        raise UnusableError(f"its shape is {shape}; 2 or 3 axes are expected, or 4 with the channels last")
+    if file.get_data_dtype().kind not in "iuf":
+        raise UnusableError(f"its voxels are of type {file.get_data_dtype()}, not plain numbers")
+    if not np.isfinite(file.affine).all() or abs(np.linalg.det(file.affine[:3, :3])) < 1e-12:
+        raise UnusableError("its affine is not usable: spacing or orientation is zero or not finite")
+    return file
+
+
+def grid_shape(file: Any) -> tuple[int, ...]:
+    """Columns, rows, slices and channels of a file."""
+    x, y, z = (*file.shape, 1)[:3]
+    return (x, y, z, math.prod(file.shape[3:]))
+
+
+def read_voxels(path: Path) -> tuple[np.ndarray, bool]:
+    """The voxels as float32, and whether they are whole numbers within int16."""
+    try:
+        if path.name.lower().endswith(".gz"):
+            with gzip.open(path) as stream:
+                while stream.read(1 << 22):  # to the end, where the checksum is: nibabel stops before it
+                    pass
+        values, whole = scaled(nib.load(path))
+    except (OSError, EOFError, ValueError, zlib.error):
+        raise UnusableError("truncated or damaged: its voxels cannot be read; copy or download it again") from None
+    if not np.isfinite(values).all():
+        raise UnusableError("holds NaN or infinite voxels")
+    return values, whole
 
 
 def scaled(file: Any) -> tuple[np.ndarray, bool]:
@@ -318,9 +389,13 @@ def write(path: Path, label: np.ndarray, manifest: dict[str, Any], scan: Scan) -
     header.set_slope_inter(1, 0)
     voxels = voxels.reshape(scan.source.shape[:3])
     data = type(scan.source)(voxels, scan.source.affine, header).to_bytes()
-    partial = path.with_name(f".{path.name}.partial")  # OUT appears complete or not at all
-    partial.write_bytes(gzip.compress(data, 3, mtime=0) if path.name.lower().endswith(".gz") else data)
-    os.replace(partial, path)
+    packed = gzip.compress(data, 3, mtime=0) if path.name.lower().endswith(".gz") else data
+    partial = partial_of(path)  # OUT appears complete or not at all
+    try:
+        partial.write_bytes(packed)
+        os.replace(partial, path)
+    except OSError as error:
+        sys.exit(f"error: {path} cannot be written: {error.strerror}")
     voxel = math.prod(scan.spacing) / 1000.0
     counts = np.bincount(label.ravel(), minlength=len(values))
     entries = manifest["regions"] or [{"name": e["name"], "classes": [e["index"]]} for e in manifest["labels"][1:]]
@@ -329,4 +404,7 @@ def write(path: Path, label: np.ndarray, manifest: dict[str, Any], scan: Scan) -
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"error: {error}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import hashlib
 import itertools
 import json
@@ -28,7 +29,6 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz")
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null")
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 JPEG_REDUCED = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2}
 Runner = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
@@ -44,24 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", metavar="IN", type=Path, help="an image, a folder, or a table (.csv)")
     parser.add_argument("out", metavar="OUT", type=Path, help="the table to write, .csv")
     given = parser.parse_args(arguments)
-    if given.out.suffix.lower() != ".csv" or given.out.resolve() == given.source.resolve():
-        sys.exit(f"error: {given.out}: the table to write must end in .csv and not be IN")
-    run = load_network(manifest)
-    rows = []
-    for sample in find_samples(given.source, manifest):
-        row = {"case_id": sample["id"], "status": "done", "message": ""}
-        try:
-            row.update(predict(sample, manifest, run))
-        except Exception as error:  # whatever it is, of onnxruntime for instance, the other samples go on
-            kind = "" if isinstance(error, UnusableError) else f"{type(error).__name__}: "
-            row.update(status="failed", message=kind + " ".join(str(error).split()))
-            print(f"error: {sample['id']}: {row['message']}", file=sys.stderr)
-        rows.append(row)
+    if given.out.suffix.lower() != ".csv" or given.out.is_dir() or given.out.resolve() == given.source.resolve():
+        sys.exit(f"error: {given.out}: the table to write must end in .csv, and be neither IN nor a folder")
+    samples, run = find_samples(given.source, manifest), load_network(manifest)
     partial = given.out.with_name(f".{given.out.name}.partial")  # OUT appears complete or not at all
-    with partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with partial.open("w", encoding="utf-8", newline="") as stream:  # now: what cannot be written is told at once
+        rows: list[dict[str, Any]] = []
+        for sample in samples:
+            rows.append({"case_id": sample["id"], "status": "done", "message": ""})
+            try:
+                rows[-1].update(predict(sample, manifest, run))
+            except Exception as error:  # whatever it is, of onnxruntime for instance, the other samples go on
+                message = " ".join(f"{type(error).__name__}: {error}".split()).removeprefix("UnusableError: ")
+                rows[-1].update(status="failed", message=message)
+                print(f"error: {sample['id']}: {message}", file=sys.stderr)
+        header = list(dict.fromkeys(key for row in rows for key in row))
+        csv.writer(stream, lineterminator="\n").writerows([header, *([row.get(key) for key in header] for row in rows)])
     os.replace(partial, given.out)
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
 
@@ -89,14 +87,12 @@ def find_samples(source: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]
         sys.exit("error: the network takes views or values of a table: IN must be a table (.csv)")
     if source.is_file():
         return [{"id": stem(source.name), "images": [source], "values": {}}]
-    if not source.is_dir():
-        sys.exit(f"error: no such file or folder: {source}")
     if manifest["bags"]:
         bags = {folder.name: images_below(folder) for folder in sorted(source.iterdir()) if folder.is_dir()}
         bags = {name: files for name, files in bags.items() if files} or {source.name: images_below(source)}
         return [{"id": name, "images": files, "values": {}} for name, files in bags.items()]
     if not (files := images_below(source)):
-        sys.exit(f"error: {source} holds no images ({', '.join(SUFFIXES)})")
+        sys.exit(f"error: {source} is neither an image nor a folder of images ({', '.join(SUFFIXES)})")
     return [{"id": stem(file.relative_to(source).as_posix()), "images": [file], "values": {}} for file in files]
 
 
@@ -112,15 +108,19 @@ def stem(name: str) -> str:
 
 def samples_of_table(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """One sample per row, or per bag."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = [{key: (row[key] or "").strip() for key in row if key} for row in csv.DictReader(stream)]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [{key: (row[key] or "").strip() for key in row if key} for row in csv.DictReader(stream)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        sys.exit(f"error: {path} is no readable table of UTF-8 text with commas: {error}")
     images = (manifest["views"] or ["image"]) if manifest["preprocessing"] else []
     tabular = manifest["tabular"] or {"numeric": [], "categorical": []}
     values = [entry["column"] for entry in (*tabular["numeric"], *tabular["categorical"])]
     wanted = [*images, *values, *(["bag"] if manifest["bags"] else [])]
     lacking = [name for name in wanted if rows and name not in rows[0]]
     if lacking or not rows:
-        sys.exit(f"error: {path} " + (f"lacks the columns {', '.join(lacking)}" if rows else "has no rows"))
+        why = f"lacks the columns {', '.join(lacking)}; it has {', '.join(rows[0])}" if rows else "has no rows"
+        sys.exit(f"error: {path} {why}")
     samples: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=2):
         cells = {name: "" if text.lower() in MISSING else text for name, text in row.items()}
@@ -142,9 +142,8 @@ def read_image(path: Path, rules: dict[str, Any]) -> np.ndarray:
         raise UnusableError(f"{path.name} has the shape {array.shape}, not {rules['channels']} channels of {size}")
     array = np.ascontiguousarray(np.moveaxis(scale(array, largest, rules), 0, -1))
     limit, kept = rules["reduced_above"], rules["reduced_to"]
-    height, width = array.shape[-3:-1]
+    plane = height, width = array.shape[-3:-1]
     ratio = min(height / size[-2], width / size[-1])
-    plane = (height, width)
     if ratio > limit:
         plane = (max(1, round(height * kept / ratio)), max(1, round(width * kept / ratio)))
     depth = tuple(min(have, want) for have, want in zip(array.shape[:-3], size[:-2]))
@@ -161,10 +160,7 @@ def decode(path: Path, rules: dict[str, Any]) -> tuple[np.ndarray, float | None]
     """[C, *S] in the file's own type, and the largest value of its kind; None where values mean something."""
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return decode_nifti(path, rules["channels"])
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnusableError(f"{path.name}: {error.strerror}") from None
+    data = path.read_bytes()
     jpeg = data.startswith(b"\xff\xd8\xff")
     end = b"\xff\xd9" if jpeg else b"IEND\xaeB`\x82"
     if not jpeg and not data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -202,14 +198,19 @@ def decode_nifti(path: Path, channels: int) -> tuple[np.ndarray, float | None]:
         file: Any = nib.load(path)
         flat = (*file.shape, 1)[2] == 1
         array = np.asarray((file if flat else nib.as_closest_canonical(file)).dataobj)
-    except (OSError, nib.filebasedimages.ImageFileError, EOFError) as error:
-        raise UnusableError(f"{path.name}: {error}") from None
+        if path.name.lower().endswith(".gz"):
+            with gzip.open(path) as stream:
+                sum(1 for _ in stream)  # to the end, where the checksum is: nibabel stops before it
+    except Exception:  # what a damaged file raises has no common base
+        raise UnusableError(f"{path.name} is no NIfTI file, or is truncated or damaged") from None
+    if array.dtype.kind not in "iuf":
+        raise UnusableError(f"{path.name} holds voxels of type {array.dtype}, not plain numbers")
     array = array.reshape(*array.shape[: 2 if flat else 3], -1).T  # [C, (D,) H, W]
     largest = 255.0 if array.dtype == np.uint8 else None
     if len(array) == 1 and channels == 3:
         array = np.broadcast_to(array, (3, *array.shape[1:]))
     if len(array) == 3 and channels == 1:
-        grey = np.tensordot(LUMA, array.astype(np.float32), axes=1)[None]
+        grey = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), array.astype(np.float32), axes=1)[None]
         array = (np.rint(grey) if array.dtype.kind in "iu" else grey).astype(array.dtype)
     return array, largest
 
@@ -299,8 +300,7 @@ def predict(sample: dict[str, Any], manifest: dict[str, Any], run: Runner) -> di
             raise UnusableError("has no image")
         blank = np.zeros((rules["channels"], *rules["image_size"]), dtype=np.float32)
         images = [blank if path is None else read_image(path, rules) for path in sample["images"]]
-        several = bool(manifest["views"]) or manifest["bags"]
-        inputs["image"] = np.stack(images)[None] if several else images[0][None]
+        inputs["image"] = (np.stack(images) if manifest["views"] or manifest["bags"] else images[0])[None]
         inputs["present"] = np.array([there])
     if manifest["tabular"]:
         inputs.update(encode(sample["values"], manifest["tabular"]))
@@ -444,4 +444,7 @@ def named(kind: str, names: Sequence[str], values: np.ndarray) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"error: {error}")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -235,6 +236,83 @@ def test_two_rows_of_one_id_are_told_before_anything_is_predicted(
         standalone_images.main([str(table), str(tmp_path / "alone.csv")])
     assert caught.value.code == f"error: {table}: lines 3 and 4 have the same id, a"
     assert not (tmp_path / "alone.csv").exists()
+
+
+def _refused(*arguments: Path) -> str:
+    with pytest.raises(SystemExit) as caught:
+        standalone_images.main([str(path) for path in arguments])
+    return str(caught.value.code)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "in" / "a.png", 1)
+    _exported(tmp_path, monkeypatch, plan())
+    monkeypatch.setattr(standalone_images, "predict", None)
+    (tmp_path / "folder.csv").mkdir()
+    assert "be neither IN nor a folder" in _refused(tmp_path / "in", tmp_path / "folder.csv")
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # one line where it is run as a script
+        standalone_images.main([str(tmp_path / "in"), str(tmp_path / "nowhere" / "out.csv")])
+    assert "neither an image nor a folder of images" in _refused(tmp_path / "nowhere", tmp_path / "out.csv")
+    assert sorted(path.name for path in tmp_path.glob("*.csv*")) == ["folder.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("image\na.png\n".encode("utf-16"), "is no readable table of UTF-8 text with commas"),
+        (b"\x1f\x8b\x08\x00\xff\xfe", "is no readable table of UTF-8 text with commas"),
+        (b"picture;age\na.png;3\n", "lacks the columns image; it has picture;age"),
+        (b"", "has no rows"),
+        (b"image\n", "has no rows"),
+    ],
+)
+def test_a_table_that_is_none_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    _exported(tmp_path, monkeypatch, plan())
+    (tmp_path / "in.csv").write_bytes(content)
+    message = _refused(tmp_path / "in.csv", tmp_path / "out.csv")
+    assert message.startswith(f"error: {tmp_path / 'in.csv'} {said}")
+    assert not list(tmp_path.glob("*out.csv*"))
+
+
+def test_every_bad_image_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    picture(folder / "good.png", 1)
+    whole = (folder / "good.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    values = np.random.default_rng(0).random((30, 30, 1), dtype=np.float32)
+    for name, array in (
+        ("flat", values),
+        ("complex", values.astype(np.complex64)),
+        ("nan", np.where(values > 0.9, np.nan, values)),
+        ("volume", np.ones((6, 6, 6), np.float32)),
+    ):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    packed = (folder / "flat.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(packed[: len(packed) // 2])
+    (folder / "checksum.nii.gz").write_bytes(packed[:-8] + bytes(4) + packed[-4:])
+    (folder / "text.nii.gz").write_text("no image")
+    _exported(tmp_path, monkeypatch, plan())
+    assert _refused(folder, tmp_path / "out.csv") == "1"
+    rows = read_table(tmp_path / "out.csv")
+    assert {name for name, row in rows.items() if row["status"] == "done"} == {"good", "flat"}
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == len(rows) - 2 == 7
+    for name, said in (
+        ("half", "is truncated"),
+        ("cut", "truncated or damaged"),
+        ("checksum", "truncated or damaged"),
+        ("text", "no NIfTI file"),
+        ("complex", "not plain numbers"),
+        ("nan", "holds NaN"),
+        ("volume", "has the shape (1, 6, 6, 6)"),
+    ):
+        assert said in rows[name]["message"]
 
 
 def test_a_sample_that_onnxruntime_refuses_does_not_cost_the_others(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import gzip
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,6 +176,135 @@ def test_wrong_calls_are_explained_and_write_nothing(make_run: Callable[..., Any
     assert damaged.returncode == 1
     assert "checksum" in damaged.stderr
     assert not (tmp_path / "answer.nii.gz").exists()
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of scans that nothing can be made of, each in its own way, and one that is fine."""
+    folder = tmp_path_factory.mktemp("scans")
+    unit = np.eye(4)
+    rng = np.random.default_rng(0)
+    good = rng.integers(-500, 500, (12, 14, 8, 2)).astype(np.int16)
+    files = {
+        "good": good,
+        "one": good[..., 0],
+        "five": np.ones((8, 9, 4, 5), np.int16),
+        "flat": np.ones((8, 9), np.int16),
+        "nan": np.where(good > 490, np.nan, good).astype(np.float32),
+        "complex": good.astype(np.complex64),
+        "many_axes": np.ones((4, 4, 4, 2, 2), np.int16),
+    }
+    for name, array in files.items():
+        nib.save(nib.Nifti1Image(array, unit), folder / f"{name}.nii.gz")
+    packed = (folder / "good.nii.gz").read_bytes()
+    plain = bytearray(gzip.decompress(packed))
+    (folder / "truncated.nii.gz").write_bytes(packed[: len(packed) // 2])
+    (folder / "truncated.nii").write_bytes(plain[: len(plain) // 2])
+    (folder / "checksum.nii.gz").write_bytes(packed[:-8] + bytes(4) + packed[-4:])
+    (folder / "text.nii.gz").write_text("no scan at all " * 50)
+    (folder / "empty.nii.gz").touch()
+    plain[280:296] = bytes(16)  # the first row of the affine
+    (folder / "affine.nii").write_bytes(plain)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of a network of two channels; whatever is wrong with a call is told before the network runs."""
+    folder = tmp_path_factory.mktemp("export")
+    channels = [{"name": "CT"}, {"name": "PET"}]
+    manifest = {"input": {"channels": channels}, "labels": [{"name": "background"}, {"name": "liver"}]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _refused(export: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Path) -> str:
+    """What the script says instead of calling the network: on stderr by itself, or as the reason to exit."""
+    monkeypatch.setattr(standalone, "HERE", export)
+    monkeypatch.setattr(standalone, "load_network", lambda manifest: None)
+    with pytest.raises(SystemExit) as caught:
+        standalone.main([str(path) for path in arguments])
+    assert caught.value.code not in (0, None)
+    return str(caught.value.code)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["truncated.nii.gz"], "truncated or damaged"),
+        (["truncated.nii"], "truncated or damaged"),
+        (["checksum.nii.gz"], "truncated or damaged"),
+        (["text.nii.gz"], "not a NIfTI file"),
+        (["empty.nii.gz"], "not a NIfTI file"),
+        (["nowhere.nii.gz"], "no such file"),
+        (["."], "a folder, not a scan"),
+        (["nan.nii.gz"], "NaN or infinite"),
+        (["complex.nii.gz"], "not plain numbers"),
+        (["many_axes.nii.gz"], "its shape is 4 x 4 x 4 x 2 x 2"),
+        (["affine.nii"], "its affine is not usable"),
+        (["five.nii.gz"], "5 channel(s) given, the network needs 2: CT, PET"),
+        (["flat.nii.gz"], "1 channel(s) given, the network needs 2: CT, PET"),
+        (["one.nii.gz", "flat.nii.gz"], "is not on the voxel grid of"),
+    ],
+)
+def test_a_bad_scan_is_told_in_one_sentence(
+    export: Path,
+    scans: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    names: list[str],
+    said: str,
+) -> None:
+    files = [scans / name for name in names]
+    code = _refused(export, monkeypatch, *files, scans / "new.nii.gz")
+    message = capsys.readouterr().err + (code if code != "1" else "")
+    assert said in message
+    assert message.startswith("error: ")
+    assert message.strip().count("\n") == 0
+    assert not list(scans.glob("*new.nii.gz*"))
+
+
+def test_all_bad_channels_are_told_at_once(
+    export: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [scans / "text.nii.gz", scans / "one.nii.gz", scans / "empty.nii.gz"]
+    assert _refused(export, monkeypatch, *files, scans / "new.nii.gz") == "1"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": not a NIfTI")[0] for line in lines] == [f"error: {files[0]}", f"error: {files[2]}"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("nowhere/new.nii.gz", "there is no folder"),
+        ("good.nii.gz/new.nii.gz", "there is no folder"),
+        ("good.nii.gz", "exists already"),
+        ("new.nrrd", "must end in .nii.gz or .nii"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_first(
+    export: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, out: str, said: str
+) -> None:
+    monkeypatch.setattr(standalone, "read_scan", None)  # not even the scan is read
+    assert said in _refused(export, monkeypatch, scans / "good.nii.gz", scans / out)
+
+
+def test_a_folder_that_takes_no_files_is_told_first(export: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(standalone, "read_scan", None)
+    monkeypatch.setattr(Path, "touch", refuse)
+    code = _refused(export, monkeypatch, scans / "good.nii.gz", scans / "new.nii.gz")
+    assert code == f"error: {scans / 'new.nii.gz'} cannot be written: Permission denied"
+
+
+def test_an_incomplete_export_is_told(tmp_path: Path) -> None:
+    shutil.copy(standalone.__file__, tmp_path / "predict.py")
+    result = _predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "manifest.json" in result.stderr
 
 
 def test_the_script_is_copied_verbatim_beside_onnx_only(make_run: Callable[..., Any], tmp_path: Path) -> None:
