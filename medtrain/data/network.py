@@ -12,17 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from medtrain.data import topology
+from medtrain.data.footprint import PLAIN_UNET, Footprint
 from medtrain.data.topology import Topology
 from medtrain.errors import ConfigError, Problem
 
-# nnU-Net 2.8.1: what was measured to fit 8 GB, by spatial dimensions
-REFERENCE_GIB = 8.0
-REFERENCE_ELEMENTS = {3: 560_000_000, 2: 85_000_000}
 REFERENCE_BATCH = {3: 2, 2: 12}
+"""Patches of which nnU-Net knows how many feature-map elements fit a GPU, by spatial dimensions."""
 MIN_BATCH = 2
 BASE_FEATURES = 32
 MAX_FEATURES = {3: 320, 2: 512}
-MAX_SHARE_OF_DATA = 0.05
+USABLE = 0.7
+"""Share of the memory for what is kept for the backward pass; the rest is for gradients, weights and the optimizer."""
+ALMOST = 0.95
+"""A GPU that is sold with 24 GB reports somewhat less."""
 
 # what a few CPU cores train in a sensible time: the same network, narrower, on fewer voxels per step
 CPU_BASE_FEATURES = 16
@@ -44,7 +46,8 @@ class Budget:
     Args:
         base_features: Features at full resolution.
         max_features: Most features of a stage.
-        elements: Feature-map elements of REFERENCE_BATCH patches that fit the memory.
+        elements: Feature-map elements of REFERENCE_BATCH patches that fit the memory, as nnU-Net counts them.
+        kept: Elements that a network which nnU-Net does not know may keep for the backward pass.
         max_batch: Most patches per batch.
         max_patch_voxels: Most voxels of a patch.
         max_batch_voxels: Most voxels of a batch.
@@ -54,6 +57,7 @@ class Budget:
     base_features: int
     max_features: int
     elements: float
+    kept: float
     max_batch: float
     max_patch_voxels: float
     max_batch_voxels: float
@@ -72,6 +76,8 @@ class NetworkRequest:
         channels: The user's features per stage, or None.
         strides: The user's stride per stage and axis, or None.
         kernel_sizes: The user's kernel per stage and axis, or None.
+        in_channels: Channels of the image.
+        footprint: What the network takes of the memory.
     """
 
     spacing: tuple[float, ...]
@@ -81,6 +87,8 @@ class NetworkRequest:
     channels: tuple[int, ...] | None = None
     strides: Steps | None = None
     kernel_sizes: Steps | None = None
+    in_channels: int = 1
+    footprint: Footprint = PLAIN_UNET
 
     @property
     def stages(self) -> int | None:
@@ -89,7 +97,15 @@ class NetworkRequest:
         return len(given) if given else None
 
 
-def machine_budget(device: Device, memory_gib: float, cores: int, dims: int) -> Budget:
+def machine_budget(
+    device: Device,
+    memory_gib: float,
+    cores: int,
+    dims: int,
+    *,
+    footprint: Footprint = PLAIN_UNET,
+    planned_gib: float | None = None,
+) -> Budget:
     """The budget of a machine.
 
     Args:
@@ -97,14 +113,21 @@ def machine_budget(device: Device, memory_gib: float, cores: int, dims: int) -> 
         memory_gib: Memory of that device.
         cores: CPU cores available.
         dims: Spatial dimensions, 2 or 3.
+        footprint: Of the network.
+        planned_gib: Memory that the user plans for, if any; a device with less is taken as it is.
     """
-    elements = REFERENCE_ELEMENTS[dims] * min(1.0, memory_gib / REFERENCE_GIB)
+    wanted = footprint.gib if planned_gib is None else planned_gib
+    large_enough = memory_gib >= ALMOST * wanted
+    elements = footprint.fitting(dims, wanted) * (1.0 if large_enough else memory_gib / wanted)
+    gib = memory_gib if planned_gib is None else min(memory_gib, planned_gib)
+    kept = USABLE * gib * 2**30 / (2 if device == "cuda" else 4)  # bytes of an element
     if device != "cpu":
-        memory = f"{memory_gib:.3g} GiB" if memory_gib < REFERENCE_GIB else f"{REFERENCE_GIB:g} GiB or more"
+        memory = f"{wanted:g} GiB or more" if large_enough else f"{memory_gib:.3g} GiB"
         return Budget(
             base_features=BASE_FEATURES,
             max_features=MAX_FEATURES[dims],
             elements=elements,
+            kept=kept,
             max_batch=math.inf,
             max_patch_voxels=math.inf,
             max_batch_voxels=math.inf,
@@ -115,6 +138,7 @@ def machine_budget(device: Device, memory_gib: float, cores: int, dims: int) -> 
         base_features=BASE_FEATURES if many else CPU_BASE_FEATURES,
         max_features=MAX_FEATURES[dims] if many else CPU_MAX_FEATURES,
         elements=elements,
+        kept=kept,
         max_batch=CPU_MAX_BATCH[dims],
         max_patch_voxels=CPU_MAX_PATCH_VOXELS[dims],
         max_batch_voxels=CPU_MAX_BATCH_VOXELS[dims],
@@ -165,29 +189,35 @@ def derive_channels(
 
 
 def derive_batch_size(
+    request: NetworkRequest,
     shape: Topology,
     channels: Sequence[int],
     budget: Budget,
-    num_outputs: int,
     dataset_voxels: float,
     reasons: dict[str, str],
 ) -> int:
     """As many patches as memory, data and computing time allow, at least two.
 
     Args:
+        request: What the network must fit.
         shape: The network's patch and strides.
         channels: Features per stage.
         budget: Of the machine.
-        num_outputs: Channels of the logits.
         dataset_voxels: Voxels of all training cases together.
         reasons: Receives the reason.
     """
     dims, voxels = len(shape.patch_size), math.prod(shape.patch_size)
-    elements = topology.feature_map_elements(shape.patch_size, shape.strides, channels, num_outputs)
+    network = request.footprint
+    elements = network.count(shape, channels, request.in_channels, request.num_outputs)
+    fits, share = "as many patches as fit the memory", network.share_of_data
+    covers = f"at most {share:.0%} of the data's voxels" if share < 1 else "no more than the data's voxels"
     limits = {
-        "as many patches as fit the memory": round(budget.elements / elements * REFERENCE_BATCH[dims]),
-        f"at most {MAX_SHARE_OF_DATA:.0%} of the data's voxels": round(dataset_voxels * MAX_SHARE_OF_DATA / voxels),
+        fits: round(budget.elements / elements * REFERENCE_BATCH[dims]),
+        covers: round(dataset_voxels * share / voxels),
     }
+    if network.kept is not None:
+        kept = network.kept(shape, channels, request.in_channels, request.num_outputs)
+        limits[fits] = int(min(limits[fits], budget.kept / max(kept, 1)))
     if math.isfinite(budget.max_batch):
         fitting = min(budget.max_batch, budget.max_batch_voxels / voxels)
         limits["as many patches as a step of a few seconds allows"] = int(fitting)
@@ -242,7 +272,6 @@ def _around_patch(request: NetworkRequest, patch: tuple[int, ...]) -> Topology:
 
 def _within_budget(request: NetworkRequest, budget: Budget, reasons: dict[str, str]) -> Topology:
     """The largest patch of the data's proportions that fits the machine."""
-    dims = len(request.spacing)
     start = topology.initial_patch(request.spacing, request.median_shape)
     if request.strides is None:
         shape = topology.derive_topology(request.spacing, start, max_stages=request.stages)
@@ -250,8 +279,7 @@ def _within_budget(request: NetworkRequest, budget: Budget, reasons: dict[str, s
         shape = _with_strides(request, start)
     limit = None
     while True:
-        elements = _elements(request, shape, budget)
-        over_memory = elements / REFERENCE_BATCH[dims] * MIN_BATCH > budget.elements
+        over_memory = _exceeds_memory(request, shape, budget)
         over_time = math.prod(shape.patch_size) > budget.max_patch_voxels
         smaller = shape
         if over_memory or over_time:
@@ -277,9 +305,15 @@ def _with_strides(request: NetworkRequest, patch: Sequence[float]) -> Topology:
     return Topology(size, request.strides, topology.derive_kernel_sizes(request.spacing, request.strides))
 
 
-def _elements(request: NetworkRequest, shape: Topology, budget: Budget) -> int:
-    stages = len(shape.strides)
+def _exceeds_memory(request: NetworkRequest, shape: Topology, budget: Budget) -> bool:
+    """Whether fewer patches fit than a batch must have at least."""
+    dims, stages, network = len(request.spacing), len(shape.strides), request.footprint
     derived = topology.features(stages, base=budget.base_features, largest=budget.max_features)
     given = request.channels
     channels = derived if given is None or len(given) != stages else given
-    return topology.feature_map_elements(shape.patch_size, shape.strides, channels, request.num_outputs)
+    elements = network.count(shape, channels, request.in_channels, request.num_outputs)
+    if elements / REFERENCE_BATCH[dims] * network.least_batch[dims] > budget.elements:
+        return True
+    if network.kept is None:
+        return False
+    return MIN_BATCH * network.kept(shape, channels, request.in_channels, request.num_outputs) > budget.kept

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from medtrain.data.cascade import PreviousStage
+from medtrain.data.footprint import PLAIN_UNET, Footprint
 from medtrain.data.labels import LabelMap
 from medtrain.data.network import (
     Budget,
@@ -187,6 +188,7 @@ def make_plan(
     channels: Sequence[int] | None = None,
     strides: Sequence[int | Sequence[int]] | None = None,
     kernel_sizes: Sequence[int | Sequence[int]] | None = None,
+    footprint: Footprint = PLAIN_UNET,
 ) -> Plan:
     """Derive what the user left open; what the user set is taken and the rest made to fit.
 
@@ -200,6 +202,7 @@ def make_plan(
         channels: The user's features per stage, if any.
         strides: The user's stride per stage (one number or one per axis), if any.
         kernel_sizes: The user's kernel per stage, if any.
+        footprint: What the network takes of the memory.
 
     Raises:
         ConfigError: The user's values contradict each other or the data.
@@ -220,8 +223,10 @@ def make_plan(
         channels=None if channels is None else tuple(channels),
         strides=None if strides is None else per_axis(strides, dims),
         kernel_sizes=None if kernel_sizes is None else per_axis(kernel_sizes, dims),
+        in_channels=len(dataset.channel_names),
+        footprint=footprint,
     )
-    budget = machine_budget(device, memory_gib, cores, dims)
+    budget = machine_budget(device, memory_gib, cores, dims, footprint=footprint, planned_gib=settings.memory_gib)
     resolution = settings.resolution or "full"
     shaping = (settings.resolution, settings.spacing, settings.patch_size, settings.cascade_from)
     if all(value is None for value in shaping):
@@ -236,7 +241,7 @@ def make_plan(
     batch_size = settings.batch_size
     if batch_size is None:
         voxels = math.prod(median_shape) * fingerprint.num_cases
-        batch_size = derive_batch_size(network, widths, budget, outputs, voxels, reasons)
+        batch_size = derive_batch_size(request, network, widths, budget, voxels, reasons)
     return Plan(
         spatial_dims=dims,
         spacing=spacing,

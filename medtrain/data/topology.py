@@ -122,14 +122,53 @@ def feature_map_elements(
     Two convolutions per stage in encoder and decoder, one transposed convolution per decoder stage, and the logits at
     full resolution.
     """
+    sizes = _stage_voxels(patch_size, strides)
+    encoder = sum(2 * c * n for c, n in zip(channels, sizes, strict=True))
+    decoder = sum(3 * c * n for c, n in zip(channels[:-1], sizes[:-1], strict=True))
+    return encoder + decoder + num_outputs * sizes[0]
+
+
+def residual_feature_map_elements(
+    patch_size: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    channels: Sequence[int],
+    num_outputs: int,
+    *,
+    blocks: Sequence[int],
+    decoder_convs: int,
+) -> int:
+    """The same of a U-Net with a residual encoder, as nnU-Net's ResEnc planners count it.
+
+    A stem, two convolutions per block and the short-cut of each block that changes size or features; in the decoder a
+    transposed convolution and `decoder_convs` others per stage; the logits.
+
+    Args:
+        patch_size: Voxels per axis.
+        strides: Per stage and axis.
+        channels: Features per stage.
+        num_outputs: Channels of the logits.
+        blocks: Residual blocks of each stage; later ones have as many as the last.
+        decoder_convs: Convolutions of a decoder stage.
+    """
+    sizes = _stage_voxels(patch_size, strides)
+    encoder = channels[0] * sizes[0]
+    before = channels[0]
+    for stage, (width, voxels) in enumerate(zip(channels, sizes, strict=True)):
+        changes = width != before or any(step > 1 for step in strides[stage])
+        encoder += (2 * blocks[min(stage, len(blocks) - 1)] + changes) * width * voxels
+        before = width
+    decoder = sum((decoder_convs + 1) * c * n for c, n in zip(channels[:-1], sizes[:-1], strict=True))
+    return encoder + decoder + num_outputs * sizes[0]
+
+
+def _stage_voxels(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """Voxels of a patch at each stage."""
     sizes: list[int] = []
     extent = list(patch_size)
     for stride in strides:
         extent = [n // s for n, s in zip(extent, stride, strict=True)]
         sizes.append(math.prod(extent))
-    encoder = sum(2 * c * n for c, n in zip(channels, sizes, strict=True))
-    decoder = sum(3 * c * n for c, n in zip(channels[:-1], sizes[:-1], strict=True))
-    return encoder + decoder + num_outputs * sizes[0]
+    return sizes
 
 
 def shrink(

@@ -13,6 +13,7 @@ from medtrain.data.annotated import Annotated, read_annotated
 from medtrain.data.cascade import read_stage, who_predicts
 from medtrain.data.case import Dataset
 from medtrain.data.fingerprint import fingerprint_cases
+from medtrain.data.footprint import footprint_of
 from medtrain.data.labels import LabelMap
 from medtrain.data.module import SegmentationData
 from medtrain.data.network import padding_advice
@@ -78,6 +79,8 @@ class VolumeData:
             case (nnU-Net's 3d_lowres), for structures larger than a patch; None is full, but low on a CPU where a
             patch would cover less than a fiftieth and neither patch_size nor spacing is given.
         batch_size: Patches per forward pass, over all devices; an optimizer step takes trainer.accumulate of them.
+        memory_gib: Memory of the GPU in GiB that patch_size and batch_size are planned for where they are None; a GPU
+            with less is taken as it is. None is nnU-Net's: 8, but 24 for model=resenc_l and 40 for model=resenc_xl.
         normalization: auto chooses by channel name: ct (clip to the foreground's 0.5 and 99.5 percentiles, then
             subtract the mean and divide by the standard deviation of the training part) for CT, zscore (per case and
             channel) otherwise; none leaves intensities as they are.
@@ -112,6 +115,7 @@ class VolumeData:
     spacing: tuple[Typed[float, Range(gt=0)], ...] | None = None
     resolution: Literal["full", "low"] | None = None
     batch_size: Typed[int, Range(ge=1)] | None = None
+    memory_gib: Typed[float, Range(gt=0)] | None = None
     normalization: Literal["auto", "ct", "zscore", "none"] = "auto"
     zscore_nonzero: bool | None = None
     oversample_foreground: Typed[float, Range(ge=0, le=1)] = 0.33
@@ -180,6 +184,7 @@ class VolumeData:
             channels=model.get("channels"),
             strides=model.get("strides"),
             kernel_sizes=model.get("kernel_sizes"),
+            footprint=footprint_of(model),
         )
         if self.cascade_from is not None:
             plan = self._put_behind(plan, Path(self.cascade_from).expanduser())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medtrain.engine.device import memory_gib
 from medtrain.errors import MedtrainError
+from medtrain.models.activations import kept_for_backward, storages
 from medtrain.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -76,19 +77,10 @@ def estimate_memory(
         Exception: The model looks at values, which tensors without data do not have.
     """
     half = _HALF.get(precision)
-    kept: dict[int, Any] = {}
     known: set[int] = set()
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage  # held, so that no other one gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with kept_for_backward(known) as sizes:
         output = empty_forward(model, task, batch_size=batch_size, half=half, known=known)
     logits = list(_tensors(output))
-    sizes = [storage.nbytes() for storage in kept.values()]
     # softmax, log-softmax and the gradient of the logits, in float32
     loss = sum(3 * 4 * tensor.numel() for tensor in logits)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
@@ -120,7 +112,7 @@ def empty_forward(
     """
     tensors = {name: _empty(tensor, half) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     if known is not None:
-        known |= {tensor.untyped_storage()._cdata for tensor in tensors.values()}
+        known |= storages(tensors.values())
 
     def forward(*arguments: Any, **named: Any) -> Any:
         return torch.func.functional_call(model, tensors, arguments, named)
