@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from medtrain.run.provenance import mask_command
 
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -15,12 +18,27 @@ def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     return complete_override(ctx.params, incomplete, config_name="sweep" if of_sweep else "train")
 
 
+def _tell_repeated(ctx: typer.Context, overrides: list[str] | None) -> list[str] | None:
+    """Of two values for a key the last one counts, as in Hydra: scripts append to a list. That it does so is said."""
+    given: dict[str, list[str]] = {}
+    for text in overrides or ():
+        key, sign, value = text.lstrip("+").partition("=")
+        if sign and not ctx.resilient_parsing:  # completion only looks
+            given.setdefault(re.sub(r"\[(\d+)\]", r".\1", key), []).append(value)
+    for key, values in given.items():
+        if len(set(values)) > 1:
+            *others, last = (f"`{word}`" for word in mask_command([f"{key}={value}" for value in values]))
+            typer.echo(f"note: {key} is given {len(values)} times: {last} counts, not {', '.join(others)}", err=True)
+    return overrides
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE...",
-        help="Choose components (`model=unet`) and set values (`optimizer.lr=1e-3`).",
+        help="Choose components (`model=unet`) and set values (`optimizer.lr=1e-3`); of two for a key the last counts.",
         autocompletion=_complete,
+        callback=_tell_repeated,
         show_default=False,
     ),
 ]

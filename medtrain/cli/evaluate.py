@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from medtrain.cli._latest import lacks_weights, resolve
 from medtrain.cli._options import Debug, Imports, Overrides
 from medtrain.cli._run import handle_errors
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)]
+_RUN = "The run's folder; EXPERIMENT/latest is its newest run that has what is needed."
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help=_RUN, show_default=False)]
 CheckpointOption = Annotated[
     str, typer.Option("--checkpoint", metavar="NAME", help="`best`, `last` or a checkpoint such as step_00001200.")
 ]
@@ -55,6 +57,7 @@ def evaluate(
     with handle_errors(debug):
         from medtrain.crossval.folder import is_crossval, judged_by
 
+        run = resolve(run, lacks_weights)
         if is_crossval(run):
             from medtrain.crossval.launch import evaluate_crossval
             from medtrain.errors import UsageError

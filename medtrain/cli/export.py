@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medtrain.cli._latest import lacks_checkpoint, resolve
 from medtrain.cli._options import Debug, Imports
 from medtrain.cli._run import handle_errors
 from medtrain.cli.evaluate import CheckpointOption, DeviceOption, RunArgument
@@ -45,6 +46,7 @@ def export(
         from medtrain.crossval.folder import refuse_crossval
         from medtrain.export.run import export_run
 
+        run = resolve(run, lacks_checkpoint)
         refuse_crossval(run, "medtrain export")
         config = load_saved(run, imports=imports or ())
         files = export_run(

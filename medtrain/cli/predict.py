@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from medtrain.cli._latest import lacks_weights, resolve
 from medtrain.cli._options import Debug, Imports, Overrides
 from medtrain.cli._run import EXIT_FAILED, handle_errors
 from medtrain.cli.evaluate import CheckpointOption, DeviceOption, RunArgument
@@ -96,6 +97,7 @@ def _members(path: Path, overrides: Sequence[str], imports: Sequence[str]) -> li
     from medtrain.engine.build import check_prediction
     from medtrain.errors import UsageError
 
+    path = resolve(path, lacks_weights)
     places = [path]
     keep_largest: Sequence[str] | None = None
     if is_crossval(path):
