@@ -56,14 +56,14 @@ class Source:
 
 
 def check_initial(config: Mapping[str, Any]) -> None:
-    """See that the weights to begin with exist, before anything else is read or made.
+    """See that the weights to begin with can be read, before anything else is read or made.
 
     Args:
         config: A checked configuration.
 
     Raises:
         UsageError: They do not, or `model.weights` names others.
-        MedtrainError: The checkpoint cannot be used alone.
+        MedtrainError: The checkpoint cannot be used alone, or the file cannot be opened safely.
     """
     given = config["trainer"]["init_from"]
     if given is None:
@@ -75,7 +75,7 @@ def check_initial(config: Mapping[str, Any]) -> None:
             hint="drop one: model.weights reads pretrained weights of the encoder, trainer.init_from those of the "
             "whole model",
         )
-    find_source(Path(given).expanduser())
+    read_tensors(find_source(Path(given).expanduser()).path)  # mapped: nothing is copied
 
 
 def find_source(path: Path) -> Source:

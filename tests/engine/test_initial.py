@@ -110,6 +110,12 @@ def test_what_cannot_be_a_beginning_is_said_before_anything_is_made(tmp_path: Pa
     (tmp_path / "cv" / "crossval.json").write_text("{}")
     with pytest.raises(UsageError, match="is a cross-validation"):
         check_initial(config(tmp_path / "cv"))
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights at all")
+    with pytest.raises(MedtrainError, match="cannot be opened as weights"):
+        check_initial(config(tmp_path / "bad.safetensors"))
+    (tmp_path / "bad.pth").write_text("no weights either")
+    with pytest.raises(MedtrainError, match="cannot be opened as weights"):
+        check_initial(config(tmp_path / "bad.pth"))
     constant = ConstantTensors(names=("first.weight",), digest="0", source="w")
     checkpoint(tmp_path / "lora", Net(), constant=constant)
     with pytest.raises(MedtrainError, match="holds only what was trained"):
