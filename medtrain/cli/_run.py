@@ -12,15 +12,22 @@ signal with a checkpoint saved (raised by the command as `typer.Exit(75)`), 130 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from medtrain.errors import MedtrainError, ProblemsError
+
+if TYPE_CHECKING:
+    from medtrain.engine.launch import Outcome
+
+log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -49,6 +56,16 @@ def handle_errors(debug: bool = False) -> Iterator[None]:
     except BaseException as error:
         code = report(error, debug=debug)
         raise typer.Exit(code) from error
+
+
+def end(outcome: Outcome) -> NoReturn:
+    """End a command that trained with the code of its outcome; say how to continue a run that was stopped.
+
+    It is said here: a fold of a cross-validation or a trial of a sweep is continued by the whole.
+    """
+    if outcome.exit_code == EXIT_STOPPED:
+        log.info("continue with: medtrain resume %s", outcome.run_dir)
+    raise typer.Exit(outcome.exit_code)
 
 
 def report(error: BaseException, *, debug: bool = False) -> int:

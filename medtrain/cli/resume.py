@@ -8,15 +8,18 @@ from typing import Annotated
 
 import typer
 
+from medtrain.cli._latest import lacks_plan, resolve
 from medtrain.cli._options import Debug, Imports, Overrides, Processes
-from medtrain.cli._run import handle_errors
+from medtrain.cli._run import end, handle_errors
 from medtrain.errors import UsageError
+
+_RUN = "The run's, cross-validation's or sweep's folder; EXPERIMENT/latest is the newest that can be continued."
 
 
 def resume(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="The run's, cross-validation's or sweep's folder.", show_default=False),
+        typer.Argument(metavar="RUN", help=_RUN, show_default=False),
     ],
     overrides: Overrides = None,
     imports: Imports = None,
@@ -40,6 +43,7 @@ def resume(
     with handle_errors(debug):
         from medtrain.sweep.folder import SweepFolder
 
+        run = resolve(run, lacks_plan)
         if SweepFolder.is_sweep(run):
             from medtrain.config.sweeps import load_saved_sweep
             from medtrain.sweep.launch import resume_sweep
@@ -68,5 +72,4 @@ def resume(
             from medtrain.cli._processes import relaunch
 
             raise typer.Exit(relaunch(nproc))
-        outcome = resume_run(run, config, before=before, started=started)
-        raise typer.Exit(outcome.exit_code)
+        end(resume_run(run, config, before=before, started=started))

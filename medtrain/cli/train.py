@@ -7,7 +7,7 @@ import time
 import typer
 
 from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides, Processes
-from medtrain.cli._run import handle_errors
+from medtrain.cli._run import end, handle_errors
 
 
 def train(
@@ -42,5 +42,4 @@ def train(
             raise typer.Exit(relaunch(nproc))
         from medtrain.engine.launch import start_run
 
-        outcome = start_run(composed.tree, overrides=composed.overrides, started=started)
-        raise typer.Exit(outcome.exit_code)
+        end(start_run(composed.tree, overrides=composed.overrides, started=started))

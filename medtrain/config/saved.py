@@ -62,6 +62,8 @@ def read_config(file: Path) -> dict[str, Any]:
     if not file.parent.is_dir():
         raise UsageError(f"there is no folder {file.parent}", hint=hint)
     if not file.is_file():
+        if (file.parent / "status.json").is_file():
+            hint = "it was stopped before it had begun: start it again with the command that made it"
         raise UsageError(f"{file.parent} is not a run: it has no {CONFIG_FILE}", hint=hint)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

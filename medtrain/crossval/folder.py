@@ -62,6 +62,7 @@ class CrossvalFolder(RunFolder):
 
     FOLDERS: ClassVar[tuple[str, ...]] = ()
     SUFFIX: ClassVar[str] = "-crossval"
+    INPUTS: ClassVar[frozenset[str]] = RunFolder.INPUTS | {RECORD}
 
     @property
     def record(self) -> Path:

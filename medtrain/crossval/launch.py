@@ -84,11 +84,11 @@ def _begin(folder: CrossvalFolder, facts: Any, overrides: Sequence[str], workers
     if facts.folds is not None:
         atomic_write_json(folder.splits, facts.folds)
         shared["data"]["splits"] = str(folder.splits)
-    folder.write_inputs(shared, overrides, sys.argv)
     seen = {fold_name(fold): told for fold, told in facts.seen.items()}
     hashes = facts.split_hashes
     record = CrossvalRecord(num_folds=len(hashes), split_hashes=hashes, workers=workers, seen=seen)
-    folder.write_record(record)
+    folder.write_record(record)  # before config.yaml: what has one and no record is a single run
+    folder.write_inputs(shared, overrides, sys.argv)
     return record
 
 

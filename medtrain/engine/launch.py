@@ -157,9 +157,9 @@ def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
     run = derivation.config["run"]
     experiment = run["experiment"] or f"{derivation.found.dataset_name}_{derivation.config['model']['name']}".lower()
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
-    folder.write_inputs(derivation.config, overrides, sys.argv)
     atomic_write_json(folder.plan, derivation.plan.to_json())
     derivation.found.save_splits(folder.splits)
+    folder.write_inputs(derivation.config, overrides, sys.argv)
     return folder.path
 
 
@@ -344,7 +344,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
         if dist.is_main:
             folder.finish("stopped", step=result.step, message=result.reason)
             write_report(folder.path)
-        log.info("stopped at step %d (%s); continue with: medtrain resume %s", result.step, result.reason, folder.path)
+        log.info("stopped at step %d (%s)", result.step, result.reason)
         return Outcome(folder.path, EXIT_STOPPED)
     warn_of_ties(engine)
     final: Mapping[str, float] = {}
@@ -356,7 +356,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
         except EvaluationInterruptedError:
             if dist.is_main:
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
-            log.info("stopped in the final evaluation; continue with: medtrain resume %s", folder.path)
+            log.info("stopped in the final evaluation")
             return Outcome(folder.path, EXIT_STOPPED)
     if dist.is_main:
         save_adapter(engine, folder)

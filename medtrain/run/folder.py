@@ -14,7 +14,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict
@@ -23,9 +23,9 @@ import yaml
 
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.registry import plain
-from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors
+from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors, remove_leftovers
 from medtrain.run.lock import SILENCE_S, RunLock, process_start, same_process_lives
-from medtrain.run.provenance import environment, mask_command, mask_secrets
+from medtrain.run.provenance import environment, mask_command, mask_secrets, typed_command
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,10 @@ class RunFolder:
 
     FOLDERS: ClassVar[tuple[str, ...]] = ("checkpoints", "evaluation")  # callbacks and loggers make their own
     SUFFIX: ClassVar[str] = ""  # of the names that are made up
+    INPUTS: ClassVar[frozenset[str]] = frozenset(
+        {"overrides.txt", "command.txt", "env.json", "plan.json", "splits.json"}
+    )
+    """What is written before config.yaml: a folder with nothing else has not begun, and is taken again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,7 +133,7 @@ class RunFolder:
             MedtrainError: The folder cannot be made.
         """
         if path is not None:
-            folder = cls(_claim(Path(path)))
+            folder = cls(_claim(Path(path), cls.INPUTS))
         else:
             parent = Path(root) / experiment
             with disk_errors(parent):
@@ -198,17 +202,19 @@ class RunFolder:
         return self.path / "adapter"
 
     def write_inputs(self, config: Mapping[str, Any], overrides: Sequence[str], argv: Sequence[str]) -> None:
-        """Write config.yaml, overrides.txt, command.txt and env.json, secrets masked.
+        """Write overrides.txt, command.txt, env.json and at last config.yaml, secrets masked.
+
+        With config.yaml the folder is whole: from then on it is continued, and not begun anew.
 
         Args:
             config: The resolved configuration, plain data.
             overrides: The overrides of the command line.
             argv: The whole command line.
         """
-        self.write_config(config)
         atomic_write(self.path / "overrides.txt", "".join(f"{line}\n" for line in mask_command(overrides)))
         self.add_command(argv)
         atomic_write_json(self.path / "env.json", environment(argv))
+        self.write_config(config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml, secrets masked; a resumed run may change its limits, loggers and paths.
@@ -230,10 +236,7 @@ class RunFolder:
         """Append a command line to command.txt: the first one started the run, later ones resumed it."""
         path = self.path / "command.txt"
         earlier = path.read_text(encoding="utf-8") if path.exists() else ""
-        words = mask_command(argv)
-        if words:
-            words[0] = Path(words[0]).name
-        atomic_write(path, earlier + shlex.join(words) + "\n")
+        atomic_write(path, earlier + shlex.join(typed_command(argv)) + "\n")
 
     def read_status(self) -> Status:
         """Read status.json; `unknown` when it cannot be read."""
@@ -374,11 +377,8 @@ def read_status(run_dir: Path) -> Status:
         return Status(status="unknown", message=f"status.json cannot be read: {error}")
 
 
-def _claim(path: Path) -> Path:
-    if _is_abandoned(path):
-        (path / "status.json").unlink()
-        for empty in path.iterdir():
-            empty.rmdir()
+def _claim(path: Path, inputs: Collection[str]) -> Path:
+    _clear_abandoned(path, inputs)
     if (path / "status.json").exists():
         raise UsageError(
             f"{path} already holds a run", hint=f"continue it with `medtrain resume {path}`, or choose another run.dir"
@@ -393,13 +393,22 @@ def _claim(path: Path) -> Path:
     return path
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether a folder holds only the status of a process that died before it had written what to do."""
+def _clear_abandoned(path: Path, inputs: Collection[str]) -> None:
+    """Empty a folder that holds only what a process left that died before it had written all of what to do."""
     status = read_status(path)
     if (status.status, status.state) != ("created", "killed"):
-        return False
-    others = [entry for entry in path.iterdir() if entry.name != "status.json"]
-    return all(entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir()) for entry in others)
+        return
+    remove_leftovers(path)
+    entries = [entry for entry in path.iterdir() if entry.name != "status.json"]
+    folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink() and not any(entry.iterdir())]
+    if not all(entry in folders or entry.name in inputs for entry in entries):
+        return
+    for entry in entries:
+        if entry in folders:
+            entry.rmdir()
+        else:
+            entry.unlink()
+    (path / "status.json").unlink()  # at last: killed here, it is done again
 
 
 def _make_unique(parent: Path, suffix: str = "") -> Path:

@@ -44,7 +44,7 @@ def environment(argv: Sequence[str] | None = None) -> dict[str, Any]:
         argv: The command line; None takes this process's own.
     """
     return {
-        "command": mask_command(sys.argv if argv is None else argv),
+        "command": typed_command(sys.argv if argv is None else argv),
         "directory": str(Path.cwd()),
         "medtrain": medtrain.__version__,
         "python": platform.python_version(),
@@ -110,6 +110,18 @@ def mask_secrets(value: Any, *, key: str = "") -> Any:
         return MASK
     masked = _SECRET_VALUE.sub(MASK, value)
     return masked if _HASH_KEY.search(key) else _WANDB_KEY.sub(MASK, masked)
+
+
+def typed_command(argv: Sequence[str]) -> list[str]:
+    """A command line as it can be typed, secrets masked: the program by its name, not where Python found it.
+
+    Args:
+        argv: As in `sys.argv`.
+    """
+    if not argv:
+        return []
+    name = Path(argv[0]).name
+    return [*(["python", "-m", "medtrain"] if name == "__main__.py" else [name]), *mask_command(argv[1:])]
 
 
 def mask_command(argv: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from medtrain.run.history import evaluations, read_metrics
 _PARTS = ("task", "data", "model", "loss", "augment", "optimizer", "scheduler", "inference")
 _LIMITS = {"max_steps": "N", "max_epochs": "N", "max_time": "TIME"}  # with what stands for a larger one
 _NUM_WORST = 5
+_NUM_NAMES = 8  # of tensors; initial_weights.json has all
 _WITH_INTERVAL = ("dice", "nsd", "hd95_mm")  # of segmentations; intervals.csv has all
 
 
@@ -198,7 +199,7 @@ def _components(run_dir: Path) -> str:
     for part in _PARTS:
         values = config.get(part)
         if isinstance(values, Mapping) and "name" in values:
-            shown = [f"{key}={_short(value)}" for key, value in values.items() if _is_shown(key, value)]
+            shown = [f"{key}={_text(value)}" for key, value in values.items() if _is_shown(key, value)]
             rows.append((part, str(values["name"]), ", ".join(shown)))
     if not rows:
         return ""
@@ -228,7 +229,7 @@ def _planned(plan: Mapping[str, Any], config: Mapping[str, Any], key: str) -> An
 
 def _data(run_dir: Path) -> str:
     data = {key: value for key, value in _read_json(run_dir / "data.json").items() if not isinstance(value, dict)}
-    return "## Data\n\n" + _table(("", ""), [(key, _short(value)) for key, value in data.items()]) if data else ""
+    return "## Data\n\n" + _table(("", ""), [(key, _text(value)) for key, value in data.items()]) if data else ""
 
 
 def _beginning(run_dir: Path) -> str:
@@ -236,8 +237,8 @@ def _beginning(run_dir: Path) -> str:
     facts = _read_json(run_dir / "initial_weights.json")
     if not facts:
         return ""
-    rows = [(key, _short(value)) for key, value in facts.items() if not isinstance(value, list | dict)]
-    rows += [(key, _short(", ".join(facts[key]))) for key in ("missing", "unexpected") if facts.get(key)]
+    rows = [(key, _text(value)) for key, value in facts.items() if not isinstance(value, list | dict)]
+    rows += [(key, _some(facts[key])) for key in ("missing", "unexpected") if facts.get(key)]
     for name, shapes in facts.get("mismatched", {}).items():
         rows.append((f"{name} begins anew", f"{shapes['there']} there, {shapes['here']} here"))
     return "## Began with (initial_weights.json)\n\n" + _table(("", ""), rows)
@@ -332,9 +333,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _short(value: Any, limit: int = 80) -> str:
-    text = _text(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _some(names: Sequence[str]) -> str:
+    """The first of many names, each whole."""
+    more = f" and {len(names) - _NUM_NAMES} more" if len(names) > _NUM_NAMES else ""
+    return ", ".join(names[:_NUM_NAMES]) + more
 
 
 def _between(start: str, end: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+from pathlib import Path
 
 import pytest
 import typer
 
 from medtrain.cli import _run
-from medtrain.cli._run import handle_errors, set_debug
+from medtrain.cli._run import end, handle_errors, set_debug
+from medtrain.engine.launch import EXIT_DONE, EXIT_STOPPED, Outcome
 from medtrain.errors import ConfigError, DataError, MedtrainError, NonFiniteError, Problem, UsageError
 
 
@@ -84,3 +87,13 @@ def test_an_exit_is_passed_on(error: BaseException, capsys: pytest.CaptureFixtur
 def test_nothing_wrong() -> None:
     with handle_errors():
         pass
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(EXIT_DONE, ""), (EXIT_STOPPED, "continue with: medtrain resume outputs/liver/run")]
+)
+def test_a_command_says_how_to_continue_what_it_began(code: int, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(typer.Exit) as caught:
+        end(Outcome(Path("outputs/liver/run"), code))
+    assert caught.value.exit_code == code
+    assert "".join(caplog.messages) == told

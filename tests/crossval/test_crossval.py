@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,19 @@ from medtrain.cli.app import main
 from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
 from medtrain.config.saved import load_saved
+from medtrain.crossval import launch
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, is_crossval, judged_by
 from medtrain.crossval.launch import check_request, outcome, start_crossval
 from medtrain.crossval.probe import probe
 from medtrain.crossval.report import write_crossval_report
 from medtrain.crossval.summary import held_out_cases, read_member
 from medtrain.data.io.nifti import read_label
+from medtrain.engine.launch import EXIT_STOPPED, _finish
+from medtrain.engine.loop import FitResult
 from medtrain.errors import UsageError
 from medtrain.inference.postprocess import keep_largest_components
 from medtrain.registry import build
+from medtrain.run.folder import RunFolder
 
 Command = Callable[..., int]
 
@@ -67,6 +72,7 @@ def _alone(words: list[str]) -> list[str]:
 MODULE = """
 import multiprocessing, os, signal
 from pathlib import Path
+from types import SimpleNamespace
 from medtrain.callbacks.base import Callback
 from medtrain.errors import MedtrainError
 from medtrain.registry import register
@@ -380,3 +386,42 @@ def test_weights_that_have_seen_held_out_cases_are_told(words: list[str], tmp_pa
     told = write_crossval_report(folder, dataclasses.replace(record, seen={"fold_1": facts.seen[1]})).read_text()
     assert "each by the model that was not trained on it" not in told
     assert f"**fold_1:** {facts.seen[1]}." in told
+
+
+def test_what_was_killed_before_it_was_whole_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = SimpleNamespace(
+        config={"run": {}, "trainer": {}, "logger": {}, "data": {}}, plan={}, folds=[], seen={}, split_hashes=("a", "b")
+    )
+    path = tmp_path / "cv"
+
+    def killed(folder: CrossvalFolder, config: object) -> None:
+        status = json.loads((folder.path / "status.json").read_text())
+        (folder.path / "status.json").write_text(json.dumps({**status, "pid": 2**22 + 1}))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossvalFolder, "write_config", killed)
+        with pytest.raises(KeyboardInterrupt):
+            launch._begin(CrossvalFolder.create(experiment="", path=path), facts, ["data=msd"], None)
+    assert {"plan.json", "splits.json", "crossval.json"} <= {entry.name for entry in path.iterdir()}
+    with pytest.raises(UsageError, match=r"it has no config\.yaml") as caught:
+        load_saved(path)
+    assert "start it again" in str(caught.value.hint)
+    folder = CrossvalFolder.create(experiment="", path=path)
+    assert [entry.name for entry in path.iterdir()] == ["status.json"]
+    launch._begin(folder, facts, ["data=msd"], None)
+    assert folder.config.is_file()
+    with pytest.raises(UsageError, match="already holds a run"):
+        CrossvalFolder.create(experiment="", path=path)
+
+
+def test_a_fold_that_is_stopped_leaves_it_to_the_whole_to_say_how_to_continue(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder.create(experiment="", path=tmp_path / "fold_0")
+    result = FitResult("stopped", "received SIGINT", 3, None)
+    dist = SimpleNamespace(is_main=True)
+    with caplog.at_level("INFO", logger="medtrain"):
+        ended = _finish(None, folder, {}, result, dist)  # type: ignore[arg-type]
+    assert ended.exit_code == EXIT_STOPPED
+    assert caplog.messages == ["stopped at step 3 (received SIGINT)"]

@@ -71,7 +71,14 @@ def test_a_folder_of_a_process_that_died_before_it_began_is_taken(tmp_path: Path
     with pytest.raises(UsageError, match="already holds a run"):  # there is something to resume
         RunFolder.create(experiment="x", path=path)
     run.config.unlink()
+    for name in ("plan.json", "overrides.txt", f".env.json.{_dead_pid()}.0123abcd@{socket.gethostname()}.tmp"):
+        (path / name).write_text("{}")
+    (path / "mine.txt").touch()
+    with pytest.raises(UsageError, match="already holds a run"):  # something of the user's
+        RunFolder.create(experiment="x", path=path)
+    (path / "mine.txt").unlink()
     assert RunFolder.create(experiment="x", path=path).read_status().state == "created"
+    assert sorted(entry.name for entry in path.iterdir()) == ["checkpoints", "evaluation", "status.json"]
     with pytest.raises(UsageError, match="already holds a run"):  # of a process that lives
         RunFolder.create(experiment="x", path=path)
     _set_status(run, pid=_dead_pid(), status="running")

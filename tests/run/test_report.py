@@ -215,3 +215,27 @@ def test_the_newest_evaluation_of_the_test_part_is_told(run: RunFolder) -> None:
     assert "recall_macro" not in text
     assert "Every case: `evaluation/test_step_00000032/cases.csv`." in text
     assert "step_00000016 on 9" not in text
+
+
+def test_settings_and_facts_are_whole(run: RunFolder) -> None:
+    root = "/data/" + "a-long-name/" * 12
+    run.write_config({"data": {"name": "msd", "root": root}, "seed": 1})
+    names = [f"decoder.stage_{index}.convolution.weight" for index in range(10)]
+    (run.path / "initial_weights.json").write_text(json.dumps({"file": root, "missing": names}))
+    (run.path / "data.json").write_text(json.dumps({"store": root}))
+    text = write_report(run.path).read_text()
+    assert f"root={root} |" in text
+    assert f"| file | {root} |" in text
+    assert f"| store | {root} |" in text
+    assert f"| missing | {', '.join(names[:8])} and 2 more |" in text
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [("/venv/bin/medtrain", "medtrain"), ("/venv/lib/medtrain/__main__.py", "python -m medtrain")],
+)
+def test_the_command_can_be_typed(run: RunFolder, program: str, shown: str) -> None:
+    (run.path / "command.txt").unlink()
+    run.write_inputs({"seed": 1}, [], [program, "train", "data.root=/my scans", "logger.wandb.api_key=abc"])
+    assert f"\n{shown} train 'data.root=/my scans' 'logger.wandb.api_key=***'\n" in write_report(run.path).read_text()
+    assert json.loads((run.path / "env.json").read_text())["command"][0] == shown.split()[0]
