@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -10,22 +11,40 @@ from torch.optim import Optimizer
 
 from medtrain.errors import UsageError
 from medtrain.optim.param_groups import ParamRule, make_param_groups
-from medtrain.registry import Range, register
+from medtrain.registry import Range, Spread, register
 
-LayerDecay = Annotated[float, Range(gt=0, lt=1)] | None
-_NO_RULES: list[ParamRule] = []
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The settings that every optimizer has.
+
+    Args:
+        lr: Learning rate.
+        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        rules: Multipliers per parameter pattern, first match wins.
+        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
+            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
+    """
+
+    lr: Annotated[float, Range(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Range(ge=0)] = 0.0
+    rules: list[ParamRule] = field(default_factory=list)
+    layer_decay: Annotated[float, Range(gt=0, lt=1)] | None = None
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The parameters of a model; see `make_param_groups`."""
+        return make_param_groups(
+            model, lr=self.lr, weight_decay=self.weight_decay, rules=self.rules, layer_decay=self.layer_decay
+        )
 
 
 @register("optimizer", "adamw", runtime=("model",))
 def adamw(
     *,
     model: nn.Module,
-    lr: Annotated[float, Range(gt=0)] = 1e-3,
-    weight_decay: Annotated[float, Range(ge=0)] = 0.01,
+    rates: Annotated[Rates, Spread()] = Rates(weight_decay=0.01),
     betas: tuple[float, float] = (0.9, 0.999),
     eps: Annotated[float, Range(gt=0)] = 1e-8,
-    rules: list[ParamRule] = _NO_RULES,
-    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay.
 
@@ -33,29 +52,23 @@ def adamw(
 
     Args:
         model: The network, on its device.
-        lr: Learning rate.
+        rates: Of learning and decay.
         weight_decay: Share of a weight removed per step and unit of learning rate; not applied to norms and biases.
         betas: Decay of the running means of the gradient and of its square.
         eps: Added to the root of the second moment.
-        rules: Multipliers per parameter pattern, first match wins.
-        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
-            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
     """
     _check_betas(betas)
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
-    return _keep_layout(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model)))
+    groups = rates.groups(model)
+    return _keep_layout(torch.optim.AdamW(groups, lr=rates.lr, betas=betas, eps=eps, fused=_can_fuse(model)))
 
 
 @register("optimizer", "adam", runtime=("model",))
 def adam(
     *,
     model: nn.Module,
-    lr: Annotated[float, Range(gt=0)] = 1e-3,
-    weight_decay: Annotated[float, Range(ge=0)] = 0.0,
+    rates: Annotated[Rates, Spread()] = Rates(),
     betas: tuple[float, float] = (0.9, 0.999),
     eps: Annotated[float, Range(gt=0)] = 1e-8,
-    rules: list[ParamRule] = _NO_RULES,
-    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """Adam; its weight decay is an L2 term of the gradient.
 
@@ -63,36 +76,28 @@ def adam(
 
     Args:
         model: The network, on its device.
-        lr: Learning rate.
-        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        rates: Of learning and decay.
         betas: Decay of the running means of the gradient and of its square.
         eps: Added to the root of the second moment.
-        rules: Multipliers per parameter pattern, first match wins.
-        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
-            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
     """
     _check_betas(betas)
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
-    return _keep_layout(torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(model)))
+    groups = rates.groups(model)
+    return _keep_layout(torch.optim.Adam(groups, lr=rates.lr, betas=betas, eps=eps, fused=_can_fuse(model)))
 
 
 @register("optimizer", "sgd", runtime=("model",))
 def sgd(
     *,
     model: nn.Module,
-    lr: Annotated[float, Range(gt=0)] = 1e-2,
-    weight_decay: Annotated[float, Range(ge=0)] = 3e-5,
+    rates: Annotated[Rates, Spread()] = Rates(lr=1e-2, weight_decay=3e-5),
     momentum: Annotated[float, Range(ge=0, lt=1)] = 0.99,
     nesterov: bool = True,
-    rules: list[ParamRule] = _NO_RULES,
-    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """Stochastic gradient descent with (Nesterov) momentum; the defaults are nnU-Net's.
 
     Args:
         model: The network, on its device.
-        lr: Learning rate.
-        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        rates: Of learning and decay.
         momentum: Share of the previous update kept.
         nesterov: Look ahead along the momentum.
         rules: Multipliers per parameter pattern, first match wins.
@@ -107,9 +112,9 @@ def sgd(
             "optimizer.nesterov needs a momentum above 0",
             hint="set optimizer.nesterov=false or optimizer.momentum=0.9",
         )
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
+    groups = rates.groups(model)
     # dampening is not offered: PyTorch leaves it out of the very first step, which zeros as momentum would not
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
+    optimizer = torch.optim.SGD(groups, lr=rates.lr, momentum=momentum, nesterov=nesterov, fused=_can_fuse(model))
     return _start_momentum(_keep_layout(optimizer))
 
 
@@ -117,31 +122,24 @@ def sgd(
 def rmsprop(
     *,
     model: nn.Module,
-    lr: Annotated[float, Range(gt=0)] = 1e-3,
-    weight_decay: Annotated[float, Range(ge=0)] = 0.0,
+    rates: Annotated[Rates, Spread()] = Rates(),
     alpha: Annotated[float, Range(ge=0, lt=1)] = 0.99,
     momentum: Annotated[float, Range(ge=0, lt=1)] = 0.0,
     eps: Annotated[float, Range(gt=0)] = 1e-8,
     centered: bool = False,
-    rules: list[ParamRule] = _NO_RULES,
-    layer_decay: LayerDecay = None,
 ) -> Optimizer:
     """RMSprop: the gradient divided by the root of the running mean of its square.
 
     Args:
         model: The network, on its device.
-        lr: Learning rate.
-        weight_decay: Factor of the weight added to its gradient; not applied to norms and biases.
+        rates: Of learning and decay.
         alpha: Decay of the running mean of the squared gradient.
         momentum: Share of the previous update kept.
         eps: Added to the root.
         centered: Subtract the running mean of the gradient, so that its variance divides.
-        rules: Multipliers per parameter pattern, first match wins.
-        layer_decay: Factor of the learning rate from each layer of an encoder of timm to the one below it; what is
-            above has the full rate. 0.65 to 0.75 are usual for vision transformers; null is the same rate for all.
     """
-    groups = make_param_groups(model, lr=lr, weight_decay=weight_decay, rules=rules, layer_decay=layer_decay)
-    return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, centered=centered)
+    groups = rates.groups(model)
+    return torch.optim.RMSprop(groups, lr=rates.lr, alpha=alpha, eps=eps, momentum=momentum, centered=centered)
 
 
 def _check_betas(betas: tuple[float, float]) -> None:

@@ -12,13 +12,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from medtrain.errors import UsageError
-from medtrain.optim.optimizers import adam, adamw, rmsprop, sgd
-from medtrain.registry import get, names
+from medtrain.registry import build, get, names
 
 
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+
+
+def built(optimizer_name: str, model: nn.Module, **settings: Any) -> Optimizer:
+    optimizer: Optimizer = build("optimizer", {"name": optimizer_name, **settings}, model=model)
+    return optimizer
 
 
 def train(model: nn.Module, optimizer: Optimizer, steps: int = 5) -> list[torch.Tensor]:
@@ -38,19 +42,19 @@ def by_hand(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 CASES: dict[str, tuple[Callable[[nn.Module], Optimizer], Callable[[nn.Module], Optimizer]]] = {
     "adamw": (
-        lambda m: adamw(model=m, lr=0.02, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6),
+        lambda m: built("adamw", m, lr=0.02, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6),
         lambda m: torch.optim.AdamW(by_hand(m, 0.3), lr=0.02, betas=(0.8, 0.9), eps=1e-6),
     ),
     "adam": (
-        lambda m: adam(model=m, lr=0.02, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6),
+        lambda m: built("adam", m, lr=0.02, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6),
         lambda m: torch.optim.Adam(by_hand(m, 0.3), lr=0.02, betas=(0.8, 0.9), eps=1e-6),
     ),
     "sgd": (
-        lambda m: sgd(model=m, lr=0.02, weight_decay=0.3, momentum=0.9, nesterov=True),
+        lambda m: built("sgd", m, lr=0.02, weight_decay=0.3, momentum=0.9, nesterov=True),
         lambda m: torch.optim.SGD(by_hand(m, 0.3), lr=0.02, momentum=0.9, nesterov=True),
     ),
     "rmsprop": (
-        lambda m: rmsprop(model=m, lr=0.02, weight_decay=0.3, alpha=0.8, momentum=0.5, eps=1e-6, centered=True),
+        lambda m: built("rmsprop", m, lr=0.02, weight_decay=0.3, alpha=0.8, momentum=0.5, eps=1e-6, centered=True),
         lambda m: torch.optim.RMSprop(by_hand(m, 0.3), lr=0.02, alpha=0.8, momentum=0.5, eps=1e-6, centered=True),
     ),
 }
@@ -115,17 +119,17 @@ def test_restored_moments_take_the_layout_of_channels_last_weights(name: str) ->
 def test_sgd_is_fused_and_begins_with_zeros() -> None:
     # unfused, every step would wait for the device to learn whether its gradient is finite
     model = net()
-    optimizer = sgd(model=model)
+    optimizer = built("sgd", model)
     assert [group["fused"] for group in optimizer.param_groups] == [True, True]
     for parameter in model.parameters():
         assert torch.equal(optimizer.state[parameter]["momentum_buffer"], torch.zeros_like(parameter))
-    assert not sgd(model=model, momentum=0.0, nesterov=False).state
+    assert not built("sgd", model, momentum=0.0, nesterov=False).state
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_fused_sgd_follows_stock_sgd(nesterov: bool) -> None:
     ours, theirs = net(), net()
-    optimizer = sgd(model=ours, lr=0.02, weight_decay=0.3, momentum=0.99, nesterov=nesterov)
+    optimizer = built("sgd", ours, lr=0.02, weight_decay=0.3, momentum=0.99, nesterov=nesterov)
     groups = by_hand(theirs, 0.3)
     stock = torch.optim.SGD(groups, lr=0.02, momentum=0.99, nesterov=nesterov, foreach=False, fused=False)
     for _ in range(10):
@@ -139,7 +143,7 @@ def test_fused_sgd_follows_stock_sgd(nesterov: bool) -> None:
 
 def test_sgd_momentum_survives_a_skipped_first_step() -> None:
     model, other = net(), net()
-    optimizer = sgd(model=model, lr=0.01, weight_decay=0.0, momentum=0.9)
+    optimizer = built("sgd", model, lr=0.01, weight_decay=0.0, momentum=0.9)
     stock = torch.optim.SGD(other.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     for value in (float("inf"), 1.0, 1.0):
@@ -163,7 +167,7 @@ def test_momentum_missing_in_a_checkpoint_begins_with_zeros() -> None:
     train(model, stock, steps=2)
     model[0].weight.requires_grad_(True)
     saved = stock.state_dict()
-    optimizer = sgd(model=model, momentum=0.9)
+    optimizer = built("sgd", model, momentum=0.9)
     optimizer.load_state_dict(saved)
     assert all(group["fused"] for group in optimizer.param_groups)  # else a non-finite step would not be skipped
     assert torch.equal(optimizer.state[model[0].weight]["momentum_buffer"], torch.zeros(8, 4))
@@ -174,11 +178,11 @@ def test_momentum_missing_in_a_checkpoint_begins_with_zeros() -> None:
 
 def test_nesterov_needs_momentum() -> None:
     with pytest.raises(UsageError, match="needs a momentum"):
-        sgd(model=net(), momentum=0.0)
-    sgd(model=net(), momentum=0.0, nesterov=False)
+        built("sgd", net(), momentum=0.0)
+    built("sgd", net(), momentum=0.0, nesterov=False)
 
 
 @pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (0.9,)])
 def test_betas_are_checked(betas: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="betas"):
-        adamw(model=net(), betas=betas)
+        get("optimizer", "adamw").target(model=net(), betas=betas)

@@ -12,8 +12,8 @@ from medtrain.errors import ConfigError, UsageError
 from medtrain.models.stages import UNetSettings
 from medtrain.models.timm_encoder import TimmEncoder
 from medtrain.models.unet import UNet
-from medtrain.optim.optimizers import adamw, sgd
 from medtrain.optim.param_groups import ParamRule, make_param_groups
+from medtrain.registry import build
 
 
 class Small(nn.Module):
@@ -87,7 +87,7 @@ def test_shared_parameters_appear_once() -> None:
 def test_a_frozen_part_trains_after_it_is_unfrozen() -> None:
     model = Small()
     model.encoder.requires_grad_(False)
-    optimizer = adamw(model=model, lr=0.1)
+    optimizer = build("optimizer", {"name": "adamw", "lr": 0.1}, model=model)
     before = model.encoder[0].weight.clone()
 
     def step() -> None:
@@ -106,7 +106,7 @@ def test_a_frozen_part_trains_after_it_is_unfrozen() -> None:
 def test_a_factor_of_zero_keeps_the_parameters() -> None:
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     before = model["a"].weight.clone()
-    optimizer = sgd(model=model, lr=0.1, rules=[ParamRule(pattern="a", lr_mult=0.0)])
+    optimizer = build("optimizer", {"name": "sgd", "lr": 0.1, "rules": [{"pattern": "a", "lr_mult": 0.0}]}, model=model)
     model["b"](model["a"](torch.ones(1, 2))).sum().backward()
     optimizer.step()
     assert torch.equal(model["a"].weight, before)
