@@ -15,6 +15,7 @@ import re
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +28,14 @@ from medtrain.run.atomic import atomic_write_json, disk_errors
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0
+CONNECT_S = 10.0
+"""Timeout while the server has never answered."""
+
 ATTEMPTS = 6
 """Attempts in a row that bring nothing new."""
+
+FIRST_ATTEMPTS = 2
+"""Attempts to reach a server that has never answered: without a network, waiting helps nobody."""
 
 _LONGEST_WAIT_S = 60.0
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -70,6 +77,10 @@ class _DroppedError(Exception):
     """The connection failed in a way that another attempt may mend."""
 
 
+class _NoAnswerError(_DroppedError):
+    """The server could not be reached."""
+
+
 class _ChangedError(Exception):
     """What lies in the part file cannot be continued."""
 
@@ -107,16 +118,18 @@ def fetch(
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.json")
     known = _read_note(note, url)
     failed, changes, farthest = 0, 0, _size(part) if known is not None else 0
+    answered = False
     while True:
         try:
-            _transfer(url, part, note, report=report, say=say, need=need)
+            timeout_s = TIMEOUT_S if answered else CONNECT_S
+            _transfer(url, part, note, report=report, say=say, need=need, timeout_s=timeout_s)
             break
         except _ChangedError as change:
             say(f"{change}: starting anew")
             _forget(part, note)
-            reason = str(change)
+            reason, answered = str(change), True
         except _DroppedError as drop:
-            reason = str(drop)
+            reason, answered = str(drop), answered or not isinstance(drop, _NoAnswerError)
         here, now = _size(part), _read_note(note, url)
         if known is not None and now is not None and not known.same_file(now):
             changes, farthest = changes + 1, 0  # what came of the other file is no measure for this one
@@ -125,6 +138,13 @@ def fetch(
             raise MedtrainError(f"{url} could not be downloaded: the file on the server has changed {changes} times")
         failed = 0 if here > farthest else failed + 1
         farthest = max(farthest, here)
+        if not answered and failed >= FIRST_ATTEMPTS:
+            host = urllib.parse.urlsplit(url).hostname
+            kept = f"; {format_bytes(here)} are here, and the same command continues there" if here else ""
+            raise MedtrainError(
+                f"{url} could not be downloaded: {reason}",
+                hint=f"is this machine online, and can it reach {host}? https_proxy names a proxy{kept}",
+            )
         if failed >= attempts:
             raise MedtrainError(
                 f"{url} could not be downloaded: {reason} ({attempts} attempts, {format_bytes(here)} are here)",
@@ -176,6 +196,7 @@ def _transfer(
     report: Report,
     say: Callable[[str], None],
     need: Callable[[int, int, int], None],
+    timeout_s: float,
 ) -> None:
     """One attempt: ask for what is missing and write it."""
     known = _read_note(note, url) if part.exists() else None
@@ -187,7 +208,7 @@ def _transfer(
         headers["Range"] = f"bytes={start}-"
         if known.validator is not None:
             headers["If-Range"] = known.validator
-    with _open(url, headers, start) as answer:
+    with _open(url, headers, start, timeout_s) as answer:
         offset, origin = _understand(url, answer, start, known)
         if start and not offset:
             say("the server sends the file from its beginning")
@@ -204,9 +225,9 @@ def _transfer(
 
 
 @contextmanager
-def _open(url: str, headers: dict[str, str], start: int) -> Iterator[http.client.HTTPResponse]:
+def _open(url: str, headers: dict[str, str], start: int, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
             _refuse(url, error, start)
@@ -217,9 +238,9 @@ def _open(url: str, headers: dict[str, str], start: int) -> Iterator[http.client
                 f"{url}: the server's certificate is not valid: {error.reason.verify_message}",
                 hint="is a proxy in between? SSL_CERT_FILE names the certificates to trust",
             ) from None
-        raise _DroppedError(f"no connection: {_reason(error.reason)}") from None
+        raise _NoAnswerError(f"no connection: {_reason(error.reason)}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _DroppedError(f"no connection: {_reason(error)}") from None
+        raise _NoAnswerError(f"no connection: {_reason(error)}") from None
     with answer:
         yield answer
 

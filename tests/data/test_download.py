@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tarfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -371,8 +373,25 @@ def test_no_server_at_all(tmp_path: Path, server: Server) -> None:
     told = Told()
     with pytest.raises(MedtrainError, match="could not be downloaded: no connection: ") as caught:
         bring(server, tmp_path, told, url="http://127.0.0.1:9/x.tar")
-    assert caught.value.hint == "is the network there?"
-    assert len(told.waited) == ATTEMPTS - 1
+    assert "is this machine online, and can it reach 127.0.0.1?" in str(caught.value.hint)
+    assert told.waited == [2]  # nothing has ever answered: more waiting would not help
+
+
+def test_a_network_that_goes_away_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.break_after = [2000]
+    opened, told = urllib.request.urlopen, Told()
+
+    def gone(request: Any, timeout: float) -> Any:
+        if server.asked and len(told.waited) < 4:
+            raise urllib.error.URLError(OSError(101, "Network is unreachable"))
+        return opened(request, timeout=timeout)
+
+    monkeypatch.setattr(urllib.request, "urlopen", gone)
+    assert everything(bring(server, tmp_path, told)) == set(task_files())
+    assert told.waited == [1, 2, 4, 8]
+    assert "no connection: network is unreachable; next attempt in 2 s" in told.said
 
 
 def test_an_encoded_answer_is_refused(server: Server, tmp_path: Path) -> None:

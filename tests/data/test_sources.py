@@ -173,15 +173,18 @@ def test_patients_by_pattern(tmp_path: Path) -> None:
         ("empty", "data.root is an empty folder: empty", "put the data there (or get it: `medtrain data"),
         ("other", "other holds no dataset.json and no Task03_Liver/dataset.json", "data.root=/path/to/Task03_Liver"),
         ("file", "data.root is a file, not a folder: file", "data.root=/path/to/Task03_Liver"),
+        ("whole/imagesTr", "data.root is a folder inside a data set: whole/imagesTr", "/whole"),
+        ("whole/dataset.json", "data.root is a file, not a folder: whole/dataset.json", "/whole"),
     ],
 )
 def test_roots_that_are_no_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None, said: str, hint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("Task03_Liver", "empty", "other/sub"):
+    for name in ("Task03_Liver", "empty", "other/sub", "whole/imagesTr"):
         Path(name).mkdir(parents=True)
     Path("file").touch()
+    Path("whole/dataset.json").write_text("{}")
     with pytest.raises(UsageError) as error:
         MsdData(root=root, task="Task03_Liver").discover()
     assert said in str(error.value)

@@ -36,6 +36,9 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
     if below:
         names = ", ".join(folder.name for folder in below)
         raise UsageError(f"{path} holds several data sets: {names}", hint=f"data.root={below[0]}")
+    above = _description_above(path)
+    if above is not None:
+        raise UsageError(f"data.root is a folder inside a data set: {path}", hint=f"data.root={above}")
     if not any(path.iterdir()):
         raise UsageError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
     wanted = f" and no {expected}/{DESCRIPTION}" if expected else ""
@@ -64,8 +67,15 @@ def require_folder(root: str | None, *, example: str, source: str, what: str) ->
             hint=f"did you mean data.root={near}?" if near else f"{example} ({source})",
         )
     if not path.is_dir():
-        raise UsageError(f"data.root is a file, not a folder: {path}", hint=example)
+        above = _description_above(path)
+        hint = example if above is None else f"data.root={above}"
+        raise UsageError(f"data.root is a file, not a folder: {path}", hint=hint)
     return path
+
+
+def _description_above(path: Path) -> Path | None:
+    """The folder of the data set that a folder (`imagesTr`) or a file is in."""
+    return next((folder for folder in path.absolute().parents[:2] if (folder / DESCRIPTION).is_file()), None)
 
 
 def _nearest_folder(path: Path) -> Path | None:
