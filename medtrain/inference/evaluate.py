@@ -97,16 +97,26 @@ def evaluate_run(
         data.close()
     if same or (part == "test" and not cases):
         write_report(run.run_dir)
-    title = f"{run.run_dir.name}: {name}, {len(chosen)} cases"
-    console().print(run.task.summary_table(records, summary, title=title))
-    for table in report_tables(out, run.task.metrics(), monitor=run.task.monitor.name.removeprefix("val/")):
-        console().print("", table)
-    log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in run.task.worst_cases(records)))
-    for record in records if cases else ():
-        if line := run.task.told(record):
-            console().print(f"{record['case_id']}: {line}", markup=False, highlight=False)
+    if cases:
+        _tell_each(run, records)
+    else:
+        title = f"{run.run_dir.name}: {name}, {len(chosen)} cases"
+        console().print(run.task.summary_table(records, summary, title=title))
+        for table in report_tables(out, run.task.metrics(), monitor=run.task.monitor.name.removeprefix("val/")):
+            console().print("", table)
+        log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in run.task.worst_cases(records)))
     log.info("tables and pictures in %s", out)
     return summary
+
+
+def _tell_each(run: LoadedRun, records: Sequence[Record]) -> None:
+    """Each case's own values: means and intervals of a few cases that were picked out say nothing."""
+    for record in records:
+        if line := run.task.told(record):
+            console().print(f"{record['case_id']}: {line}", markup=False, highlight=False)
+        else:
+            table = run.task.summary_table([record], run.task.summarize([record]), title=str(record["case_id"]))
+            console().print(table)
 
 
 def _choose_cases(data: TrainData, part: str, cases: Sequence[str], *, segments: bool) -> list[str]:

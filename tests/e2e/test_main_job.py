@@ -384,6 +384,10 @@ def test_evaluate_draws_a_case_and_keeps_the_final_evaluation(
     final = (run / "evaluation" / "cases.csv").read_bytes()
     train_case = json.loads((run / "splits.json").read_text())[0]["train"][0]
     assert medtrain("evaluate", run, "--case", train_case) == 0
+    said = capsys.readouterr().err
+    assert train_case in said
+    assert "interval" not in said  # of one case there is none
+    assert "worst cases" not in said
     out = run / "evaluation" / f"case_{train_case}_step_00000008"
     assert (out / f"{train_case}.png").stat().st_size > 0
     assert medtrain("evaluate", run, "--part", "train") == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medtrain.errors import UsageError
-from medtrain.inference.evaluate import _choose_cases
+from medtrain.inference.evaluate import _choose_cases, _tell_each
 
 
 class Parts:
@@ -38,3 +40,20 @@ def test_cases_are_found_in_any_part() -> None:
     assert _choose_cases(data, "val", ["a2"], segments=True) == ["a2"]
     with pytest.raises(UsageError, match="no such case"):
         _choose_cases(data, "val", ["b"], segments=True)
+
+
+def test_cases_that_were_asked_for_are_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(record: dict[str, Any]) -> str:
+        return "cat, 0.93 sure" if "image" in record else ""
+
+    def summary_table(records: list[dict[str, Any]], summary: dict[str, float], *, title: str) -> str:
+        (record,) = records
+        return f"{title}: dice {summary['dice']:.2f} of {record['case_id']}"
+
+    def summarize(records: list[dict[str, Any]]) -> dict[str, float]:
+        return {"dice": math.fsum(record["dice"] for record in records) / len(records)}
+
+    run: Any = SimpleNamespace(task=SimpleNamespace(told=told, summary_table=summary_table, summarize=summarize))
+    records: list[Any] = [{"case_id": "a", "dice": 0.5}, {"case_id": "b", "dice": 0.75}, {"case_id": "c", "image": 1}]
+    _tell_each(run, records)
+    assert capsys.readouterr().err == "a: dice 0.50 of a\nb: dice 0.75 of b\nc: cat, 0.93 sure\n"
