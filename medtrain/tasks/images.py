@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -18,16 +18,15 @@ from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.samples import Normalizer
 from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
-from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervision, SupervisedLoss
+from medtrain.losses.supervision import InstanceEntropy, SupervisedLoss
 from medtrain.metrics.arrays import finite_values
 from medtrain.metrics.spec import MetricSpec
+from medtrain.registry import Spread
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
 from medtrain.tasks.gallery import Gallery
 from medtrain.tasks.model_io import as_outputs, example_batch, model_inputs, unwrapped
 from medtrain.tasks.outcome import Decision, Outcome, Rows, column, require_kind
 from medtrain.tasks.report import (
-    DEFAULT_REPORT,
-    Report,
     Subgroups,
     attention_rows,
     interval_rows,
@@ -36,6 +35,7 @@ from medtrain.tasks.report import (
     taken,
     write_report,
 )
+from medtrain.tasks.settings import ImageTaskSettings
 from medtrain.tasks.training_checks import check_mixing, check_sides, warn_of_two_corrections
 from medtrain.tasks.watching import Outputs, TruthMaps
 
@@ -60,13 +60,7 @@ class ImageTask:
         plan: Classes and shapes.
         device: Where the model runs.
         memory_format: Memory format of images, as in training.
-        monitor: The metric that decides which weights are best; null takes the task's own. `loss` and every metric of
-            the task can be named, also those of one class.
-        aux_weights: Weight of the loss of the auxiliary heads (of one modality or view): one number for all, or
-            `{name: weight}`; null is 0.3 where a model has such heads.
-        attention: What is asked of the map of places that the model looks at; null asks for nothing.
-        instance_entropy: What is asked of the attention over views or instances; null asks for nothing.
-        report: Confidence intervals and subgroups of the final evaluation.
+        settings: How it is supervised and judged.
     """
 
     kinds: tuple[str, ...] = ("classes",)
@@ -80,26 +74,25 @@ class ImageTask:
         plan: ImagePlan,
         device: torch.device,
         memory_format: torch.memory_format | None = None,
-        monitor: str | None = None,
-        aux_weights: AuxWeights = None,
-        attention: MapSupervision | None = None,
-        instance_entropy: InstanceEntropy | None = None,
-        report: Report = DEFAULT_REPORT,
+        settings: Annotated[ImageTaskSettings, Spread()] = ImageTaskSettings(),  # noqa: B008 - frozen
     ) -> None:
         self.loss = loss
         self.inference = inference
         self.plan = plan
         self.device = device
         self.memory_format = memory_format
-        self.attention = attention
-        self.report = report
+        self.attention = attention = settings.attention
+        self.report = settings.report
         self.supervised = SupervisedLoss(
-            loss, aux_weights=aux_weights, attention=attention, instance_entropy=instance_entropy
+            loss,
+            aux_weights=settings.aux_weights,
+            attention=attention,
+            instance_entropy=settings.instance_entropy,
         )
         require_kind(loss.kind, self.kinds)
-        self._check_attention(instance_entropy)
+        self._check_attention(settings.instance_entropy)
         self.outcome = self.make_outcome()
-        self.subgroups = Subgroups(report, plan.tabular, plan.metadata_names)
+        self.subgroups = Subgroups(self.report, plan.tabular, plan.metadata_names)
         self.class_names: Sequence[str] = self.outcome.class_names
         self.in_channels = plan.in_channels
         self.normalizer = Normalizer(plan)
@@ -111,7 +104,7 @@ class ImageTask:
         self.begin_evaluation()
         self._check_inference()
         specs = self.metrics()
-        self.monitor = find_monitor(next(iter(specs)) if monitor is None else monitor, specs)
+        self.monitor = find_monitor(next(iter(specs)) if settings.monitor is None else settings.monitor, specs)
 
     def make_outcome(self) -> Outcome:
         """What the samples are judged on; called once, with `loss`, `inference` and `plan` in place."""

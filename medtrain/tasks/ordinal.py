@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
 
 from medtrain.data.images.plan import ImagePlan
 from medtrain.inference.images import ImageInference
-from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervision
 from medtrain.metrics.calibration import apply_temperature, fit_temperature
 from medtrain.metrics.ordinal import expected_grade, ordinal_metrics, ordinal_specs
 from medtrain.metrics.spec import MetricSpec
-from medtrain.registry import register
+from medtrain.registry import Spread, register
 from medtrain.tasks.base import Record
 from medtrain.tasks.classification import ClassOutcome
 from medtrain.tasks.images import ImageTask
 from medtrain.tasks.outcome import Decision, Outcome, classes_of, column, logit, one_target
-from medtrain.tasks.report import DEFAULT_REPORT, Report
+from medtrain.tasks.settings import ImageTaskSettings
 
 if TYPE_CHECKING:
     from medtrain.losses.units import ImageLoss
@@ -46,11 +45,7 @@ class Ordinal(ImageTask):
         plan: ImagePlan,
         device: torch.device,
         memory_format: torch.memory_format | None = None,
-        monitor: str | None = None,
-        aux_weights: AuxWeights = None,
-        attention: MapSupervision | None = None,
-        instance_entropy: InstanceEntropy | None = None,
-        report: Report = DEFAULT_REPORT,
+        settings: Annotated[ImageTaskSettings, Spread()] = ImageTaskSettings(),  # noqa: B008 - frozen
         grade: GradeRule = "median",
     ) -> None:
         self.grade = grade
@@ -60,11 +55,7 @@ class Ordinal(ImageTask):
             plan=plan,
             device=device,
             memory_format=memory_format,
-            monitor=monitor,
-            aux_weights=aux_weights,
-            attention=attention,
-            instance_entropy=instance_entropy,
-            report=report,
+            settings=settings,
         )
 
     def make_outcome(self) -> Outcome:

@@ -67,9 +67,6 @@ class Report(Intervals):
     explained: Annotated[int, Range(ge=1, le=24)] = 4
 
 
-DEFAULT_REPORT = Report()
-
-
 class Subgroups:
     """Brings the columns that subgroups are made of from batches into records, as they were written.
 

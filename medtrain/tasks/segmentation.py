@@ -217,7 +217,7 @@ class Segmentation:
             images: Normalised [C, D, H, W]: one for all networks, or one for each.
             geometry: How the scan came to the network's grid.
             final: Whether to mirror as the final evaluation does.
-            maps: Is filled with probabilities of some outputs.
+            maps: Is filled with how sure the networks are of some outputs.
 
         Returns:
             Class indices [D, H, W].
@@ -235,7 +235,18 @@ class Segmentation:
             device=self.device,
             maps=maps,
         )
-        return self.inference.postprocess(label, self.plan.class_names)
+        final_label = self.inference.postprocess(label, self.plan.class_names)
+        if maps is not None and final_label is not label:
+            self._end_at(final_label, label != final_label, maps)
+        return final_label
+
+    def _end_at(self, label: np.ndarray, removed: np.ndarray, maps: ProbabilityMaps) -> None:
+        """Show nothing beyond a label map from which components were removed: a lower threshold has them again."""
+        for name, certainty in maps.maps.items():
+            if certainty[removed].any():
+                at = self.plan.judged_names.index(name)
+                members = (at + 1,) if self.plan.regions is None else self.plan.regions[at]
+                certainty[~np.isin(label, members)] = 0
 
     def _windows_through(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(windows: Tensor) -> Tensor:

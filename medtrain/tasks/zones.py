@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from scipy.special import entr
 from medtrain.data.images.plan import ImagePlan
 from medtrain.errors import UsageError
 from medtrain.inference.images import ImageInference
-from medtrain.losses.supervision import AuxWeights, InstanceEntropy, MapSupervision
 from medtrain.metrics.arrays import defined_mean
 from medtrain.metrics.calibration import apply_temperature, fit_temperature
 from medtrain.metrics.ordinal import expected_grade
@@ -27,7 +26,7 @@ from medtrain.metrics.zones import (
     zone_metrics,
     zone_specs,
 )
-from medtrain.registry import closest, register
+from medtrain.registry import Spread, closest, register
 from medtrain.tasks.base import Record
 from medtrain.tasks.classification import confusion_rows, named_classes
 from medtrain.tasks.gallery import Caption
@@ -43,7 +42,7 @@ from medtrain.tasks.outcome import (
     one_by_one,
     only_value,
 )
-from medtrain.tasks.report import DEFAULT_REPORT, Report
+from medtrain.tasks.settings import ImageTaskSettings
 
 if TYPE_CHECKING:
     from medtrain.losses.units import ImageLoss
@@ -77,11 +76,7 @@ class Zones(ImageTask):
         plan: ImagePlan,
         device: torch.device,
         memory_format: torch.memory_format | None = None,
-        monitor: str | None = None,
-        aux_weights: AuxWeights = None,
-        attention: MapSupervision | None = None,
-        instance_entropy: InstanceEntropy | None = None,
-        report: Report = DEFAULT_REPORT,
+        settings: Annotated[ImageTaskSettings, Spread()] = ImageTaskSettings(),  # noqa: B008 - frozen
         unknown_class: str | None = None,
         score: ZoneScore = "classes",
         cuts: tuple[float, ...] = RISK_CUTS,
@@ -101,11 +96,7 @@ class Zones(ImageTask):
             plan=plan,
             device=device,
             memory_format=memory_format,
-            monitor=monitor,
-            aux_weights=aux_weights,
-            attention=attention,
-            instance_entropy=instance_entropy,
-            report=report,
+            settings=settings,
         )
 
     def make_outcome(self) -> Outcome:

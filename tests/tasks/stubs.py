@@ -10,8 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.data.images.plan import ImagePlan, TargetPlan
+from medtrain.inference.images import ImageInference
+from medtrain.registry import build
 
 NAN = math.nan
+
+
+def made(
+    task_name: str, *, loss: Any, plan: ImagePlan, inference: ImageInference | None = None, **settings: Any
+) -> Any:
+    """A task on the CPU."""
+    known = {"loss": loss, "plan": plan, "inference": inference or ImageInference()}
+    return build("task", {"name": task_name, **settings}, **known, device=torch.device("cpu"), memory_format=None)
 
 
 class Echo(nn.Module):

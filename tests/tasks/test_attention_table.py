@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from medtrain.data.images.plan import ImagePlan, TargetPlan
-from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy
-from medtrain.tasks.classification import Classification
 from medtrain.tasks.report import Report
+from tests.tasks.stubs import made
 
 TARGET = TargetPlan("lesion", ("benign", "malignant"), (1, 1))
 
 
 def rows_of(record: dict[str, Any], **plan: Any) -> list[dict[str, Any]]:
-    task = Classification(
+    task = made(
+        "classification",
         loss=ClassCrossEntropy([TARGET]),
-        inference=ImageInference(),
         plan=ImagePlan(2, (4, 4), 1, 2, (0.5,), (0.5,), targets=(TARGET,), **plan),
-        device=torch.device("cpu"),
         report=Report(resamples=0),
     )
     return task.final_tables([{"case_id": "p1", "group": "p1", "label": 0, "predicted": 0, **record}])["attention"]

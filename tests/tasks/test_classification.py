@@ -8,17 +8,15 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from medtrain.errors import UsageError
-from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
 from medtrain.tasks.classification import Classification
-from tests.tasks.stubs import Echo, batch, number, plan, target
+from tests.tasks.stubs import Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 TWO = target("no", "yes")
 
 
 def two(loss: ClassCrossEntropy | LabelCrossEntropy) -> Classification:
-    return Classification(loss=loss, inference=ImageInference(), plan=plan(TWO), device=CPU)
+    return made("classification", loss=loss, plan=plan(TWO))
 
 
 def test_agrees_with_scikit_learn() -> None:
@@ -64,4 +62,4 @@ def test_the_confusion_matrix_leaves_out_the_unlabelled() -> None:
 
 def test_a_number_is_no_class() -> None:
     with pytest.raises(UsageError, match="needs classes, but age is a number"):
-        Classification(loss=LabelCrossEntropy([TWO]), inference=ImageInference(), plan=plan(number()), device=CPU)
+        made("classification", loss=LabelCrossEntropy([TWO]), plan=plan(number()))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from medtrain.engine.explaining import explain_cases
 from medtrain.errors import UsageError
-from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
 from medtrain.losses.multitask import MultitaskLoss
 from medtrain.losses.ordinal import OrdinalLoss
@@ -26,16 +25,9 @@ from medtrain.tasks.base import PictureStyle
 from medtrain.tasks.classification import Classification
 from medtrain.tasks.explaining import ask, choose, explain_samples
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.multilabel import Multilabel
-from medtrain.tasks.multitask import Multitask
-from medtrain.tasks.ordinal import Ordinal
-from medtrain.tasks.regression import Regression
 from medtrain.tasks.report import Report
-from medtrain.tasks.survival import Survival
-from medtrain.tasks.zones import Zones
-from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 TWO, THREE = target("no", "yes"), target("a", "b", "c")
 ZONES = [target("0", "1", "unknown", name=f"{side}_zone") for side in ("right", "left")]
 LABELS = [target("no", "yes", name="oedema"), target("no", "yes", name="nodule")]
@@ -44,12 +36,12 @@ TIMES = [number("months"), target("0", "1", name="died")]
 
 def settings(*targets: Any, **changes: Any) -> dict[str, Any]:
     values = {"image_size": (8, 8), **changes}
-    return {"inference": ImageInference(), "plan": plan(*targets, **values), "device": CPU}
+    return {"plan": plan(*targets, **values)}
 
 
 def classes(report: Report | None = None, **changes: Any) -> Classification:
     report = report or Report(resamples=0, explained=2)
-    return Classification(loss=ClassCrossEntropy([TWO]), report=report, **settings(TWO, **changes))
+    return made("classification", loss=ClassCrossEntropy([TWO]), report=report, **settings(TWO, **changes))
 
 
 def said(task: ImageTask, probs: Sequence[float], labels: Sequence[float]) -> list[dict[str, Any]]:
@@ -81,16 +73,17 @@ def test_none_of_the_best_is_wrong() -> None:
 
 ASKED: list[tuple[ImageTask, list[float], list[float], dict[str, list[float]]]] = [
     (classes(), [0, 3], [0], {"for the prediction": [1], "for the truth": [0]}),
-    (Ordinal(loss=OrdinalLoss(targets=[THREE]), **settings(THREE)), [2, 2], [0], {"for a higher grade": [2]}),
-    (Ordinal(loss=ClassCrossEntropy([THREE]), **settings(THREE)), [0, 0, 5], [0],
+    (made("ordinal", loss=OrdinalLoss(targets=[THREE]), **settings(THREE)), [2, 2], [0], {"for a higher grade": [2]}),
+    (made("ordinal", loss=ClassCrossEntropy([THREE]), **settings(THREE)), [0, 0, 5], [0],
         {"for the prediction": [2], "for the truth": [0]}),
-    (Multilabel(loss=LabelCrossEntropy(LABELS), **settings(*LABELS)), [-2, 2], [0, NAN],
+    (made("multilabel", loss=LabelCrossEntropy(LABELS), **settings(*LABELS)), [-2, 2], [0, NAN],
         {"oedema": [1, NAN], "nodule": [NAN, 1]}),
-    (Zones(loss=ClassCrossEntropy(ZONES), **settings(*ZONES)), [0, 2, 0, 0, 0, 3], [0, 1],
+    (made("zones", loss=ClassCrossEntropy(ZONES), **settings(*ZONES)), [0, 2, 0, 0, 0, 3], [0, 1],
         {"right_zone": [1, NAN], "left_zone": [NAN, 2]}),
-    (Regression(loss=MSELoss(targets=[number()]), **settings(number())), [3], [1], {"for a larger number": [0]}),
-    (Survival(loss=CoxLoss(targets=TIMES), **settings(*TIMES)), [1], [2, 1], {"for a higher risk": [0, 0]}),
-    (Multitask(loss=MultitaskLoss(targets=[TWO, number()]), **settings(TWO, number())), [3, 1], [0, 2],
+    (made("regression", loss=MSELoss(targets=[number()]), **settings(number())), [3], [1],
+        {"for a larger number": [0]}),
+    (made("survival", loss=CoxLoss(targets=TIMES), **settings(*TIMES)), [1], [2, 1], {"for a higher risk": [0, 0]}),
+    (made("multitask", loss=MultitaskLoss(targets=[TWO, number()]), **settings(TWO, number())), [3, 1], [0, 2],
         {"finding": [1, NAN], "age": [NAN, 0]}),
 ]  # fmt: skip
 

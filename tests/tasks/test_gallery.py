@@ -15,18 +15,10 @@ from medtrain.losses.ordinal import OrdinalLoss
 from medtrain.losses.regression import MSELoss
 from medtrain.losses.survival import CoxLoss
 from medtrain.tasks.base import PictureStyle
-from medtrain.tasks.classification import Classification
 from medtrain.tasks.gallery import Caption, Gallery
 from medtrain.tasks.images import ImageTask
-from medtrain.tasks.multilabel import Multilabel
-from medtrain.tasks.multitask import Multitask
-from medtrain.tasks.ordinal import Ordinal
-from medtrain.tasks.regression import Regression
-from medtrain.tasks.survival import Survival
-from medtrain.tasks.zones import Zones
-from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 TWO = target("no", "yes")
 LABELS = [target("no", "yes", name="oedema"), target("no", "yes", name="nodule")]
 ZONES = [target("0", "1", "unknown", name=f"{side}_zone") for side in ("right", "left")]
@@ -86,34 +78,37 @@ def test_of_a_large_bag_the_instances_that_count_are_kept() -> None:
 
 
 def settings(*targets: Any) -> dict[str, Any]:
-    return {"inference": ImageInference(), "plan": plan(*targets, image_size=(8, 8)), "device": CPU}
+    return {"plan": plan(*targets, image_size=(8, 8))}
 
 
 TASKS: dict[str, tuple[ImageTask, int, list[list[float]], set[str]]] = {
     "classification": (
-        Classification(loss=ClassCrossEntropy([TWO]), **settings(TWO)), 2, [[0], [1], [1], [NAN]],
+        made("classification", loss=ClassCrossEntropy([TWO]), **settings(TWO)), 2, [[0], [1], [1], [NAN]],
         {"worst", "confusion", "roc", "precision_recall", "calibration"},
     ),
     "multilabel": (
-        Multilabel(loss=LabelCrossEntropy(LABELS), **settings(*LABELS)), 2, [[0, 1], [1, NAN], [1, 0], [NAN, NAN]],
+        made("multilabel", loss=LabelCrossEntropy(LABELS), **settings(*LABELS)), 2,
+        [[0, 1], [1, NAN], [1, 0], [NAN, NAN]],
         {"worst", "roc", "precision_recall", "calibration"},
     ),
     "ordinal": (
-        Ordinal(loss=OrdinalLoss(targets=[target("a", "b", "c")]), **settings(target("a", "b", "c"))),
+        made("ordinal", loss=OrdinalLoss(targets=[target("a", "b", "c")]), **settings(target("a", "b", "c"))),
         2, [[0], [1], [2], [NAN]], {"worst", "grades", "confusion", "roc", "precision_recall", "calibration"},
     ),
     "zones": (
-        Zones(loss=ClassCrossEntropy(ZONES), **settings(*ZONES)), 6, [[0, 1], [1, 2], [2, 2], [NAN, NAN]],
+        made("zones", loss=ClassCrossEntropy(ZONES), **settings(*ZONES)), 6, [[0, 1], [1, 2], [2, 2], [NAN, NAN]],
         {"worst", "score", "confusion"},
     ),
-    "regression": (Regression(loss=MSELoss(targets=[number()]), **settings(number())), 1, [[0], [1], [2], [NAN]],
-        {"worst", "agreement"},
+    "regression": (made("regression", loss=MSELoss(targets=[number()]), **settings(number())), 1,
+        [[0], [1], [2], [NAN]], {"worst", "agreement"},
     ),
-    "survival": (Survival(loss=CoxLoss(targets=TIMES), **settings(*TIMES)), 1, [[1, 1], [2, 0], [3, 1], [NAN, 1]],
+    "survival": (made("survival", loss=CoxLoss(targets=TIMES), **settings(*TIMES)), 1,
+        [[1, 1], [2, 0], [3, 1], [NAN, 1]],
         {"survival"},
     ),
     "multitask": (
-        Multitask(loss=MultitaskLoss(targets=MIXED), **settings(*MIXED)), 2, [[0, 1], [1, 2], [1, 5], [NAN, NAN]],
+        made("multitask", loss=MultitaskLoss(targets=MIXED), **settings(*MIXED)), 2,
+        [[0, 1], [1, 2], [1, 5], [NAN, NAN]],
         {"worst", "finding_confusion", "finding_roc", "finding_precision_recall", "finding_calibration",
          "age_agreement"},
     ),
@@ -159,7 +154,7 @@ def test_captions_say_what_was_right() -> None:
 def test_uncertain_samples_are_those_near_the_threshold_that_was_chosen_afterwards() -> None:
     sick = target("no", "yes")
     inference = ImageInference(threshold="youden")
-    task = Classification(loss=LabelCrossEntropy([sick]), **{**settings(sick), "inference": inference})
+    task = made("classification", loss=LabelCrossEntropy([sick]), **{**settings(sick), "inference": inference})
     logits = np.linspace(-3, 3, 40)
     data = batch(torch.zeros(40, 64), [[int(logit > 1.9)] for logit in logits])
     data["image"] = (torch.tensor(logits, dtype=torch.float32).reshape(40, 1, 1, 1)).expand(40, 1, 8, 8)

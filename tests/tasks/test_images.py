@@ -26,9 +26,8 @@ from medtrain.losses.supervision import InstanceEntropy, MapSupervision
 from medtrain.models.cam import explain
 from medtrain.tasks.classification import Classification
 from medtrain.tasks.report import Report
-from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 QUICK = Report(resamples=0)
 PLAIN = SimpleNamespace(mirrors=False, mixup=0.0, cutmix=0.0)
 THREE = target("a", "b", "c")
@@ -36,13 +35,13 @@ TWO = target("no", "yes")
 
 
 def three_classes(**changes: Any) -> Classification:
-    settings = {"inference": ImageInference(), "plan": plan(THREE, width=3), "device": CPU, "report": QUICK}
-    return Classification(**{"loss": ClassCrossEntropy([THREE]), **settings, **changes})
+    settings = {"plan": plan(THREE, width=3), "report": QUICK}
+    return made("classification", **{"loss": ClassCrossEntropy([THREE]), **settings, **changes})
 
 
 def two_classes(**changes: Any) -> Classification:
-    settings = {"inference": ImageInference(), "plan": plan(TWO, width=1), "device": CPU, "report": QUICK}
-    return Classification(**{"loss": LabelCrossEntropy([TWO]), **settings, **changes})
+    settings = {"plan": plan(TWO, width=1), "report": QUICK}
+    return made("classification", **{"loss": LabelCrossEntropy([TWO]), **settings, **changes})
 
 
 def random_logits(count: int, outputs: int, *, seed: int = 0) -> Tensor:

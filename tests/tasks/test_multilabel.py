@@ -11,9 +11,8 @@ from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
 from medtrain.tasks.multilabel import Multilabel
 from medtrain.tasks.report import Report
-from tests.tasks.stubs import NAN, Echo, batch, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, plan, target
 
-CPU = torch.device("cpu")
 TARGETS = [target("no", "yes", name="oedema"), target("no", "yes", name="nodule")]
 
 
@@ -21,7 +20,7 @@ def task(inference: ImageInference | None = None, *, softmax: bool = False) -> M
     loss = (ClassCrossEntropy if softmax else LabelCrossEntropy)(TARGETS)
     settings = inference or ImageInference()
     report = Report(resamples=0)
-    return Multilabel(loss=loss, inference=settings, plan=plan(*TARGETS), device=CPU, report=report)
+    return made("multilabel", loss=loss, inference=settings, plan=plan(*TARGETS), report=report)
 
 
 def test_unlabelled_entries_count_nowhere() -> None:
@@ -83,7 +82,7 @@ def test_the_worst_is_least_right_on_what_is_known() -> None:
 def test_three_classes_are_no_label() -> None:
     three = target("a", "b", "c")
     with pytest.raises(UsageError, match="finding has 3 classes, not two"):
-        Multilabel(loss=ClassCrossEntropy([three]), inference=ImageInference(), plan=plan(three), device=CPU)
+        made("multilabel", loss=ClassCrossEntropy([three]), plan=plan(three))
 
 
 def test_a_mirrored_image_has_its_findings_swapped_back() -> None:
@@ -92,11 +91,11 @@ def test_a_mirrored_image_has_its_findings_swapped_back() -> None:
             return (image[:, 0, 0, :1] - image[:, 0, 0, -1:]) * torch.tensor([[8.0, -8.0]])
 
     sides = [target("no", "yes", name=f"{side}_effusion") for side in ("left", "right")]
-    found = Multilabel(
+    found = made(
+        "multilabel",
         loss=LabelCrossEntropy(sides),
         inference=ImageInference(mirror=True),
         plan=plan(*sides, paired_targets=((0, 1),)),
-        device=CPU,
     )
     (plain,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[1, 0]]), final=False)
     (mirrored,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[1, 0]]), final=True)

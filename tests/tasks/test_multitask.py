@@ -13,13 +13,10 @@ from medtrain.inference.images import ImageInference
 from medtrain.losses.classes import LabelCrossEntropy
 from medtrain.losses.multitask import LossPart, MultitaskLoss
 from medtrain.losses.regression import HuberLoss
-from medtrain.tasks.classification import Classification
 from medtrain.tasks.multitask import Multitask
-from medtrain.tasks.regression import Regression
 from medtrain.tasks.report import Report
-from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 ILL = target("no", "yes", name="ill")
 AGE = number("age", mean=50.0, std=10.0)
 GRADE = target("0", "1", "2", name="grade")
@@ -29,7 +26,7 @@ QUICK = Report(resamples=0)
 
 def task(*targets: Any, parts: list[LossPart] | None = None, inference: ImageInference | None = None) -> Multitask:
     loss = MultitaskLoss(targets=targets, parts=parts or [])
-    return Multitask(loss=loss, inference=inference or ImageInference(), plan=plan(*targets), device=CPU, report=QUICK)
+    return made("multitask", loss=loss, inference=inference, plan=plan(*targets), report=QUICK)
 
 
 def test_every_part_has_the_numbers_it_would_have_alone() -> None:
@@ -37,10 +34,8 @@ def test_every_part_has_the_numbers_it_would_have_alone() -> None:
     truth[3, 0], truth[7, 1] = NAN, NAN
     both = task(ILL, AGE)
     together = both.summarize(both.evaluation_step(Echo(), batch(logits, truth), final=False))
-    ill = Classification(
-        loss=LabelCrossEntropy([ILL]), inference=ImageInference(), plan=plan(ILL), device=CPU, report=QUICK
-    )
-    age = Regression(loss=HuberLoss(targets=[AGE]), inference=ImageInference(), plan=plan(AGE), device=CPU)
+    ill = made("classification", loss=LabelCrossEntropy([ILL]), plan=plan(ILL), report=QUICK)
+    age = made("regression", loss=HuberLoss(targets=[AGE]), plan=plan(AGE))
     alone = {
         "ill": ill.summarize(ill.evaluation_step(Echo(), batch(logits[:, :1], truth[:, :1]), final=False)),
         "age": age.summarize(age.evaluation_step(Echo(), batch(logits[:, 1:], truth[:, 1:]), final=False)),
@@ -114,11 +109,11 @@ def test_mirrored_images_swap_the_zones_of_their_part() -> None:
             none = torch.zeros(len(image), 3)
             return torch.cat([none[:, :1], 6 * left, none, 6 * (1 - left), none], 1)
 
-    found = Multitask(
+    found = made(
+        "multitask",
         loss=MultitaskLoss(targets=targets, parts=parts),
         inference=ImageInference(mirror=True),
         plan=plan(*targets, paired_targets=((1, 2),)),
-        device=CPU,
     )
     (record,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0, 0, 0]]), final=True)
     (plain,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0, 0, 0]]), final=False)
@@ -136,11 +131,11 @@ def test_pairs_are_swapped_back_also_between_parts() -> None:
             left = (image[:, 0, 0, 0] > image[:, 0, 0, -1]).float()[:, None]
             return torch.cat([8 * left, torch.ones_like(left), 8 * (1 - left), 5 * left, 5 * (1 - left)], 1)
 
-    found = Multitask(
+    found = made(
+        "multitask",
         loss=MultitaskLoss(targets=targets),  # each target is a part
         inference=ImageInference(mirror=True),
         plan=plan(*targets, paired_targets=((0, 2), (3, 4))),
-        device=CPU,
     )
     (record,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0] * 5]), final=True)
     (plain,) = found.evaluation_step(Sides(), batch([[1.0, 0.0]], [[0] * 5]), final=False)
@@ -160,7 +155,7 @@ def test_pairs_of_different_kinds_cannot_be_swapped_back() -> None:
     def build(*, mirror: bool) -> Multitask:
         its_plan = plan(*targets, paired_targets=((0, 2),))
         loss = MultitaskLoss(targets=targets, parts=parts)
-        return Multitask(loss=loss, inference=ImageInference(mirror=mirror), plan=its_plan, device=CPU)
+        return made("multitask", loss=loss, inference=ImageInference(mirror=mirror), plan=its_plan)
 
     build(mirror=False)
     with pytest.raises(UsageError, match=r"left_months and right_months cannot be .* numbers and survival"):
@@ -175,7 +170,7 @@ def test_zones_beside_other_targets_need_pairs() -> None:
     def build(*pairs: tuple[int, int], mirror: bool = False) -> Multitask:
         loss = MultitaskLoss(targets=targets, parts=parts)
         its_plan = plan(*targets, paired_targets=pairs)
-        return Multitask(loss=loss, inference=ImageInference(mirror=mirror), plan=its_plan, device=CPU)
+        return made("multitask", loss=loss, inference=ImageInference(mirror=mirror), plan=its_plan)
 
     assert build((1, 2)).lacks_pairs  # those of the ribs are not those of the zones
     assert not build((1, 2), (3, 4)).lacks_pairs

@@ -15,21 +15,18 @@ from medtrain.losses.classes import ClassCrossEntropy
 from medtrain.losses.ordinal import OrdinalLoss
 from medtrain.tasks.ordinal import GradeOutcome, Ordinal, exceedances
 from medtrain.tasks.report import Report
-from tests.tasks.stubs import NAN, Echo, batch, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, plan, target
 
-CPU = torch.device("cpu")
 GRADES = target("0", "1", "2", "3", "4", name="diagnosis")
 
 
 def task(**changes: Any) -> Ordinal:
     settings: dict[str, Any] = {
         "loss": OrdinalLoss(targets=[GRADES]),
-        "inference": ImageInference(),
         "plan": plan(GRADES),
-        "device": CPU,
         "report": Report(resamples=0),
     }
-    return Ordinal(**{**settings, **changes})
+    return made("ordinal", **{**settings, **changes})
 
 
 def reaching(grade: int) -> list[float]:

@@ -12,19 +12,17 @@ from medtrain.inference.images import ImageInference
 from medtrain.losses.regression import MAELoss, MSELoss
 from medtrain.tasks.regression import Regression
 from medtrain.tasks.report import Report
-from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 AGE = number("age", mean=50.0, std=10.0)
 VOLUME = number("volume", mean=0.2, std=0.1)
 
 
 def task(*targets: object) -> Regression:
-    return Regression(
+    return made(
+        "regression",
         loss=MSELoss(targets=list(targets)),  # type: ignore[arg-type]
-        inference=ImageInference(),
         plan=plan(*targets),  # type: ignore[arg-type]
-        device=CPU,
         report=Report(resamples=0),
     )
 
@@ -58,9 +56,9 @@ def test_several_quantities_with_gaps() -> None:
 
 def test_classes_are_refused() -> None:
     with pytest.raises(UsageError, match="needs numbers, but finding has the classes a, b"):
-        Regression(loss=MAELoss(targets=[AGE]), inference=ImageInference(), plan=plan(target("a", "b")), device=CPU)
+        made("regression", loss=MAELoss(targets=[AGE]), plan=plan(target("a", "b")))
     with pytest.raises(UsageError, match="predicts no probabilities"):
-        Regression(loss=MAELoss(targets=[AGE]), inference=ImageInference(calibrate=True), plan=plan(AGE), device=CPU)
+        made("regression", loss=MAELoss(targets=[AGE]), inference=ImageInference(calibrate=True), plan=plan(AGE))
 
 
 def test_a_mirrored_image_has_its_quantities_swapped_back() -> None:
@@ -69,11 +67,11 @@ def test_a_mirrored_image_has_its_quantities_swapped_back() -> None:
             return image[:, 0, 0, :]  # each side's quantity is its brightness
 
     sides = [number("left_kidney"), number("right_kidney")]
-    found = Regression(
+    found = made(
+        "regression",
         loss=MSELoss(targets=sides),
         inference=ImageInference(mirror=True),
         plan=plan(*sides, paired_targets=((0, 1),)),
-        device=CPU,
         report=Report(resamples=0),
     )
     (record,) = found.evaluation_step(Sides(), batch([[3.0, 1.0]], [[3, 1]]), final=True)

@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from medtrain.inference.images import ImageInference
 from medtrain.losses.survival import CoxLoss, DiscreteSurvivalLoss
 from medtrain.metrics.survival import integrated_brier_score
 from medtrain.tasks.report import Report
 from medtrain.tasks.survival import Survival, SurvivalOutcome, distinct_names
-from tests.tasks.stubs import NAN, Echo, batch, number, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, number, plan, target
 
-CPU = torch.device("cpu")
 TARGETS = (number("months", mean=3.0, std=1.0), target("0", "1", name="died"))
 TIMES = [[1, 1], [2, 1], [3, 0], [4, 1], [5, 0]]
 
 
 def task(loss: CoxLoss | DiscreteSurvivalLoss) -> Survival:
-    return Survival(loss=loss, inference=ImageInference(), plan=plan(*TARGETS), device=CPU, report=Report(resamples=0))
+    return made("survival", loss=loss, plan=plan(*TARGETS), report=Report(resamples=0))
 
 
 def test_the_c_index_counts_pairs_of_the_whole_split() -> None:

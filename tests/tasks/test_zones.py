@@ -15,9 +15,8 @@ from medtrain.losses.classes import ClassCrossEntropy
 from medtrain.losses.zones import WeightedZoneCrossEntropy
 from medtrain.tasks.report import Report
 from medtrain.tasks.zones import Zones
-from tests.tasks.stubs import NAN, Echo, batch, plan, target
+from tests.tasks.stubs import NAN, Echo, batch, made, plan, target
 
-CPU = torch.device("cpu")
 NAMES = ("right_sup", "left_sup", "right_mid", "left_mid", "right_inf", "left_inf")
 CLASSES = ("normal", "mild", "moderate", "severe", "unknown")
 ZONES = [target(*CLASSES, name=name) for name in NAMES]
@@ -27,12 +26,10 @@ PAIRS = ((0, 1), (2, 3), (4, 5))
 def task(**changes: Any) -> Zones:
     settings: dict[str, Any] = {
         "loss": WeightedZoneCrossEntropy(targets=ZONES),
-        "inference": ImageInference(),
         "plan": plan(*ZONES, width=30),
-        "device": CPU,
         "report": Report(resamples=0),
     }
-    return Zones(**{**settings, **changes})
+    return made("zones", **{**settings, **changes})
 
 
 def saying(*classes: int, number: int = 5) -> list[float]:
