@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -36,11 +34,6 @@ def task_table() -> Table:
     for task in TASKS:
         table.add_row(task.preset, task.folder, task.about, f"{task.size / 1e9:.2g} GB")
     return table
-
-
-def inspection_folder(name: str) -> Path:
-    """Where the inspection of a data set goes."""
-    return Path("outputs/inspect") / (re.sub(r"[^\w.-]+", "_", name).strip("._") or "data")
 
 
 def suspects_table(cases: Sequence[Suspect]) -> Table:

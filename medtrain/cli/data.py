@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medtrain.cli._data import inspection_folder, name_files, suspects_table, task_table, transfer_progress
+from medtrain.cli._data import name_files, suspects_table, task_table, transfer_progress
 from medtrain.cli._options import ConfigDirs, Debug, Imports, Overrides
 from medtrain.cli._run import EXIT_FAILED, handle_errors
 
@@ -140,16 +140,22 @@ def inspect(
     """Look for labels that are wrong: compare every case with the others, and draw all of them, suspicious ones first.
 
     Writes sheet_01.png ... (every case with its label), outliers.csv, cases.csv (all numbers) and, of volumes,
-    fingerprint.json. Exit code 1 if files cannot be read. Example:
+    fingerprint.json. Files that are missing or cannot be read are listed, the others are looked at, and the exit code
+    is 1. A folder belongs to one data set; of two that have the same name the second gets one of its own. Example:
 
         medtrain data inspect data=msd data.root=/data/Task03_Liver
         medtrain data inspect data=csv data.path=labels.csv data.images=[file] data.targets=[grade]
     """
     with handle_errors(debug):
         from medtrain.config.compose import load_config
+        from medtrain.data.inspect_files import claim_folder
+        from medtrain.data.io.folders import FilesError
+        from medtrain.data.table import TableError
         from medtrain.data.volume_data import VolumeData
         from medtrain.registry import build
+        from medtrain.run.log import setup_logging
 
+        setup_logging()
         config = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ()).tree
         settings = build("data", config["data"])
         report: Inspection | ImageInspection
@@ -157,15 +163,24 @@ def inspect(
             if isinstance(settings, VolumeData):
                 from medtrain.data.inspect_volumes import inspect_volumes
 
-                dataset = settings.discover()
-                folder = out or inspection_folder(dataset.dataset_name)
-                report = inspect_volumes(settings, dataset, folder, progress=progress)
+                known: Sequence[Problem] = ()
+                try:
+                    dataset = settings.discover()
+                except FilesError as error:
+                    dataset, known = error.dataset, error.problems
+                folder = claim_folder(out, dataset.dataset_name, dataset.root)
+                report = inspect_volumes(settings, dataset, folder, known=known, progress=progress)
             else:
                 from medtrain.data.inspect_images import inspect_images
 
-                sample_set = settings.read()
-                folder = out or inspection_folder(sample_set.set_name)
-                report = inspect_images(settings, sample_set, folder, progress=progress)
+                told: dict[str, Any] = {}
+                try:
+                    sample_set = settings.read()
+                except TableError as error:
+                    sample_set, told = error.sample_set, {"known": error.problems, "missing": error.missing}
+                table = config["data"].get("path")
+                folder = claim_folder(out, sample_set.set_name, sample_set.root, table and Path(table))
+                report = inspect_images(settings, sample_set, folder, progress=progress, **told)
         suspicious = [case for case in report.cases if case.flags]
         if suspicious:
             _print(suspects_table(suspicious))

@@ -1,10 +1,14 @@
-"""What inspections write: tables, and pictures as bytes."""
+"""What inspections write, and where: tables, pictures as bytes, and a folder that belongs to one data set."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +16,72 @@ import numpy as np
 from PIL import Image
 
 from medtrain.data.inspect_outliers import Suspect
-from medtrain.run.atomic import atomic_write
+from medtrain.errors import UsageError
+from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors
+
+log = logging.getLogger(__name__)
+
+INSPECTED = "inspected.json"
+"""Says which data set the files beside it are of."""
+
+_PARENT = Path("outputs/inspect")
+_WRITTEN = ("cases.csv", "outliers.csv", "fingerprint.json")
+
+
+def claim_folder(out: Path | None, name: str, root: Path, table: Path | None = None) -> Path:
+    """The folder that an inspection writes to, marked as its own: two data sets never share one.
+
+    Args:
+        out: The folder that the user wants; None for one below outputs/inspect, of the data set's name, or of the name
+            and a few signs where another data set of this name has it.
+        name: Of the data set.
+        root: Its folder.
+        table: Its table, where it has one.
+
+    Raises:
+        UsageError: `out` holds the inspection of another data set.
+        MedtrainError: The folder cannot be written to.
+    """
+    mark = {"dataset": name, "root": str(root.resolve())}
+    if table is not None:
+        mark["table"] = str(table.expanduser().resolve())
+    folder = out
+    if folder is None:
+        plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "data"
+        digest = hashlib.blake2b(json.dumps(mark, sort_keys=True).encode(), digest_size=4).hexdigest()
+        folder = _PARENT / plain
+        if _owner(folder) not in (None, mark):
+            log.warning("%s is of another data set of this name: %s", folder, _told(_owner(folder)))
+            folder = _PARENT / f"{plain}-{digest}"
+    if _owner(folder) not in (None, mark):
+        raise UsageError(
+            f"{folder} holds the inspection of another data set: {_told(_owner(folder))}",
+            hint="choose another folder with --out, or remove this one",
+        )
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(folder / INSPECTED, mark, sync=False)
+    return folder
+
+
+def _owner(folder: Path) -> dict[str, str] | None:
+    """The data set that a folder has the inspection of."""
+    try:
+        found = json.loads((folder / INSPECTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _told(owner: dict[str, str] | None) -> str:
+    return "" if owner is None else ", ".join(f"{key} {value}" for key, value in owner.items())
+
+
+def clear_folder(out: Path) -> None:
+    """Make the folder, or remove what an earlier inspection wrote to it."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in (*out.glob("sheet_*.png"), *(out / name for name in _WRITTEN)):
+        old.unlink(missing_ok=True)
 
 
 def write_outliers(path: Path, cases: Sequence[Suspect]) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from medtrain.data.image_sets import read_sample_image
 from medtrain.data.images.settings import ImageData
-from medtrain.data.inspect_files import cell, png_bytes, write_csv, write_outliers
+from medtrain.data.inspect_files import cell, clear_folder, png_bytes, write_csv, write_outliers
 from medtrain.data.inspect_outliers import LEAST_CASES, Findings, Flag, Numbers, Suspect, compare
 from medtrain.data.io.images import window_of
 from medtrain.data.sample import ImageRef, Sample, SampleSet
@@ -60,7 +60,14 @@ class _Measure:
 
 
 def inspect_images(
-    data: ImageData, sample_set: SampleSet, out: Path, *, workers: int | None = None, progress: Progress | None = None
+    data: ImageData,
+    sample_set: SampleSet,
+    out: Path,
+    *,
+    known: Sequence[Problem] = (),
+    missing: Collection[Path] = (),
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> ImageInspection:
     """Decode every image once and write cases.csv, outliers.csv and sheet_<class>_NN.png.
 
@@ -70,7 +77,9 @@ def inspect_images(
     Args:
         data: The settings; their window is what is shown of images in Hounsfield units.
         sample_set: The samples.
-        out: Folder, made if missing; sheets of an earlier call are replaced.
+        out: Folder, made if missing; what an earlier call wrote is replaced.
+        known: What was found while the samples were looked for; reported first.
+        missing: Files that `known` says are not there.
         workers: Threads; None for one per usable core, at most 8.
         progress: Called after each image.
 
@@ -89,11 +98,12 @@ def inspect_images(
     ]
     cases.sort(key=lambda case: (-case.suspicion, case.case_id))
     with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+        clear_folder(out)
         files = [_write_cases(out / "cases.csv", sample_set, cases, measures)]
         files.append(write_outliers(out / "outliers.csv", cases))
         files += _write_sheets(out, sample_set, cases, measures, data.window)
-    return ImageInspection(tuple(cases), tuple(problems.values()), tuple(files), len(measures) >= LEAST_CASES)
+    told = (*known, *(problem for ref, problem in problems.items() if ref not in missing))
+    return ImageInspection(tuple(cases), told, tuple(files), len(measures) >= LEAST_CASES)
 
 
 def _measure_all(
@@ -231,8 +241,6 @@ def _write_sheets(
     measures: Mapping[ImageRef, _Measure],
     window: str | None,
 ) -> list[Path]:
-    for old in out.glob("sheet_*.png"):
-        old.unlink()
     samples = {sample.sample_id: sample for sample in sample_set.samples}
     groups: dict[str, list[Suspect]] = {}
     single = len(sample_set.targets) == 1 and sample_set.targets[0].classes is not None

@@ -11,7 +11,7 @@ import numpy as np
 
 from medtrain.data.case import Case, Dataset
 from medtrain.data.fingerprint import make_fingerprint
-from medtrain.data.inspect_files import cell, png_bytes, png_pixels, write_csv, write_outliers
+from medtrain.data.inspect_files import cell, clear_folder, png_bytes, png_pixels, write_csv, write_outliers
 from medtrain.data.inspect_measure import CaseMeasure, measure_case
 from medtrain.data.inspect_outliers import LEAST_CASES, Findings, Flag, Suspect, find_outliers
 from medtrain.data.io.nifti import Volume
@@ -69,6 +69,7 @@ def inspect_volumes(
     dataset: Dataset,
     out: Path,
     *,
+    known: Sequence[Problem] = (),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
@@ -79,7 +80,8 @@ def inspect_volumes(
     Args:
         settings: Which classes are joined, and whether all were annotated.
         dataset: The cases.
-        out: Folder, made if missing; sheets of an earlier call are replaced.
+        out: Folder, made if missing; what an earlier call wrote is replaced.
+        known: What was found while the cases were looked for; reported first, and nothing more of the same files.
         workers: Threads; None for one per usable core, at most 8.
         progress: Called after each case.
 
@@ -116,13 +118,14 @@ def inspect_volumes(
     cases = [InspectedCase(case_id, found, by_id.get(case_id)) for case_id, found in findings.items()]
     cases.sort(key=lambda case: (-case.suspicion, case.case_id))
     with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+        clear_folder(out)
         files = [_write_fingerprint(out, dataset, {key: found.scan for key, found in looks.items()})]
         files.append(_write_cases(out / "cases.csv", cases, dataset, labels))
         files.append(write_outliers(out / "outliers.csv", cases))
         tiles = {key: found.tile for key, found in looks.items()}
         files += _write_sheets(out, dataset, labels, cases, tiles)
-    told = [problem for problems in unreadable.values() for problem in problems]
+    said = {problem.where for problem in known}
+    told = [*known, *(new for problems in unreadable.values() for new in problems if new.where not in said)]
     return Inspection(tuple(cases), tuple(told), tuple(f for f in files if f is not None), len(cases) >= LEAST_CASES)
 
 
@@ -163,7 +166,6 @@ def _is_ct(channel: str) -> bool:
 def _write_fingerprint(out: Path, dataset: Dataset, scans: Mapping[str, CaseScan]) -> Path | None:
     labelled = [case_id for case_id, scan in scans.items() if scan.foreground]
     if not labelled:
-        (out / "fingerprint.json").unlink(missing_ok=True)
         return None
     order = sorted(scans)
     fingerprint = make_fingerprint(scans, order)
@@ -206,8 +208,6 @@ def _write_cases(path: Path, cases: Sequence[InspectedCase], dataset: Dataset, l
 def _write_sheets(
     out: Path, dataset: Dataset, labels: LabelMap, cases: Sequence[InspectedCase], tiles: Mapping[str, bytes]
 ) -> list[Path]:
-    for old in out.glob("sheet_*.png"):
-        old.unlink()
     per_page = _COLUMNS * _ROWS
     pages = math.ceil(len(cases) / per_page)
     sample = png_pixels(next(iter(tiles.values()))) if tiles else draw_blank(4 * _TILE, _TILE)

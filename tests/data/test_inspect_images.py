@@ -46,6 +46,7 @@ def test_equal_sets_have_no_outliers(folder: Path, tmp_path: Path) -> None:
     assert outliers(tmp_path / "out") == {}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "cases.csv",
+        "inspected.json",
         "outliers.csv",
         "sheet_ill_01.png",
         "sheet_well_01.png",
@@ -83,6 +84,21 @@ def test_images_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "1 problem:" in result.stdout
     assert list(outliers(tmp_path / "out")) == ["ill/3"]
+
+
+def test_files_that_are_missing_do_not_hide_the_others(folder: Path, tmp_path: Path) -> None:
+    lines = [f"{name}/{index}.png,{name}" for name in ("ill", "well") for index in range(8)]
+    (tmp_path / "set.csv").write_text("\n".join(["file,class", *lines, "ill/8.png,ill", "ill/9.png,ill"]))
+    (folder / "well" / "3.png").write_bytes(b"no image")
+    words = ["data=csv", f"data.path={tmp_path / 'set.csv'}", f"data.root={folder}"]
+    words += ["data.images=[file]", "data.targets=[class]", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["data", "inspect", *words])
+    assert result.exit_code == 1
+    assert "3 problems:" in result.stdout  # those of the table, and those of the files
+    for name in ("8.png", "9.png", "3.png"):
+        assert name in result.stdout
+    with (tmp_path / "out" / "cases.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 18
 
 
 def test_targets_that_are_no_classes_share_a_sheet(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from medtrain.cli.app import app
 from medtrain.data.inspect_measure import GRID, CaseMeasure, ClassMeasure, measure_case
@@ -335,6 +335,67 @@ def test_the_command_writes_where_it_says(clean: Path, in_tmp: Path) -> None:
     assert (in_tmp / "outputs/inspect/Phantom/sheet_01.png").is_file()
     assert "outputs/inspect/Phantom:" in result.stdout
     assert "fingerprint.json, cases.csv, outliers.csv, sheet_01.png to sheet_02.png" in result.stdout
+
+
+def _small(root: Path) -> Path:
+    """Five cases of a few voxels, as the Decathlon keeps them."""
+    rng = np.random.default_rng(0)
+    names = [f"case_{index}.nii.gz" for index in range(5)]
+    for part in ("imagesTr", "labelsTr"):
+        (root / part).mkdir(parents=True)
+    for name in names:
+        image = rng.integers(0, 200, (12, 12, 12)).astype(np.int16)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), root / "imagesTr" / name)
+        nib.save(nib.Nifti1Image((image > 150).astype(np.uint8), np.eye(4)), root / "labelsTr" / name)
+    pairs = [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names]
+    labels = {"0": "background", "1": "liver"}
+    content = {"name": "Small", "modality": {"0": "MRI"}, "labels": labels, "training": pairs}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_every_missing_and_every_unreadable_file_is_told_and_the_others_are_drawn(tmp_path: Path) -> None:
+    root = _small(tmp_path / "set")
+    (root / "labelsTr" / "case_0.nii.gz").unlink()
+    (root / "imagesTr" / "case_2.nii.gz").unlink()
+    whole = (root / "imagesTr" / "case_3.nii.gz").read_bytes()
+    (root / "imagesTr" / "case_3.nii.gz").write_bytes(whole[: len(whole) // 2])
+    words = ["data", "inspect", "data=msd", f"data.root={root}", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "3 problems:" in result.stdout
+    assert "labelsTr/case_0.nii.gz: no such file" in result.stdout.replace("\n", "")
+    assert "imagesTr/case_2.nii.gz: no such file" in result.stdout.replace("\n", "")
+    assert "case_3.nii.gz: truncated" in result.stdout.replace("\n", "")
+    with (tmp_path / "out" / "cases.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    assert [case_id for case_id, row in rows.items() if row["orientation"]] == ["case_1", "case_4"]
+    assert json.loads((tmp_path / "out" / "fingerprint.json").read_text())["cases"] == ["case_1", "case_4"]
+
+
+def test_data_sets_of_one_name_are_never_mixed(in_tmp: Path) -> None:
+    one, two = _small(in_tmp / "one"), _small(in_tmp / "two")
+    (two / "labelsTr" / "case_0.nii.gz").unlink()
+
+    def inspect(root: Path, *words: str) -> Result:
+        return CliRunner().invoke(app, ["data", "inspect", "data=msd", f"data.root={root}", *words])
+
+    assert inspect(one).exit_code == 0
+    before = (in_tmp / "outputs/inspect/Small/cases.csv").read_bytes()
+    for _ in range(2):  # the second call finds its own folder again
+        second = inspect(two)
+        assert "outputs/inspect/Small is of another data set of this name" in second.output
+        assert str(one) in second.output
+        folders = sorted(path.name for path in (in_tmp / "outputs/inspect").iterdir())
+        assert folders[0] == "Small"
+        assert len(folders) == 2
+        assert f"outputs/inspect/{folders[1]}:" in second.stdout
+    assert (in_tmp / "outputs/inspect/Small/cases.csv").read_bytes() == before
+    assert inspect(one).exit_code == 0  # its own folder is written anew
+
+    refused = inspect(two, "--out", "outputs/inspect/Small")
+    assert refused.exit_code == 2
+    assert "holds the inspection of another data set" in refused.stderr
 
 
 @pytest.mark.data
