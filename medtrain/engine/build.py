@@ -23,7 +23,7 @@ from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
 from medtrain.engine.initial import REPORT, load_initial
 from medtrain.engine.loop import Engine
-from medtrain.engine.precision import Precision
+from medtrain.engine.precision import Precision, choose_precision
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.settings import TrainerSettings
 from medtrain.engine.stages import Stages, locked_parameters
@@ -145,6 +145,8 @@ def build_engine(
         UsageError: Components contradict each other; said before the first step.
     """
     settings: TrainerSettings = build("trainer", config["trainer"])
+    # of a run that is continued on another device, or with precision=auto, nobody has asked yet
+    precision, _ = choose_precision(settings.precision, device, nonfinite=settings.nonfinite)
     _set_up_torch(settings, device)
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, device, memory_format)
@@ -180,7 +182,7 @@ def build_engine(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        precision=Precision(settings.precision, device, nonfinite=settings.nonfinite),  # type: ignore[arg-type]
+        precision=Precision(precision, device, nonfinite=settings.nonfinite),
         clock=RunClock(
             limit,
             final_evaluation_cost=_final_cost(settings, task, data),

@@ -83,6 +83,10 @@ class RunClock:
         self._train_seconds += seconds
         self._timed_steps += 1
 
+    def add_wait(self, seconds: float) -> None:
+        """Record a wait for a device that makes its steps later than they are given to it."""
+        self._train_seconds += seconds
+
     def add_evaluation(self, seconds: float) -> None:
         """Record the duration of an evaluation."""
         self._evaluation_seconds += seconds

@@ -359,8 +359,11 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------- logs
 
     def _log(self) -> None:
-        # sync: the only regular wait for the device; reads means that accumulated there
-        scalars = self.meter.read(self.dist)
+        started = time.perf_counter()
+        scalars = self.meter.read(self.dist)  # sync: the only regular wait, for steps that a GPU has still to make
+        waited = self._agree_on_time(time.perf_counter() - started)
+        self._step_seconds += waited
+        self.clock.add_wait(waited)
         scalars["train/lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         self._check_finite()
         scalars |= {
@@ -376,10 +379,8 @@ class Engine:
         self._call("on_log", self.view, scalars)
 
     def _reset_speed(self) -> None:
-        self._samples = 0
-        self._steps_since_log = 0
-        self._step_seconds = 0.0
-        self._wait_seconds = 0.0
+        self._samples, self._steps_since_log = 0, 0
+        self._step_seconds, self._wait_seconds = 0.0, 0.0
 
     def _check_finite(self) -> None:
         """Report skipped steps since the last look; give up when too many came in a row."""

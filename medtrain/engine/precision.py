@@ -35,15 +35,16 @@ def choose_precision(requested: str, device: torch.device, *, nonfinite: str = "
         UsageError: The device cannot do what was asked.
     """
     if requested == "auto":
-        return _choose_automatically(device)
+        return _choose_automatically(device, nonfinite)
     if requested == "fp16" and device.type != "cuda":
         raise UsageError(
             f"trainer.precision=fp16 needs CUDA: the loss scaling it depends on does not exist on {device.type}",
             hint="use trainer.precision=bf16 or fp32",
         )
-    if requested == "fp16" and nonfinite == "ignore":
+    if requested == "fp16" and nonfinite != "skip":
         raise UsageError(
-            "trainer.nonfinite=ignore does not go with fp16, whose loss scaling has to skip steps",
+            f"trainer.nonfinite={nonfinite} does not go with fp16, whose loss scaling finds its scale by steps that "
+            "overflow and are skipped",
             hint="use trainer.nonfinite=skip",
         )
     if requested == "tf32" and device.type != "cuda":
@@ -53,10 +54,12 @@ def choose_precision(requested: str, device: torch.device, *, nonfinite: str = "
     return requested, "requested"  # type: ignore[return-value]
 
 
-def _choose_automatically(device: torch.device) -> tuple[PrecisionName, str]:
+def _choose_automatically(device: torch.device, nonfinite: str) -> tuple[PrecisionName, str]:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU computes bfloat16 natively, which needs no loss scaling"
+        if nonfinite != "skip":
+            return "fp32", f"the GPU has no bfloat16, and float16 does not go with trainer.nonfinite={nonfinite}"
         return "fp16", "the GPU has no bfloat16; float16 with loss scaling"
     if device.type == "cpu" and cpu_has_bf16():
         return "bf16", "the CPU multiplies bfloat16 natively (AVX-512 bf16 or AMX), about twice as fast as float32"

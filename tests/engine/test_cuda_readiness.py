@@ -1,0 +1,128 @@
+"""What a GPU changes, without one: choices by its kind and size, and whole runs on a pretended one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medtrain.engine.derive import _channels_last
+from medtrain.engine.precision import choose_precision
+from medtrain.errors import UsageError
+from medtrain.export.parity import exact_float32
+from tests.engine.pretend_cuda import DEVICE, PretendCuda, pretend_gpu, pretended
+from tests.engine.toy import make_engine, network
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
+    yield from pretended(monkeypatch)
+
+
+class TestPretendedGpu:
+    """The stand-in is as strict as a GPU, else what passes on it would prove nothing."""
+
+    def test_tensors_of_two_devices_do_not_go_together(self, gpu: PretendCuda) -> None:
+        there = torch.zeros(3, device=DEVICE)
+        for operation in (lambda: there + torch.ones(3), lambda: torch.cat([there, torch.ones(3)])):
+            with pytest.raises(RuntimeError, match="same device"):
+                operation()
+        assert (there + torch.tensor(2.0)).tolist() == [2.0] * 3  # a number on the CPU goes with anything
+
+    def test_indices_may_be_elsewhere_and_values_may_not(self, gpu: PretendCuda) -> None:
+        there = torch.arange(4.0, device=DEVICE)
+        assert there[torch.tensor([1, 3])].tolist() == [1.0, 3.0]
+        with pytest.raises(RuntimeError, match="same device"):
+            there[torch.tensor([0, 1])] = torch.ones(2)
+        with pytest.raises(RuntimeError, match="same device"):
+            there.index_select(0, torch.tensor([1]))
+
+    def test_values_are_read_through_the_cpu_alone_and_waits_are_counted(self, gpu: PretendCuda) -> None:
+        there = torch.ones(3, device=DEVICE)
+        with pytest.raises((TypeError, RuntimeError), match="numpy"):
+            there.numpy()
+        assert there.cpu().numpy().sum() == 3
+        assert float(there.sum()) == 3
+        assert sum(gpu.waits.values()) == 2
+
+    def test_a_generator_of_the_cpu_draws_nothing_there(self, gpu: PretendCuda) -> None:
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.empty(3, device=DEVICE).normal_(generator=torch.Generator())
+
+    def test_training_in_half_precision_learns(self, gpu: PretendCuda) -> None:
+        torch.manual_seed(0)
+        model = network(dropout=0.1).to(DEVICE)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+        scaler = torch.amp.GradScaler("cuda")
+        x, y = torch.randn(16, 5).to(DEVICE), torch.randn(16, 1).to(DEVICE)
+        losses = []
+        for _ in range(20):
+            with torch.autocast("cuda", dtype=torch.float16):
+                output = model(x)
+                loss = (output.float() - y).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        assert output.dtype == torch.float16
+        assert losses[-1] < 0.7 * losses[0]
+
+
+class TestPrecision:
+    def test_of_an_old_gpu_whose_steps_may_not_be_skipped_is_float32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend_gpu(monkeypatch, bf16=False)
+        assert choose_precision("auto", DEVICE)[0] == "fp16"
+        for policy in ("ignore", "raise"):  # loss scaling finds its scale by steps that it skips
+            assert choose_precision("auto", DEVICE, nonfinite=policy)[0] == "fp32"
+            with pytest.raises(UsageError, match=policy):
+                choose_precision("fp16", DEVICE, nonfinite=policy)
+
+    def test_of_a_new_gpu_is_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend_gpu(monkeypatch)
+        assert choose_precision("auto", DEVICE, nonfinite="raise")[0] == "bf16"
+
+    @pytest.mark.parametrize("setting", ["high", "highest"])
+    def test_an_export_leaves_one_interface_of_tf32_in_use(self, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", setting == "high")
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(setting)
+        try:
+            with exact_float32(DEVICE):  # torch raises where it is told by both
+                assert not torch.backends.cuda.matmul.allow_tf32
+                assert not torch.backends.cudnn.allow_tf32
+            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (setting == "high")
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def test_features_of_instance_norm_lie_with_the_channels_first_on_a_gpu() -> None:
+    assert not _channels_last(DEVICE, {"norm": "instance"})[0]
+    assert _channels_last(DEVICE, {"norm": "batch"})[0]
+    assert _channels_last(DEVICE, {})[0]
+    assert _channels_last(torch.device("cpu"), {"norm": "instance"})[0]
+
+
+def test_the_wait_for_a_device_that_lags_behind_counts_as_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tmp_path, steps=4, evaluate="100step")
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    read = engine.meter.read
+
+    def late(dist: Any) -> dict[str, float]:
+        now[0] += 3.0
+        return read(dist)
+
+    monkeypatch.setattr(engine.meter, "read", late)
+    batches = engine.batches_from_here()
+    for _ in range(2):
+        engine.train_step(batches)
+    engine._log()
+    assert engine.clock.state_dict()["train_seconds"] == 3.0
+    assert engine.clock.total_steps(2) == 4
