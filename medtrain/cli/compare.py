@@ -24,7 +24,7 @@ def compare(
     common: Annotated[
         bool, typer.Option("--common", help="Compare runs of different splits on the cases that both have judged.")
     ] = False,
-    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Draws of patients, and exchanges.")] = 1000,
+    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Draws, and the most exchanges.")] = 1000,
     confidence: Annotated[float, typer.Option("--confidence", help="Share of the draws inside an interval.")] = 0.95,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write all metrics, too: .csv or .json.")
@@ -36,7 +36,8 @@ def compare(
 
     Reads the tables of final evaluations, and computes nothing anew but the metrics. Says of every metric the
     difference, its interval (patients drawn again, both runs with the same), in how many draws B is better, and the p
-    value of exchanging A and B patient by patient; and names the cases in which they differ most:
+    value of exchanging A and B patient by patient (exact where all 2^n exchanges of n patients are at most --resamples,
+    so up to 9 patients by default); and names the cases in which they differ most:
 
         medtrain compare RUN_A RUN_B --metric nsd
         medtrain compare RUN_A RUN_B RUN_C --part test --out comparison.csv

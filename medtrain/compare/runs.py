@@ -77,7 +77,7 @@ def compare_runs(
         part: `val`, `test` or `train`.
         metric: The main metric; None takes what the first run was chosen by.
         common: Compare on the shared cases where runs were divided differently or judged different cases.
-        resamples: Draws of patients, and exchanges.
+        resamples: Draws of patients, and the most exchanges.
         confidence: Share of the draws inside an interval.
         imports: Modules that register the user's components.
 

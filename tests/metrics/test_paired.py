@@ -38,9 +38,27 @@ def test_p_value_is_that_of_all_exchanges() -> None:
     exact = np.mean(
         [abs(np.dot(signs, sums)) >= abs(sums.sum()) - 1e-9 for signs in itertools.product((-1, 1), repeat=5)]
     )
-    found = _paired(np.zeros(6), gain, groups, resamples=4000)
+    found = _paired(np.zeros(6), gain, groups, resamples=32)
     assert found.difference == pytest.approx(gain.mean())
-    assert found.p_value == pytest.approx(exact, abs=0.02)
+    assert found.p_value == exact
+    # one sample fewer than exchanges: they are drawn
+    drawn = _paired(np.zeros(6), gain, groups, resamples=31).p_value
+    assert (drawn * 32) == pytest.approx(round(drawn * 32))
+    assert drawn == pytest.approx(exact, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("gain", "p_value"),
+    [
+        ([1.0, 2.0, 3.0], 2 / 8),  # of +-1 +-2 +-3 only 6 and -6 are as far from 0 as 6
+        ([3.0, 2.0, -1.0], 4 / 8),  # as far as 4: 6, 4, -4, -6; not 2, 0, 0, -2
+        ([0.0, 2.0], 4 / 4),  # all are 2 or -2
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2 / 512),
+    ],
+)
+def test_few_patients_are_exchanged_in_every_way(gain: list[float], p_value: float) -> None:
+    found = _paired(np.zeros(len(gain)), np.array(gain), np.arange(len(gain)), resamples=1000)
+    assert found.p_value == p_value
 
 
 def test_interval_is_that_of_the_differences() -> None:
