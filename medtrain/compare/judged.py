@@ -16,7 +16,7 @@ import torch
 from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, is_crossval
 from medtrain.engine.build import build_task
-from medtrain.engine.launch import read_plan
+from medtrain.engine.opening import read_plan
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.metrics.cases import metric_specs, tolerance_of
 from medtrain.metrics.lesions import COUNTS, LESION_METRICS

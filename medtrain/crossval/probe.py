@@ -17,7 +17,7 @@ from medtrain.engine.build import build_task, check_training
 from medtrain.engine.derive import Derivation, derive, with_plan
 from medtrain.engine.distributed import Dist
 from medtrain.engine.initial import check_initial
-from medtrain.engine.launch import log_progress, open_data
+from medtrain.engine.opening import log_progress, open_data
 from medtrain.engine.seen import describe_seen, seen_cases
 from medtrain.errors import UsageError
 from medtrain.registry import build, plain

@@ -25,7 +25,7 @@ from medtrain.crossval.report import write_crossval_report
 from medtrain.data.io.nifti import read_label
 from medtrain.engine.build import build_task
 from medtrain.engine.distributed import Dist
-from medtrain.engine.launch import open_data, read_plan
+from medtrain.engine.opening import open_data, read_plan
 from medtrain.engine.predictions import FOLDER, prediction_file
 from medtrain.run.atomic import atomic_write
 from medtrain.run.folder import Best, RunFolder

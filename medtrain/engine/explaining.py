@@ -14,42 +14,35 @@ from medtrain.tasks.base import PictureStyle, ReadCases, Record, Task
 log = logging.getLogger(__name__)
 
 
-def explain_cases(
-    task: Task, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+def draw_evaluation(
+    task: Task, model: nn.Module, read: ReadCases, records: Sequence[Record], *, step: int
 ) -> dict[str, np.ndarray]:
-    """What `Task.explanations` draws; where it cannot, a sentence in the log: a picture must not cost an evaluation.
+    """What `Task.pictures` and `Task.explanations` draw of the last evaluation, by name.
 
-    Args:
-        task: The task.
-        model: With the weights that were judged.
-        read: Reads cases by their ids.
-        records: Of all cases.
-        style: How to draw.
-    """
-    try:
-        return task.explanations(model, read, records, style)
-    except UsageError as error:
-        log.info("no pictures of what the model saw: %s", error.message)
-    except Exception as error:
-        log.warning("pictures of what the model saw failed: %s: %s", type(error).__name__, error)
-    return {}
-
-
-def draw_evaluation(task: Task, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
-    """What `Task.pictures` draws of the last evaluation; where it fails, a sentence in the log, as above.
+    Where they fail, that is a sentence in the log: a picture must not cost an evaluation.
 
     Args:
         task: The task, after the evaluation.
+        model: With the weights that were judged.
+        read: Reads cases by their ids.
         records: Of all cases.
-        style: How to draw.
+        step: Optimizer steps behind the weights.
 
     Raises:
         MedtrainError: A setting is wrong.
     """
+    style = PictureStyle(title=f"step {step}")
+    drawn: dict[str, np.ndarray] = {}
     try:
-        return task.pictures(records, style)
+        drawn |= task.pictures(records, style)
     except MedtrainError:
         raise
     except Exception as error:
         log.warning("pictures of the evaluation failed: %s: %s", type(error).__name__, error)
-    return {}
+    try:
+        drawn |= task.explanations(model, read, records, style)
+    except UsageError as error:
+        log.info("no pictures of what the model saw: %s", error.message)
+    except Exception as error:
+        log.warning("pictures of what the model saw failed: %s: %s", type(error).__name__, error)
+    return drawn

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from medtrain.callbacks.base import Callback
-from medtrain.callbacks.previews import save_picture
 from medtrain.data.source import DataPlan
 from medtrain.engine.build import LIMITS, build_engine, build_task, changed_since, check_training
-from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format
-from medtrain.engine.decisions import save_decision
+from medtrain.engine.checkpoint import CheckpointFolder, check_format
 from medtrain.engine.derive import Derivation, derive
 from medtrain.engine.device import choose_device
 from medtrain.engine.distributed import Dist
-from medtrain.engine.explaining import draw_evaluation, explain_cases
+from medtrain.engine.final import final_evaluation, save_adapter
 from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.memory import memory_guard
-from medtrain.engine.opening import log_progress, open_data
-from medtrain.engine.predictions import FOLDER, PredictionWriter, prediction_file
+from medtrain.engine.opening import changed_data, log_progress, open_data, read_plan
+from medtrain.engine.predictions import FOLDER, prediction_file
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.sanity import sanity_check, warn_of_ties
 from medtrain.engine.seen import warn_of_seen
 from medtrain.errors import ConfigError, MedtrainError
 from medtrain.models.freezing import parameter_summary
-from medtrain.registry import build, plain
-from medtrain.run.atomic import atomic_dir, atomic_write_json
+from medtrain.registry import plain
+from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, Status
 from medtrain.run.log import setup_logging
 from medtrain.run.report import write_report
 from medtrain.run.seed import seed_everything
-from medtrain.tasks.base import PictureStyle, Record
 
 log = logging.getLogger(__name__)
 
@@ -132,22 +125,6 @@ def resume_run(
     setup_logging(run_dir=folder.path, rank=dist.rank)
     dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
     return _run(folder, config, read_plan(folder, config), dist, before=before, started=started, callbacks=callbacks)
-
-
-def read_plan(folder: RunFolder, config: Mapping[str, Any]) -> DataPlan:
-    """The plan a run was made with.
-
-    Raises:
-        MedtrainError: The run ended before it was planned, or the file is damaged.
-    """
-    try:
-        plan: DataPlan = build("data", config["data"]).read_plan(json.loads(folder.plan.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MedtrainError(
-            f"the plan of the run cannot be read: {folder.plan}",
-            hint="a run that ended before it was planned has to be started again with `medtrain train`",
-        ) from error
-    return plan
 
 
 def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
@@ -321,24 +298,6 @@ def _judge_again(
     return outcome
 
 
-def changed_data(folder: RunFolder, data: TrainData) -> str | None:
-    """What changed in the data that a run uses since it began, in a sentence; None when nothing did."""
-    try:
-        before = json.loads((folder.path / "data.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None  # stopped before it began to train
-    now = plain(data.describe())
-    if before.get("scheme") == now.get("scheme"):
-        differing = dict(before["cases"].items() ^ now["cases"].items())
-    else:  # what another version of medtrain noted of their content cannot be compared
-        differing = dict.fromkeys(before["cases"].keys() ^ now["cases"].keys())
-    cases = sorted(differing)
-    if not cases and before["split_hash"] == now["split_hash"]:
-        return None
-    shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
-    return "the data changed since the run began: " + (shown or "cases moved between training and validation")
-
-
 def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result: FitResult, dist: Dist) -> Outcome:
     if result.status == "stopped":
         if dist.is_main:
@@ -366,84 +325,3 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     best = f", best {engine.monitor.name} {engine.best:.4f}" if engine.best is not None else ""
     log.info("done at step %d (%s)%s: %s", result.step, result.reason, best, folder.path)
     return Outcome(folder.path, EXIT_DONE, final)
-
-
-def final_evaluation(
-    engine: Engine, folder: RunFolder, inference: Mapping[str, Any], *, save_predictions: bool = False
-) -> dict[str, float]:
-    """Judge the best weights on every validation case with the full protocol, write the tables, return the metrics.
-
-    Args:
-        engine: The engine, after its fit.
-        folder: The run's folder.
-        inference: Settings of the inference, with which decisions are kept.
-        save_predictions: Keep the label maps; the task is a segmentation.
-    """
-    task: Any = engine.task
-    if save_predictions:
-        task.on_prediction = PredictionWriter(folder.evaluation / FOLDER, engine.data, task.plan.label_values)
-    with best_weights(engine) as best:
-        engine.task.use_decision({})
-        records = engine.evaluate(limit=None, final=True)
-        decision = engine.task.fit_decision(records)
-        records = engine.task.decide(records)
-        summary = engine.task.summarize(records)
-        if engine.dist.is_main:
-            save_decision(folder.path, best.step, inference, decision)
-            facts = {"checkpoint": best.path.name, "weights": "ema" if best.has_ema else "raw", "part": "val"}
-            engine.task.write_evaluation(folder.evaluation, records, summary, extra=facts)
-            _draw(engine, folder, records, best.step)
-    if engine.dist.is_main:
-        name = engine.monitor.name.removeprefix("val/")
-        how = " ".join(
-            ["final evaluation of step", str(best.step), f"on {len(records)} cases", engine.task.describe_final()]
-        )
-        log.info("%s: %s %.4f", how.strip(), name, summary[name])
-        worst = engine.task.worst_cases(records)
-        log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in worst))
-    torch.cuda.empty_cache()
-    return {f"val/{name}": value for name, value in summary.items()}
-
-
-def _draw(engine: Engine, folder: RunFolder, records: Sequence[Record], step: int) -> None:
-    """Show the final evaluation, and why the model judged some cases as it did with the weights that it has now."""
-    style = PictureStyle(title=f"step {step}")
-    pictures = draw_evaluation(engine.task, records, style)
-    with engine.evaluation_weights():
-        pictures |= explain_cases(engine.task, engine.model, engine.data.judged_items, records, style)
-    for name, pixels in pictures.items():
-        save_picture(folder.evaluation / f"{name}.png", pixels)
-        engine.loggers.log_image(engine.step, f"evaluation/{name}", pixels)
-
-
-@contextlib.contextmanager
-def best_weights(engine: Engine) -> Iterator[Checkpoint]:
-    """The model with the weights of its best checkpoint; with those it was trained to afterwards."""
-    best = engine.checkpoints.best() or engine.checkpoints.last()
-    assert best is not None
-    state = engine.model.state_dict()
-    changing = state if best.constant is None else best.constant.drop(state)
-    trained = {name: tensor.detach().clone() for name, tensor in changing.items()}
-    ema, engine.ema = engine.ema, None
-    try:
-        best.load_into(engine.model, ema=best.has_ema)
-        yield best
-    finally:
-        engine.model.load_state_dict(trained, strict=False)
-        engine.ema = ema
-
-
-def save_adapter(engine: Engine, folder: RunFolder) -> None:
-    """Write what a frozen model was adapted with, in the format of its own library, if it is such a model.
-
-    Args:
-        engine: After its fit; a model that offers `save_adapter(folder)` is asked to.
-        folder: The run's folder; the files are of its best weights.
-    """
-    write = getattr(engine.model, "save_adapter", None)
-    if write is None:
-        return
-    with best_weights(engine) as best, atomic_dir(folder.adapter, existing="replace") as partial:
-        write(partial)
-    size = sum(path.stat().st_size for path in folder.adapter.iterdir())
-    log.info("adapter of step %d (%.1f MB): %s", best.step, size / 1e6, folder.adapter)

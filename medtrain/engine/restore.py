@@ -16,7 +16,7 @@ from medtrain.engine.build import build_model, build_task, memory_format_of
 from medtrain.engine.checkpoint import CheckpointFolder, check_format, read_checkpoint
 from medtrain.engine.decisions import read_decision
 from medtrain.engine.device import choose_device
-from medtrain.engine.launch import read_plan
+from medtrain.engine.opening import read_plan
 from medtrain.engine.precision import Precision, PrecisionName, choose_precision
 from medtrain.engine.pretrained import check_weights
 from medtrain.errors import MedtrainError, UsageError

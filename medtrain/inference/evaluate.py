@@ -16,8 +16,8 @@ import torch
 from medtrain.callbacks.previews import save_picture
 from medtrain.engine.decisions import save_decision
 from medtrain.engine.distributed import Dist
-from medtrain.engine.explaining import draw_evaluation, explain_cases
-from medtrain.engine.launch import changed_data, open_data
+from medtrain.engine.explaining import draw_evaluation
+from medtrain.engine.opening import changed_data, open_data
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.restore import LoadedRun, load_run
 from medtrain.errors import UsageError
@@ -28,7 +28,7 @@ from medtrain.registry import closest, plain
 from medtrain.run.folder import RunFolder
 from medtrain.run.log import console, setup_logging
 from medtrain.run.report import write_report
-from medtrain.tasks.base import PictureStyle, Record
+from medtrain.tasks.base import Record
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +167,7 @@ def _judge_validation(run: LoadedRun, data: TrainData, cases: Sequence[str], con
 
 def _draw(run: LoadedRun, data: TrainData, records: Sequence[Record]) -> dict[str, np.ndarray]:
     """What the task shows of judged cases, and why the model judged some of them as it did."""
-    style = PictureStyle(title=f"step {run.step}")
-    drawn = draw_evaluation(run.task, records, style)
-    return {**drawn, **explain_cases(run.task, run.model, data.judged_items, records, style)}
+    return draw_evaluation(run.task, run.model, data.judged_items, records, step=run.step)
 
 
 def _judge_each(run: LoadedRun, data: TrainData, cases: Sequence[str]) -> tuple[list[Record], dict[str, np.ndarray]]:

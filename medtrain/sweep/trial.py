@@ -23,9 +23,10 @@ from medtrain.config.compose import load_config
 from medtrain.config.saved import load_saved
 from medtrain.engine.build import build_task
 from medtrain.engine.derive import derive
-from medtrain.engine.device import choose_device
+from medtrain.engine.device import choose_device, out_of_memory
 from medtrain.engine.distributed import Dist
-from medtrain.engine.launch import EXIT_STOPPED, Outcome, log_progress, open_data, resume_run, start_run
+from medtrain.engine.launch import EXIT_STOPPED, Outcome, resume_run, start_run
+from medtrain.engine.opening import log_progress, open_data
 from medtrain.errors import DataError, MedtrainError, NonFiniteError, Problem, ProcessKilledError, UsageError
 from medtrain.registry import plain
 from medtrain.run.atomic import atomic_write_json
@@ -230,12 +231,7 @@ def _join(results: Sequence[TrialResult], seconds: float) -> TrialResult:
 
 def _explain(error: BaseException) -> tuple[Failure, str]:
     text = " ".join(str(error).split()) or type(error).__name__
-    lowered = text.lower()
-    if (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "out of memory" in lowered
-        or "can't allocate" in lowered
-    ):
+    if out_of_memory(error) or text.startswith("out of memory"):  # as `memory_guard` says it
         return "oom", "out of memory: " + text.removeprefix("out of memory: ")[:200]
     if isinstance(error, NonFiniteError):
         return "nonfinite", text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medtrain.engine.build import _check_together
-from medtrain.engine.launch import changed_data
+from medtrain.engine.opening import changed_data
 from medtrain.errors import UsageError
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medtrain.engine.ema import EMA
-from medtrain.engine.launch import best_weights
+from medtrain.engine.final import best_weights
 from medtrain.engine.loop import Engine
 from medtrain.engine.stages import Stage, Stages, locked_parameters
 from medtrain.errors import ConfigError, MedtrainError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medtrain.engine.explaining import explain_cases
+from medtrain.engine.explaining import draw_evaluation
 from medtrain.errors import UsageError
 from medtrain.losses.classes import ClassCrossEntropy, LabelCrossEntropy
 from medtrain.losses.multitask import MultitaskLoss
@@ -229,8 +229,9 @@ def test_what_cannot_be_explained_is_one_sentence(caplog: pytest.LogCaptureFixtu
     with pytest.raises(UsageError, match="no feature map"):
         explain_samples(task, Blind(), reader(data, []), records, PictureStyle())
     with caplog.at_level(logging.INFO):
-        assert explain_cases(task, Blind(), reader(data, []), records, PictureStyle()) == {}
-        assert explain_cases(task, Corners(), lambda _: 1 / 0, records, PictureStyle()) == {}  # type: ignore[arg-type, return-value]
+        seen = draw_evaluation(task, Blind(), reader(data, []), records, step=1)
+        failed = draw_evaluation(task, Corners(), lambda _: 1 / 0, records, step=1)  # type: ignore[arg-type, return-value]
+    assert set(seen) == set(failed) == set(task.pictures(records, PictureStyle()))
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith("no pictures of what the model saw: Blind has no feature map")
     assert messages[1] == "pictures of what the model saw failed: ZeroDivisionError: division by zero"
