@@ -90,7 +90,8 @@ class WayBack:
         geometry: How the scan came to the network's grid.
         regions: Class indices of every region; None for classes.
         axis: The axis along which rows come, first to last.
-        maps: Keeps probabilities of some outputs; None for none.
+        maps: Keeps how sure the models are of some outputs; None for none.
+        averaged: Rows are the mean probabilities of several models, not logits of one.
     """
 
     def __init__(
@@ -99,9 +100,12 @@ class WayBack:
         regions: Sequence[Sequence[int]] | None,
         axis: int,
         maps: ProbabilityMaps | None = None,
+        *,
+        averaged: bool = False,
     ) -> None:
         self._geometry = geometry
         self._maps = maps
+        self._averaged = averaged
         self._regions = regions
         self._axis = axis
         shapes = zip(geometry.resampled_shape, geometry.cropped_shape)
@@ -198,7 +202,7 @@ class WayBack:
             self._label = np.zeros(self._geometry.canonical_shape, dtype=decided.dtype)
             self._inside = self._label[crop]
             if self._maps is not None:
-                self._maps.begin(self._geometry.canonical_shape)
+                self._maps.begin(self._geometry.canonical_shape, averaged=self._averaged)
         where = [slice(None)] * 3
         where[self._axis], where[self._across[0]] = slice(*rows), slice(*columns)
         self._inside[tuple(where)] = decided

@@ -52,7 +52,8 @@ def predict_label(
         mirror_axes: Axes of the patch (0 is the first) whose 2^n mirror combinations are averaged.
         device: Where the models run; None means the image's device.
         max_memory: Bytes for held rows and temporaries; None takes a share of what is free.
-        maps: Is filled with probabilities of some outputs of the model, of which there is one, on the scan's own grid.
+        maps: Is filled with how sure the models are of some outputs, on the scan's own grid: a byte per voxel and
+            output, beside the label map.
 
     Returns:
         Class indices [D, H, W] of the whole scan in the canonical frame.
@@ -60,13 +61,12 @@ def predict_label(
     Raises:
         UsageError: `max_memory` is too little.
     """
-    assert maps is None or len(models) == 1, "several models hand on no logits"
     image = images[0]
     assert tuple(image.shape[1:]) == geometry.resampled_shape, f"{tuple(image.shape)} is not {geometry.resampled_shape}"
     place = image.device if device is None else torch.device(device)
     batch = window_batch or default_window_batch(patch_size, place)
     windows = Windows(image.shape[1:], patch_size, overlap=overlap, batch=batch)
-    back = WayBack(geometry, regions, windows.axis, maps)
+    back = WayBack(geometry, regions, windows.axis, maps, averaged=len(models) > 1)
     sweep(
         models,
         images,

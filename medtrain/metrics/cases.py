@@ -108,15 +108,14 @@ def evaluate_case(
         nsd_tolerance_mm: Surface distance that still counts as right, >= 0; by name, 1 mm for those not named.
         ignore_index: Voxels with this label are left out; for surfaces and lesions they are background in both maps.
         lesions: Which structures are made of lesions.
-        probabilities: Maps [*S] of lesions by name, that score their components; see `match_lesions`.
+        probabilities: Bytes [*S] of every lesion's probability by name, that score candidates; see `match_lesions`.
     """
     members = [(index,) for index in range(1, len(class_names))] if regions is None else [tuple(r) for r in regions]
     names = class_names[1:]
     assert len(members) == len(names), f"{len(members)} regions named {', '.join(names)}"
     predicted, true = as_label_map(prediction), as_label_map(label)
     assert predicted.shape == true.shape, f"prediction {predicted.shape}, label {true.shape}"
-    # Outside this box everything is background in both maps.
-    box = bounding_box(predicted | true) or (slice(0, 0),) * true.ndim
+    box = _where_anything_is(predicted, true, probabilities or {})
     outside = true.size
     predicted, true = predicted[box], true[box]
     outside -= true.size
@@ -126,7 +125,8 @@ def evaluate_case(
     confusion = confusion_matrix(predicted, true, highest + 1, ignore_index=ignore_index)
     confusion[0, 0] += outside
     row: dict[str, Any] = _overlap_row(confusion, names, members, math.prod(spacing) / 1000.0)
-    if ignore_index is not None and (ignored := true == ignore_index).any():
+    ignored = true == ignore_index if ignore_index is not None and (true == ignore_index).any() else None
+    if ignored is not None:
         predicted, true = np.where(ignored, 0, predicted), np.where(ignored, 0, true)
     for name, region in zip(names, members):
         masks = _mask(predicted, region, highest), _mask(true, region, highest)
@@ -134,10 +134,21 @@ def evaluate_case(
             values = surface_metrics(*masks, spacing, nsd_tolerance_mm=tolerance_of(nsd_tolerance_mm, name))
             row |= {f"{metric}/{name}": values[metric] for metric in SURFACE_METRICS}
         if lesions is not None and name in lesions.lesions:
-            probability = None if probabilities is None else probabilities.get(name)
-            cropped = None if probability is None else probability[box]
-            row |= lesion_row(name, match_lesions(*masks, iou=lesions.iou, probability=cropped))
+            sure = None if probabilities is None else probabilities[name][box]
+            if sure is not None and ignored is not None:
+                sure = np.where(ignored, np.uint8(0), sure)
+            row |= lesion_row(name, match_lesions(*masks, iou=lesions.iou, certainty=sure))
     return row if annotated is None else _forget_unannotated(row, names, annotated)
+
+
+def _where_anything_is(
+    predicted: np.ndarray, true: np.ndarray, probabilities: Mapping[str, np.ndarray]
+) -> tuple[slice, ...]:
+    """The box outside of which both maps are background, and sure to hold no lesion."""
+    seen = predicted | true
+    for certainty in probabilities.values():
+        seen = (seen != 0) | (certainty > 0)
+    return bounding_box(seen) or (slice(0, 0),) * true.ndim
 
 
 def tolerance_of(given: float | Mapping[str, float], name: str) -> float:

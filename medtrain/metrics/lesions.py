@@ -11,6 +11,14 @@ one voxel, or with an IoU of at least `iou`. Then
 
 Over the cases of a part the counts are added: `lesion_sensitivity` = TP / (TP + FN), `lesion_precision` =
 TP / (TP + FP), `lesion_f1` = 2 TP / (2 TP + FP + FN), `lesion_fp` = FP per case. A ratio of 0 / 0 is NaN.
+
+`froc` is LUNA16's score (A. Setio et al., Medical Image Analysis 42, 2017): the mean sensitivity at 1/8, 1/4, 1/2, 1,
+2, 4 and 8 false positives per scan. Its candidates are the predicted components, and below the threshold at which they
+were decided those that only a lower one shows: thresholds of 1/4, 1/8 and 1/16 are taken one after the other, and a
+component that touches nothing of those before is a candidate of its own, with the extent that it has there. A
+candidate's score is the highest probability within it. So candidates neither grow nor merge as the threshold falls, and
+the curve goes on below the prediction. A threshold that more than four million further voxels of a scan exceed (a
+network that has hardly been trained) is left out, and so are those below it.
 """
 
 from __future__ import annotations
@@ -22,6 +30,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from medtrain.metrics.certainty import PROBABILITIES
+from medtrain.metrics.islands import find_islands
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import bounding_box
 from medtrain.registry import Range
@@ -44,7 +54,7 @@ _MOST_FALSE = 2000
 """False positives of a case whose scores are kept, the highest: an untrained network finds specks by the thousand."""
 
 CANDIDATES = "lesion_candidates"
-"""Column of a case: `score:lesions` of every predicted component, e.g. `0.93:1 0.71: 0.64:2+3`."""
+"""Column of a case: `score:lesions` of every candidate, e.g. `0.93:1 0.71: 0.64:2+3`."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,10 @@ class LesionRule:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A predicted component.
+    """A component that is predicted, or would be at a lower threshold.
 
     Args:
-        score: How sure the model is, e.g. the mean probability over its voxels.
+        score: How sure the model is: the highest probability within it.
         hits: Numbers of the lesions that it hits, from 1; empty for a false positive.
     """
 
@@ -80,10 +90,12 @@ class LesionMatch:
     Args:
         num_lesions: In the label.
         candidates: The predicted components, in array order of their first voxel.
+        lower: Those that only lower thresholds show.
     """
 
     num_lesions: int
     candidates: tuple[Candidate, ...]
+    lower: tuple[Candidate, ...] = ()
 
     @property
     def found(self) -> int:
@@ -97,7 +109,7 @@ class LesionMatch:
 
 
 def match_lesions(
-    prediction: np.ndarray, label: np.ndarray, *, iou: float = 0.0, probability: np.ndarray | None = None
+    prediction: np.ndarray, label: np.ndarray, *, iou: float = 0.0, certainty: np.ndarray | None = None
 ) -> LesionMatch:
     """Match predicted components with lesions.
 
@@ -105,39 +117,56 @@ def match_lesions(
         prediction: Mask [*S], bool.
         label: Mask [*S], bool.
         iou: Least IoU of a hit, in [0, 1); 0 takes any overlap.
-        probability: Of the lesion [*S], in [0, 1], or uint8 in which 255 is 1; the score of a component is its mean.
-            NaN without one.
+        certainty: Bytes [*S] of the lesion's probability, see `medtrain.metrics.certainty`: they score the candidates
+            and show those of lower thresholds. Scores are NaN without them.
     """
     from scipy import ndimage  # here, because SciPy takes most of a second to import
 
     assert prediction.shape == label.shape, f"prediction {prediction.shape}, label {label.shape}"
-    box = bounding_box(prediction | label)
-    if box is None:
-        return LesionMatch(0, ())
+    box = bounding_box(prediction | label) or (slice(0, 0),) * label.ndim
     structure = np.ones((3,) * label.ndim, dtype=bool)
     predicted, num_predicted = ndimage.label(prediction[box], structure=structure)
     true, num_true = ndimage.label(label[box], structure=structure)
-    shared = (predicted > 0) & (true > 0)
-    codes = predicted[shared].astype(np.int64) * (num_true + 1) + true[shared]
-    overlap = np.bincount(codes, minlength=(num_predicted + 1) * (num_true + 1)).reshape(num_predicted + 1, -1)
-    sizes = np.bincount(predicted.ravel(), minlength=num_predicted + 1)
-    union = sizes[:, None] + np.bincount(true.ravel(), minlength=num_true + 1) - overlap
-    hits = (overlap > 0) & (overlap >= iou * union)
-    scores = np.full(num_predicted + 1, math.nan)
-    if probability is not None and num_predicted:
-        sums = np.bincount(predicted.ravel(), weights=probability[box].ravel(), minlength=num_predicted + 1)
-        scores = sums / np.maximum(sizes, 1) / (255 if probability.dtype == np.uint8 else 1)
-    return LesionMatch(
-        num_true,
-        tuple(
-            Candidate(float(scores[index]), tuple(int(lesion) for lesion in np.flatnonzero(hits[index])))
-            for index in range(1, num_predicted + 1)
-        ),
-    )
+    inside = predicted > 0
+    hits = _hits(predicted[inside], true[inside], np.bincount(true.ravel(), minlength=num_true + 1), iou)
+    scores = np.full(num_predicted, math.nan)
+    if certainty is not None and num_predicted:
+        scores = PROBABILITIES[ndimage.maximum(certainty[box], predicted, np.arange(1, num_predicted + 1))]
+    candidates = tuple(Candidate(float(score), hits.get(i, ())) for i, score in enumerate(scores, start=1))
+    if certainty is None:
+        return LesionMatch(num_true, candidates)
+    lower: list[Candidate] = []
+    for islands in find_islands(prediction, certainty):
+        of_lesion = np.zeros(len(islands.number), dtype=true.dtype)
+        within = np.all([(c >= s.start) & (c < s.stop) for c, s in zip(islands.voxels, box)], axis=0)
+        of_lesion[within] = true[tuple(c[within] - s.start for c, s in zip(islands.voxels, box))]
+        found = _hits(islands.number, of_lesion, np.bincount(true.ravel(), minlength=num_true + 1), iou)
+        highest = PROBABILITIES[islands.highest]
+        lower += [Candidate(float(score), found.get(i, ())) for i, score in enumerate(highest, start=1)]
+    return LesionMatch(num_true, candidates, tuple(lower))
+
+
+def _hits(candidate: np.ndarray, lesion: np.ndarray, sizes: np.ndarray, iou: float) -> dict[int, tuple[int, ...]]:
+    """The lesions that each candidate hits.
+
+    Args:
+        candidate: Number of the candidate of each of its voxels [N], from 1.
+        lesion: Number of the lesion there [N]; 0 for none.
+        sizes: Voxels of every lesion by number.
+        iou: Least IoU.
+    """
+    own = np.bincount(candidate)
+    on = lesion > 0
+    codes, overlap = np.unique(candidate[on].astype(np.int64) * len(sizes) + lesion[on], return_counts=True)
+    found: dict[int, tuple[int, ...]] = {}
+    for number, hit, shared in zip(codes // len(sizes), codes % len(sizes), overlap):
+        if shared >= iou * (own[number] + sizes[hit] - shared):
+            found[int(number)] = (*found.get(int(number), ()), int(hit))
+    return found
 
 
 def lesion_row(name: str, match: LesionMatch) -> dict[str, Any]:
-    """The columns of a case: counts, and the candidates with their scores where they have one.
+    """The columns of a case: counts of what is predicted, and all candidates with their scores where they have one.
 
     Of false positives the 2000 with the highest scores are kept, which is more than 8 per scan of a part of 250 scans.
 
@@ -148,9 +177,10 @@ def lesion_row(name: str, match: LesionMatch) -> dict[str, Any]:
     counts = (match.found, match.num_lesions - match.found, match.false)
     row: dict[str, Any] = {f"{key}/{name}": float(count) for key, count in zip(COUNTS, counts, strict=True)}
     if not any(math.isnan(candidate.score) for candidate in match.candidates):
-        false = sorted((item.score for item in match.candidates if not item.hits), reverse=True)
+        candidates = (*match.candidates, *match.lower)
+        false = sorted((item.score for item in candidates if not item.hits), reverse=True)
         least = false[_MOST_FALSE - 1] if len(false) > _MOST_FALSE else -math.inf
-        kept = [item for item in match.candidates if item.hits or item.score >= least]
+        kept = [item for item in candidates if item.hits or item.score >= least]
         row[f"{CANDIDATES}/{name}"] = write_candidates(kept)
     return row
 
@@ -232,8 +262,8 @@ def froc_curve(cases: Sequence[ScoredCase], *, most: float = math.inf) -> tuple[
 def froc_scores(cases: Sequence[ScoredCase]) -> dict[float, float]:
     """Sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan; the mean of the seven is LUNA16's score.
 
-    Between two points of the curve it is interpolated linearly, beyond the last it stays (LUNA16, MONAI): the
-    candidates are those of the predicted map, so that the curve ends where the prediction stands. NaN without lesions.
+    Between two points of the curve it is interpolated linearly, beyond the last it stays (LUNA16, MONAI). NaN without
+    lesions.
 
     Args:
         cases: All scans of a part.

@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
+from medtrain.metrics.certainty import PROBABILITIES, at_least, encode
 from medtrain.metrics.lesions import (
     FROC_RATES,
     Candidate,
@@ -70,7 +73,7 @@ def test_swapping_the_maps_swaps_what_is_missed_and_false_for_single_hits() -> N
 
 def test_empty_maps() -> None:
     empty, some = _line(), _line(3)
-    assert match_lesions(empty, empty) == match_lesions(empty, empty, probability=np.zeros((1, 12)))
+    assert match_lesions(empty, empty) == match_lesions(empty, empty, certainty=certainty())
     assert match_lesions(empty, some).num_lesions - match_lesions(empty, some).found == 1
     assert match_lesions(some, empty).false == 1
     assert all(math.isnan(lesion_scores(0, 0, 0, 3)[key]) for key in ("lesion_sensitivity", "lesion_precision"))
@@ -82,20 +85,105 @@ def test_empty_maps() -> None:
     }
 
 
-def test_scores_are_mean_probabilities() -> None:
+def certainty(**places: float) -> np.ndarray:
+    """Bytes [1, 12] of probabilities by place, p0 to p11; 0 elsewhere."""
     probability = np.zeros((1, 12))
-    probability[0, [0, 1, 7]] = 0.5, 1.0, 0.25
-    match = match_lesions(_line(0, 1, 7), _line(1), probability=probability)
-    assert match.candidates == (Candidate(0.75, (1,)), Candidate(0.25, ()))
+    for name, value in places.items():
+        probability[0, int(name[1:])] = value
+    return encode(torch.from_numpy(probability)).numpy()
+
+
+def test_scores_are_the_highest_probabilities() -> None:
+    match = match_lesions(_line(0, 1, 7), _line(1), certainty=certainty(p0=0.5, p1=0.97, p7=0.25))
+    assert [item.hits for item in match.candidates] == [(1,), ()]
+    assert [item.score for item in match.candidates] == pytest.approx([0.97, 0.25], rel=0.06)  # a byte
+    assert match.lower == ()
     row = lesion_row("tumour", match)
-    assert row == {
-        "lesions_found/tumour": 1.0,
-        "lesions_missed/tumour": 0.0,
-        "lesions_false/tumour": 1.0,
-        "lesion_candidates/tumour": "0.75:1 0.25:",
-    }
-    assert read_candidates(row["lesion_candidates/tumour"]) == match.candidates
+    counts = {"lesions_found/tumour": 1.0, "lesions_missed/tumour": 0.0, "lesions_false/tumour": 1.0}
+    text = row.pop("lesion_candidates/tumour")
+    assert row == counts
+    assert [item.hits for item in read_candidates(text)] == [(1,), ()]
     assert "lesion_candidates/tumour" not in lesion_row("tumour", match_lesions(_line(0), _line(1)))
+
+
+def test_lower_thresholds_show_further_candidates() -> None:
+    """Predicted is 0; above 1/4 is its rim and 3, above 1/8 the rim of that and 6 to 7, above 1/16 8 and 11."""
+    sure = certainty(p0=0.9, p1=0.3, p3=0.3, p4=0.2, p6=0.2, p7=0.14, p8=0.1, p11=0.07, p10=0.05)
+    match = match_lesions(_line(0), _line(4, 7), certainty=sure)
+    assert [item.hits for item in match.candidates] == [()]
+    # the candidate at 3 has no part in the lesion at 4, where only a lower threshold takes it: it does not grow
+    assert [item.hits for item in match.lower] == [(), (2,), ()]
+    assert [item.score for item in match.lower] == pytest.approx([0.3, 0.2, 0.07], rel=0.06)
+    assert (match.found, match.false) == (0, 1)  # as predicted
+    row = lesion_row("t", match)
+    assert (row["lesions_missed/t"], row["lesions_false/t"]) == (2.0, 1.0)
+    (case,) = scored_cases([row], "t") or ()
+    assert sorted(case.lesion_scores) == pytest.approx([-np.inf, 0.2], rel=0.06)
+    assert len(case.false_scores) == 3
+
+
+def test_lower_candidates_need_the_iou_too() -> None:
+    sure = certainty(p3=0.3, p4=0.3, p5=0.3)
+    for iou, hits in ((0.0, (1,)), (0.3, (1,)), (0.4, ())):  # one of three voxels
+        (found,) = match_lesions(_line(), _line(4), iou=iou, certainty=sure).lower
+        assert found.hits == hits
+
+
+def test_islands_are_those_of_whole_label_maps() -> None:
+    """Against connected components of each threshold's whole mask."""
+    rng = np.random.default_rng(0)
+    for shape in ((30, 20), (14, 10, 9)):
+        smooth = ndimage.gaussian_filter(rng.normal(size=shape), 0.6)
+        probability = torch.from_numpy(smooth).div(smooth.std()).sub(1.5).mul(2).sigmoid()
+        sure, label = encode(probability).numpy(), rng.random(shape) < 0.02
+        prediction = sure >= at_least(0.5)
+        match = match_lesions(prediction, label, certainty=sure)
+        above, expected = prediction, []
+        structure = np.ones((3,) * len(shape))
+        for threshold in (1 / 4, 1 / 8, 1 / 16):
+            mask = above | (sure >= at_least(threshold))
+            components, count = ndimage.label(mask, structure)
+            for number in range(1, count + 1):
+                own = components == number
+                if not (own & above).any():
+                    expected.append((PROBABILITIES[sure[own].max()], len(np.unique(label_of(label)[own & label]))))
+            above = mask
+        assert sorted((item.score, len(item.hits)) for item in match.lower) == sorted(expected)
+        assert len(expected) > 2
+
+
+def label_of(label: np.ndarray) -> np.ndarray:
+    return ndimage.label(label, np.ones((3,) * label.ndim))[0]
+
+
+def test_the_curve_goes_on_below_the_prediction() -> None:
+    """Three scans with a lesion each, of which one is predicted; a lower threshold finds the second with a mistake."""
+    scans = [certainty(p2=0.9), certainty(p2=0.3, p8=0.2), certainty()]
+    rows = [lesion_row("t", match_lesions(sure >= at_least(0.5), _line(2), certainty=sure)) for sure in scans]
+    assert sum(row["lesions_found/t"] for row in rows) == 1
+    assert froc_scores(scored_cases(rows, "t") or [])[1.0] == pytest.approx(2 / 3)
+
+
+def test_a_threshold_that_most_of_a_scan_exceeds_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtrain.metrics.islands._MOST_VOXELS", 2)
+    sure = certainty(p0=0.9, p2=0.3, p4=0.2, p6=0.2, p8=0.2, p10=0.1)
+    match = match_lesions(_line(0), _line(), certainty=sure)
+    assert [item.score for item in match.lower] == pytest.approx([0.3], rel=0.06)
+
+
+def test_bytes_of_probabilities() -> None:
+    exact = torch.tensor([0, 0.06, 0.0626, 0.25, 0.5, 0.9, 0.999, 0.9999, 0.99999, 1.0])
+    found = PROBABILITIES[encode(exact).numpy()]
+    assert found[:2].tolist() == [0, 0]
+    wanted = exact[2:8].double().numpy()
+    odds = np.log(found[2:8] / (1 - found[2:8]))
+    np.testing.assert_allclose(odds, np.log(wanted / (1 - wanted)), atol=0.06)
+    assert (np.diff(found[2:]) > 0).all()  # also very close to 1
+    for probability in (1 / 16, 0.25, 0.5, 0.77):
+        byte = at_least(probability)
+        assert PROBABILITIES[byte - 1] < probability <= PROBABILITIES[byte] * (1 + 1e-6)
+    again = encode(torch.from_numpy(PROBABILITIES)).numpy().astype(int)
+    assert abs(again - np.arange(256)).max() <= 1  # the last bit of a float
 
 
 def test_candidates_as_text() -> None:
