@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from medtrain.data.splits import some
 from medtrain.errors import DataError, MissingExtraError, Problem, UsageError
 from medtrain.registry import closest
 
@@ -19,6 +21,21 @@ MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "null"})
 
 _SEPARATORS = (",", ";", "\t", "|")
 _SHOWN = 5
+_SHOWN_COLUMNS, _SHOWN_SIGNS = 20, 40
+
+_AS_CSV = "save it as CSV UTF-8 in the program that wrote it, and name that file"
+_NO_TEXT = (
+    (b"PK\x03\x04", "is an Excel workbook or another packed file, not a text table", _AS_CSV),
+    (b"\xd0\xcf\x11\xe0", "is an old Excel workbook, not a text table", _AS_CSV),
+    (b"PAR1", "is a Parquet file", "let its name end in .parquet"),
+    (b"\x1f\x8b", "is packed with gzip (a scan?), not a text table", "name the table that lists the files"),
+    (b"\x89PNG", "is an image, not a table", "name the table that lists the images"),
+    (b"\xff\xd8\xff", "is an image, not a table", "name the table that lists the images"),
+)
+"""How files that are often mistaken for tables begin, what they are, and what to do."""
+
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_DEFAULT = "utf-8-sig"
 
 
 @dataclass(frozen=True)
@@ -47,9 +64,7 @@ class Cells:
 
     def places(self, lines: Sequence[int]) -> str:
         """Lines in words: `line 3`, or `lines 3, 9 and 4 more`."""
-        rest = len(lines) - _SHOWN
-        shown = ", ".join(str(line) for line in lines[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-        return f"{self.unit} {shown}" if len(lines) == 1 else f"{self.unit}s {shown}"
+        return _places(self.unit, lines)
 
     def missing_column(self, name: str) -> Problem:
         """Say that there is no such column, what there is, and which name is near."""
@@ -59,24 +74,29 @@ class Cells:
         else:
             near = closest(name, self.header)
             hint = f"did you mean {near!r}?" if near else None
-        return Problem(
-            where=str(self.path), message=f"has no column {name!r}; it has {', '.join(self.header)}", hint=hint
-        )
+        shown = [each if len(each) <= _SHOWN_SIGNS else f"{each[:_SHOWN_SIGNS]}..." for each in self.header]
+        columns = some(shown, _SHOWN_COLUMNS)
+        return Problem(where=str(self.path), message=f"has no column {name!r}; it has {columns}", hint=hint)
 
 
-def read_cells(path: Path, *, separator: str | None = None, encoding: str = "utf-8-sig") -> Cells:
+def read_cells(path: Path, *, separator: str | None = None, encoding: str = _DEFAULT) -> Cells:
     """Read a table.
 
     Args:
         path: `.parquet` (or `.pq`), otherwise text with a header line; cells may be quoted.
         separator: Of a text file. None for tab in `.tsv`, otherwise whichever of , ; tab | the header holds most of.
-        encoding: Of a text file.
+        encoding: Of a text file. By default UTF-8, or UTF-16 where the file begins with its mark.
 
     Raises:
-        UsageError: There is no such file.
-        DataError: Unreadable, no header, columns of one name, rows that are too long or too short; all at once.
+        UsageError: There is no such file, or it is a folder.
+        DataError: Unreadable, no table, no header, columns of one name, rows that are too long or too short; all of it
+            at once.
         MissingExtraError: A Parquet file, and pyarrow is not installed.
     """
+    if path.is_dir():
+        tables = sorted(child.name for child in path.iterdir() if child.suffix.lower() in (".csv", ".tsv", ".parquet"))
+        hint = f"did you mean {path / tables[0]}?" if tables else "name the table itself; a folder is for data.root"
+        raise UsageError(f"{path} is a folder, not a table", hint=hint)
     if not path.is_file():
         beside = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
         near = closest(path.name, beside)
@@ -86,14 +106,11 @@ def read_cells(path: Path, *, separator: str | None = None, encoding: str = "utf
         return _read_parquet(path)
     if separator is not None and len(separator) != 1:
         raise UsageError(f"the separator must be one character, got {separator!r}")
-    try:
-        text = path.read_text(encoding=encoding)
-    except UnicodeDecodeError:
-        hint = "save it as UTF-8, or name its encoding, such as latin-1"
-        raise _error(path, f"is not text in {encoding}", hint) from None
-    except OSError as error:
-        raise _error(path, f"cannot be read: {error.strerror}") from None
-    return _parse(path, text, separator)
+    return _parse(path, _read_text(path, encoding), separator)
+
+
+def _places(unit: str, lines: Sequence[int]) -> str:
+    return f"{unit if len(lines) == 1 else unit + 's'} {some([str(line) for line in lines], _SHOWN)}"
 
 
 def parse_number(text: str, *, decimal: str = ".") -> float | None:
@@ -103,6 +120,38 @@ def parse_number(text: str, *, decimal: str = ".") -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and "_" not in text else None
+
+
+def _read_text(path: Path, encoding: str) -> str:
+    """The text of a table, or what the file is instead."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _error(path, f"cannot be read: {error.strerror}") from None
+    for mark, message, hint in _NO_TEXT:
+        if content.startswith(mark):
+            raise _error(path, message, hint)
+    if encoding == _DEFAULT and content.startswith(_UTF_16):
+        encoding = "utf-16"
+    try:
+        text = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except (UnicodeDecodeError, LookupError):
+        hint = "save it as UTF-8, or name its encoding, such as latin-1"
+        raise _error(path, f"is not text in {encoding}", hint) from None
+    if "\0" in text:
+        raise _error(path, "holds zero bytes, so it is no text", "if it is UTF-16 without a mark: encoding=utf-16-le")
+    if text.lstrip()[:1] in ("{", "[") and _is_json(text):
+        place = path.absolute().parent
+        hint = f"is this a folder of scans? data=msd data.root={place}" if path.name == "dataset.json" else _AS_CSV
+        raise _error(path, "is JSON, not a table", hint)
+    return text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
 
 
 def _parse(path: Path, text: str, separator: str | None) -> Cells:
@@ -119,15 +168,15 @@ def _parse(path: Path, text: str, separator: str | None) -> Cells:
         raise _error(path, f"line {reader.line_num}: {error}") from None
     header = tuple(found[0][1])
     problems = _check_header(path, header)
-    uneven = [(line, row) for line, row in found[1:] if len(row) != len(header)]
-    for line, row in uneven:
-        problems.append(
-            Problem(
-                where=str(path),
-                message=f"line {line} has {len(row)} cells, the header has {len(header)}",
-                hint=f"quote cells that hold {separator!r}" if len(row) > len(header) else None,
-            )
-        )
+    uneven: dict[int, list[int]] = {}
+    for line, row in found[1:]:
+        if len(row) != len(header):
+            uneven.setdefault(len(row), []).append(line)
+    for count, lines in uneven.items():
+        has = "has" if len(lines) == 1 else "have"
+        message = f"{_places('line', lines)} {has} {count} cells, the header has {len(header)}"
+        hint = f"quote cells that hold {separator!r}" if count > len(header) else None
+        problems.append(Problem(where=str(path), message=message, hint=hint))
     if problems:
         raise DataError(problems, heading=f"{path} cannot be read as a table:")
     rows = [["" if cell.lower() in MISSING else cell for cell in row] for _, row in found[1:]]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 from pathlib import Path
 
@@ -59,6 +61,65 @@ def test_uneven_rows_and_repeated_columns_are_listed_at_once(tmp_path: Path) -> 
         ("line 3 has 2 cells, the header has 3", None),
         ("line 4 has 4 cells, the header has 3", "quote cells that hold ','"),
     ]
+
+
+def test_many_uneven_rows_are_one_problem(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "a\n" + "1,2\n" * 60 + "1,2,3\n")
+    with pytest.raises(DataError) as error:
+        read_cells(path, separator=",")
+    assert [problem.message for problem in error.value.problems] == [
+        "lines 2, 3, 4, 5, 6 and 55 more have 2 cells, the header has 1",
+        "line 62 has 3 cells, the header has 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        ("dataset.json", json.dumps({"name": "x", "training": ["a"] * 60}, indent=1), "is JSON", "data=msd data.root="),
+        ("rows.json", '[{"file": "a.png"}]', "is JSON", "CSV UTF-8"),
+        ("scan.nii.gz", gzip.compress(b"scan"), "gzip", "the table that lists"),
+        ("table.xlsx", b"PK\x03\x04" + bytes(99), "an Excel workbook", "CSV UTF-8"),
+        ("table.csv", b"\xd0\xcf\x11\xe0" + bytes(99), "an old Excel workbook", "CSV UTF-8"),
+        ("table.csv", b"PAR1" + bytes(99), "is a Parquet file", ".parquet"),
+        ("0.csv", b"\x89PNG\r\n" + bytes(99), "is an image", "the table that lists"),
+        ("table.csv", "a,b\n1,2\n".encode("utf-16-le"), "zero bytes", "utf-16-le"),
+        ("table.csv", b"", "is empty", ""),
+    ],
+)
+def test_files_mistaken_for_tables_are_told_in_one_sentence(
+    tmp_path: Path, name: str, content: str | bytes, message: str, hint: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError) as error:
+        read_cells(path)
+    (problem,) = error.value.problems
+    assert message in problem.message
+    assert hint in (problem.hint or "")
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder, not a table") as error:
+        read_cells(tmp_path)
+    assert "data.root" in str(error.value.hint)
+    written(tmp_path / "t.csv", "a\n1\n")
+    with pytest.raises(UsageError) as error:
+        read_cells(tmp_path)
+    assert error.value.hint == f"did you mean {tmp_path / 't.csv'}?"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_marks_tell_the_encoding(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path / "t.csv", "id;name\n1;Zo\u00eb\n", encoding)
+    assert read_cells(path).column("name") == ["Zo\u00eb"]
+
+
+def test_long_headers_are_cut(tmp_path: Path) -> None:
+    cells = read_cells(written(tmp_path / "t.csv", ",".join(["x" * 500, *(f"c{i}" for i in range(99))]) + "\n"))
+    message = cells.missing_column("q").message
+    assert message.startswith(f"has no column 'q'; it has {'x' * 40}..., c0, c1")
+    assert message.endswith("c18 and 80 more")
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
