@@ -295,7 +295,9 @@ def _doubts(volume: Volume, plan: Plan) -> Iterator[str]:
     for name, channel in zip(plan.channel_names, volume.array, strict=True):
         if channel.min() == channel.max():
             yield f"no contrast: every voxel of {name} is {channel.flat[0]:g}"
-    own = volume.spacing[-len(plan.spacing) :]  # a 2-D plan keeps the scan's slices as they are
-    if any(max(a / b, b / a) > _FAR_SPACING * 1.001 for a, b in zip(own, plan.spacing, strict=True)):
-        ours, theirs = (" x ".join(f"{size:.3g}" for size in sizes) for sizes in (own, plan.spacing))
-        yield f"spacing {ours} mm is far from the model's {theirs} mm"
+    sizes = (volume.spacing, *(plan.source_spacing or (plan.spacing, plan.spacing)))
+    own, finest, coarsest = (size[-plan.spatial_dims :] for size in sizes)  # a 2-D plan keeps a scan's slices
+    far = _FAR_SPACING * 1.001
+    if any(not low / far <= size <= high * far for size, low, high in zip(own, finest, coarsest, strict=True)):
+        ours, *theirs = (" x ".join(f"{mm:.3g}" for mm in size) for size in (own, finest, coarsest))
+        yield f"spacing {ours} mm is far from the training cases': {' to '.join(dict.fromkeys(theirs))} mm"
