@@ -31,7 +31,7 @@ def export(
     device: DeviceOption = "cpu",
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Allowed difference, relative to the largest logit.", min=1e-12)
-    ] = 1e-4,
+    ] = 1e-3,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
     imports: Imports = None,
     debug: Debug = False,

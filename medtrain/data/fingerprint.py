@@ -58,6 +58,12 @@ class Fingerprint:
         """Number of cases it was taken from."""
         return len(self.shapes)
 
+    @property
+    def spacing_range(self) -> tuple[Spacing, Spacing]:
+        """Finest and coarsest voxel size in mm along each axis."""
+        finest, coarsest = (choose(self.spacings, axis=0) for choose in (np.min, np.max))
+        return tuple(finest.tolist()), tuple(coarsest.tolist())
+
     def median_shape(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Median (D, H, W) after resampling to `spacing` mm: D, H, W, or H, W to keep each case's slices."""
         target = [(mm[0], *spacing) if len(spacing) == 2 else tuple(spacing) for mm in self.spacings]

@@ -86,6 +86,8 @@ class Plan:
         ignore_index: Class index of voxels without annotation (= num_classes), or None.
         channel_names: Name of each input channel.
         median_shape: Median shape of the cropped and resampled cases (D, H, W).
+        source_spacing: Finest and coarsest voxel size in mm (D, H, W) of the training cases' files; None in plans of
+            before it was kept.
         regions: The class indices of every region, the class that the region is painted with first, regions in the
             order in which they are painted over each other; None where every class has an output of its own.
         region_names: Name of every region.
@@ -112,6 +114,7 @@ class Plan:
     regions: tuple[tuple[int, ...], ...] | None = None
     region_names: tuple[str, ...] = ()
     resolution: Literal["full", "low"] = "full"
+    source_spacing: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     cascade: PreviousStage | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     family: ClassVar[Literal["segmentation"]] = "segmentation"
@@ -261,6 +264,7 @@ def make_plan(
         regions=None if regions is None else regions.members,
         region_names=() if regions is None else regions.region_names,
         resolution=resolution,
+        source_spacing=fingerprint.spacing_range,
         reasons=reasons,
     )
 

@@ -26,8 +26,10 @@ from medtrain.export.subject import Subject, segmentation_subject
 from medtrain.export.types import ExportedFile, TrainedRun
 from medtrain.run.atomic import atomic_dir, atomic_write, atomic_write_json, disk_errors
 
-DEFAULT_TOLERANCE = 1e-4
-"""Of the largest logit. Other kernels sum in another order: 1e-6 to 1e-5 was seen for networks of 10 stages."""
+DEFAULT_TOLERANCE = 1e-3
+"""Of the largest logit. Other kernels sum in another order. ONNX Runtime adds up the voxels of an instance norm one
+after the other in float32, which costs more digits the larger the patch is: torch's result for 80^3 voxels differs by
+2e-4 after 14 such norms. A wrong graph is off by the size of the logits."""
 
 
 def export_model(

@@ -147,6 +147,8 @@ def test_target_spacing_of_anisotropic_data_is_the_tenth_percentile() -> None:
     print_ = Fingerprint(((10, 200, 200),) * 11, spacings, 1.0, (SEEN,), (1, 1, 1))
     plan = plan_of(print_)
     assert plan.spacing == (6.0, 1.5, 1.5)  # second of eleven
+    assert plan.source_spacing == ((5.0, 1.5, 1.5), (10.0, 1.5, 1.5))
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert "10th percentile along D" in plan.reasons["data.spacing"]
     long = Fingerprint(((100, 200, 200),) * 11, spacings, 1.0, (SEEN,), (1, 1, 1))
     assert plan_of(long).spacing == (10.0, 1.5, 1.5)  # coarse but not short

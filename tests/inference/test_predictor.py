@@ -243,6 +243,22 @@ def test_output_named_like_a_scan(folder: Path, tmp_path: Path) -> None:
         assert not (tmp_path / name).exists()
 
 
+def test_a_scan_is_compared_with_the_files_of_the_training_cases_not_with_the_grid_of_the_network(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    low = run(resolution="low", spacing=(6.0, 6.0, 6.0), source_spacing=((1.0, 0.7, 0.7), (3.0, 1.6, 0.9)))
+    for name, spacing in {"like": (0.8, 1.5, 2.5), "thick": (0.8, 1.5, 5.9), "grid": (6.0, 6.0, 6.0)}.items():
+        write_scan(folder / f"{name}.nii.gz", voxels(), np.diag([*spacing, 1.0]))
+    with caplog.at_level(logging.WARNING):
+        reports = Predictor(low).predict_folder(folder, tmp_path / "out")
+    seen = "is far from the training cases': 1 x 0.7 x 0.7 to 3 x 1.6 x 0.9 mm"
+    assert {report.case_id: report.message for report in reports} == {
+        "grid": f"spacing 6 x 6 x 6 mm {seen}",
+        "like": "",
+        "thick": "",
+    }
+
+
 def test_scans_unlike_the_training_data_are_segmented_with_a_warning(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -255,8 +271,8 @@ def test_scans_unlike_the_training_data_are_segmented_with_a_warning(
     expected = {
         "empty": "no contrast: every voxel of CT is 0",
         "fine": "",
-        "thick": "spacing 5.2 x 1.5 x 0.8 mm is far from the model's 2.5 x 1.5 x 0.8 mm",
-        "thin": "spacing 2.5 x 1.5 x 0.39 mm is far from the model's 2.5 x 1.5 x 0.8 mm",
+        "thick": "spacing 5.2 x 1.5 x 0.8 mm is far from the training cases': 2.5 x 1.5 x 0.8 mm",
+        "thin": "spacing 2.5 x 1.5 x 0.39 mm is far from the training cases': 2.5 x 1.5 x 0.8 mm",
         "twice": "",
     }
     with caplog.at_level(logging.WARNING):
