@@ -45,23 +45,23 @@ def check_all(
     else:
         cases = [("train", []), *_everything(config_dirs)]
     for name, words in cases:
-        problems = _check(words, config_dirs)
-        if not targets:
-            problems = _check_with_fitting_data(words, config_dirs, problems)
-            # a component may well require a value that only its user knows, and a sweep what it varies
-            problems = tuple(p for p in problems if not p.message.startswith(REQUIRED) and p != NOTHING_VARIES)
-        yield name, problems
+        yield name, _check(words, config_dirs) if targets else _check_option(words, config_dirs)
 
 
-def _check_with_fitting_data(
-    words: Sequence[str], config_dirs: Sequence[Path | str], problems: tuple[Problem, ...]
-) -> tuple[Problem, ...]:
-    """What is wrong with an option beside data that it is for; `problems` beside the default data."""
-    for data in GENERATED.values():
+def _check_option(words: Sequence[str], config_dirs: Sequence[Path | str]) -> tuple[Problem, ...]:
+    """What is wrong with an option beside data that it is for."""
+    problems = _check_alone(words, config_dirs)
+    for data in reversed(GENERATED.values()):  # the default data is the first
         if not problems or any(word.startswith("data=") for word in words):
             break
-        problems = min(problems, _check([*words, f"data={data}"], config_dirs), key=len)
+        problems = min(problems, _check_alone([*words, f"data={data}"], config_dirs), key=len)
     return problems
+
+
+def _check_alone(words: Sequence[str], config_dirs: Sequence[Path | str]) -> tuple[Problem, ...]:
+    """A component may well require a value that only its user knows, and a sweep what it varies."""
+    problems = _check(words, config_dirs)
+    return tuple(p for p in problems if not p.message.startswith(REQUIRED) and p != NOTHING_VARIES)
 
 
 def _as_override(file: str) -> str:

@@ -7,6 +7,8 @@ problems at once. The internals used here are those of Hydra 1.3, which pyprojec
 
 from __future__ import annotations
 
+import copy
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ from medtrain import registry
 from medtrain.config.paths import ALL_GROUPS, COMPONENT_GROUPS, MULTI_GROUPS, PRESET_GROUPS, conf_dir, groups_of
 from medtrain.config.schema import component_defaults
 from medtrain.errors import ConfigError, Problem, UsageError
+from medtrain.registry import plain
 
 COMMAND_LINE = "command line"
 """The origin of what the user typed."""
@@ -41,6 +44,8 @@ COMMAND_LINE = "command line"
 SCHEMA = "schema"
 _SCHEMA_PATH = re.compile(r"^(\w+)/schema/(\w+)$")
 _FILE_OPTION = "file__"
+_READ: dict[str, tuple[tuple[int, int, int], ConfigResult | None]] = {}
+"""What this process has read, by path, with the version of the file."""
 _GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 
@@ -110,7 +115,6 @@ class Sources(ConfigRepository):
         self._problems: list[Problem] = []
         self._broken: set[str] = set()
         self._noted: set[str] = set()
-        self._published: set[str] = set()
 
     def options(self, group: str) -> list[str]:
         """The options of a group, those of sub-folders as `folder/name`."""
@@ -163,7 +167,6 @@ class Sources(ConfigRepository):
             for default in found.defaults
             if only is None or (default.config_path or "").startswith(f"{only}/")
         ]
-        self._publish_schemas(path for path, _ in selected)
         layers = [layer for path, package in selected if (layer := self._layer(path, package))]
         groups = (*groups_of(config_name), *PRESET_GROUPS)
         choices = {group: _choice(found.overrides.known_choices.get(group)) for group in groups}
@@ -184,6 +187,10 @@ class Sources(ConfigRepository):
         loaded = self.load_config(config_path)
         if loaded is None:
             return None
+        schema = _SCHEMA_PATH.match(config_path)
+        if schema and schema[1] not in self._broken:
+            # here, and not where Hydra reads it: only the modules of selected components are imported
+            return Layer(self.origin(config_path), package, plain(component_defaults(schema[1], schema[2])))
         content: Any = OmegaConf.to_container(loaded.config, resolve=False)
         if not isinstance(content, dict):
             self._note(config_path, Problem(self.origin(config_path), "must be a mapping of keys to values"))
@@ -198,7 +205,7 @@ class Sources(ConfigRepository):
 
     def _load(self, config_path: str) -> ConfigResult | None:
         try:
-            loaded = super().load_config(config_path)
+            loaded = self._read(config_path)
         except (yaml.YAMLError, OSError, HydraException, OmegaConfBaseException, ValueError) as error:
             return self._note(config_path, Problem(self.origin(config_path), _describe_yaml_error(error)))
         if loaded is None:
@@ -217,6 +224,24 @@ class Sources(ConfigRepository):
                 # Hydra would look for the group inside the section of this file; `/task` means the one at the root
                 default.package = f"_global_.{default.group[1:]}"
         return loaded
+
+    def _read(self, config_path: str) -> ConfigResult | None:
+        """Read a config, a file only if it has changed since this process read it last."""
+        schema = _SCHEMA_PATH.match(config_path)
+        if schema and schema[2] in registry.names(schema[1]):  # Hydra needs no more of it than that it is there
+            config = OmegaConf.create({"name": schema[2]})
+            return ConfigResult("schema", "structured://", config, {"package": None}, [], is_schema_source=True)
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if not isinstance(source, FileConfigSource):
+            return super().load_config(config_path)
+        file = os.path.join(source.path, f"{config_path}.yaml")
+        status = os.stat(file)
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if _READ.get(file, (None, None))[0] != version:
+            _READ[file] = (version, super().load_config(config_path))
+        loaded = _READ[file][1]
+        # the lists are completed below, for these sources
+        return loaded and replace(loaded, defaults_list=copy.deepcopy(loaded.defaults_list))
 
     def _complete_preset(self, loaded: ConfigResult) -> None:
         """Let a file of the group sweep say what it changes only, also one that changes the whole config."""
@@ -243,19 +268,6 @@ class Sources(ConfigRepository):
             header={"package": None},
             defaults_list=[],
         )
-
-    def _publish_schemas(self, config_paths: Iterable[str]) -> None:
-        """Put the real schema of every selected component in the ConfigStore: only these modules are imported."""
-        for config_path in config_paths:
-            match = _SCHEMA_PATH.match(config_path)
-            if match and match[1] not in self._broken and config_path not in self._published:
-                component = registry.get(match[1], match[2])
-                node = component_defaults(component.group, component.name)
-                ConfigStore.instance().store(
-                    group=f"{component.group}/{SCHEMA}", name=component.name, node=node, provider=component.origin
-                )
-                self._cache.pop(config_path, None)
-                self._published.add(config_path)
 
     def origin(self, config_path: str) -> str:
         """Name the file or schema of a config for people."""
@@ -284,8 +296,8 @@ def unknown_option(group: str, name: str, known: Sequence[str]) -> Problem:
 def _store_names() -> None:
     """Declare every component in Hydra's ConfigStore without importing it.
 
-    `GROUP/schema/NAME` is filled with the real schema once the component is selected. `GROUP/NAME` makes a component
-    selectable that has no YAML file; a file of the same name is found first.
+    `GROUP/schema/NAME` stands for the defaults of its signature. `GROUP/NAME` makes a component selectable that has no
+    YAML file; a file of the same name is found first.
     """
     store = ConfigStore.instance()
     for group in COMPONENT_GROUPS:
