@@ -19,12 +19,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from medtrain.callbacks.base import Callback, CallbackSet
 from medtrain.engine.cadence import Cadence, Cadences
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder
 from medtrain.engine.clock import RunClock
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
-from medtrain.engine.meter import Meter
+from medtrain.engine.meter import Meter, Speed
 from medtrain.engine.precision import Precision
 from medtrain.engine.protocol import TrainData
 from medtrain.engine.signals import StopSignals
@@ -36,7 +37,6 @@ from medtrain.run.atomic import atomic_write_json
 from medtrain.tasks.base import Batch, Record, Task
 
 if TYPE_CHECKING:
-    from medtrain.callbacks.base import Callback
     from medtrain.loggers.base import LoggerSet
     from medtrain.metrics.spec import MetricSpec
     from medtrain.optim.schedulers import Schedule
@@ -102,7 +102,7 @@ class Engine:
         cadences: Cadences,
         checkpoints: CheckpointFolder,
         loggers: LoggerSet,
-        callbacks: dict[str, Callback],
+        callbacks: Mapping[str, Callback],
         monitor: MetricSpec,
         dist: Dist,
         device: torch.device,
@@ -120,7 +120,7 @@ class Engine:
     ) -> None:
         self.task, self.data, self.model, self.optimizer, self.schedule = task, data, model, optimizer, schedule
         self.precision, self.clock, self.cadences, self.checkpoints = precision, clock, cadences, checkpoints
-        self.loggers, self.callbacks, self.monitor, self.dist = loggers, callbacks, monitor, dist
+        self.loggers, self.callbacks, self.monitor, self.dist = loggers, CallbackSet(callbacks), monitor, dist
         self.device, self.run_dir, self.seed, self.ema = device, run_dir, seed, ema
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.eval_cases, self.max_nonfinite, self.memory_format = eval_cases, max_nonfinite, memory_format
@@ -129,7 +129,7 @@ class Engine:
         self.stages = stages or Stages((), model, steps_per_epoch=1)
         self.forward_model = dist.wrap(model, device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.meter = Meter(device)
+        self.meter, self.speed = Meter(device), Speed()
         self.step = 0
         self.best: float | None = None
         self.history: list[dict[str, float]] = []
@@ -143,7 +143,6 @@ class Engine:
         self._saved_at = -1
         self.view = EngineView(self)
         self._last_ids: list[str] = []
-        self._reset_speed()
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -152,15 +151,15 @@ class Engine:
         status = "failed"
         with self.signals:
             try:
-                self._call("on_fit_start", self.view)
+                self.callbacks.tell("on_fit_start", self.view)
                 self._train()
                 status = "stopped" if self._signalled else "done"
             except BaseException as error:
-                self._call("on_exception", self.view, error)
+                self.callbacks.tell("on_exception", self.view, error)
                 raise
             finally:
                 self.loggers.flush()
-                self._call("on_fit_end", self.view, status)
+                self.callbacks.tell("on_fit_end", self.view, status)
         return FitResult(status, self.stop_reason or "reached the limit", self.step, self.best)
 
     def _train(self) -> None:
@@ -201,7 +200,7 @@ class Engine:
         """One optimizer step over a window of micro-batches, with the gradient of the whole window's mean loss."""
         started = time.perf_counter()
         window = list(itertools.islice(batches, self.window_size(self.step)))
-        self._wait_seconds += time.perf_counter() - started
+        waited = time.perf_counter() - started
         # drawn anew for each step: dropout does not depend on how the run got here
         torch.manual_seed(hash((self.seed, self.step, self.dist.rank)) & 0x7FFFFFFFFFFFFFFF)
 
@@ -218,7 +217,6 @@ class Engine:
                 # DDP averages over ranks, hence world_size: the sum is the gradient of the global weighted mean
                 self.precision.backward(output.loss * (weight * self.dist.world_size / total))
             self.meter.add({"train/loss": output.loss, **output.logs}, weight)
-            self._samples += batch["weight"] * self.dist.world_size
         grad_norm = self.precision.clip(self.optimizer, self.parameters, norm=self.clip_norm, value=self.clip_value)
         self.meter.add({"train/grad_norm": grad_norm}, 1.0)
         self.precision.step(self.optimizer, grad_norm)
@@ -230,8 +228,7 @@ class Engine:
         self.step += 1
         self._last_ids = [case for batch in window for case in batch.get("case_id", [])]
         seconds = time.perf_counter() - started
-        self._step_seconds += seconds
-        self._steps_since_log += 1
+        self.speed.add_step(sum(batch["weight"] for batch in window) * self.dist.world_size, seconds, waited)
         self.clock.add_step(self._agree_on_time(seconds))
 
     # ---------------------------------------------------------------------------------------------- evaluation
@@ -251,8 +248,7 @@ class Engine:
             return False  # a run on every case has nothing to judge: its last weights are its result
         self.records = records
         metrics = {f"val/{key}": value for key, value in self.task.summarize(records).items()}
-        self.clock.add_evaluation(self._agree_on_time(time.perf_counter() - started))
-        self._restart_cadences()
+        self._agree_on_time(0.0)
         self.metrics = metrics
         self.history.append({"step": self.step, "epoch": self.epoch, **metrics})
         perf = {"perf/elapsed_s": self.clock.elapsed(), "perf/evaluation_s": time.perf_counter() - started}
@@ -263,7 +259,9 @@ class Engine:
             self.best = value
         if self.schedule.interval == "metric":
             self.schedule.observe(value, self.monitor.mode)
-        self._call("on_evaluation_end", self.view, metrics, improved)
+        self.callbacks.tell("on_evaluation_end", self.view, metrics, improved)
+        self.clock.add_evaluation(self._agree_on_time(time.perf_counter() - started))  # with what is drawn of it
+        self._restart_cadences()
         return improved
 
     def evaluate(self, *, limit: int | None, final: bool) -> list[Record]:
@@ -362,25 +360,15 @@ class Engine:
         started = time.perf_counter()
         scalars = self.meter.read(self.dist)  # sync: the only regular wait, for steps that a GPU has still to make
         waited = self._agree_on_time(time.perf_counter() - started)
-        self._step_seconds += waited
+        self.speed.add_wait(waited)
         self.clock.add_wait(waited)
         scalars["train/lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         self._check_finite()
-        scalars |= {
-            "perf/samples_per_s": self._samples / max(self._step_seconds, 1e-9),
-            "perf/step_s": self._step_seconds / max(self._steps_since_log, 1),
-            "perf/data_wait": self._wait_seconds / max(self._step_seconds, 1e-9),
-            "perf/elapsed_s": self.clock.elapsed(),
-        }
+        scalars |= {**self.speed.read(), "perf/elapsed_s": self.clock.elapsed()}
         if self.device.type == "cuda":
             scalars["perf/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self._reset_speed()
         self.loggers.log_scalars(self.step, self.epoch, scalars)
-        self._call("on_log", self.view, scalars)
-
-    def _reset_speed(self) -> None:
-        self._samples, self._steps_since_log = 0, 0
-        self._step_seconds, self._wait_seconds = 0.0, 0.0
+        self.callbacks.tell("on_log", self.view, scalars)
 
     def _check_finite(self) -> None:
         """Report skipped steps since the last look; give up when too many came in a row."""
@@ -398,17 +386,6 @@ class Engine:
             f"the last cases are in {path}",
             hint="lower optimizer.lr, set trainer.clip_norm, or use trainer.precision=fp32",
         )
-
-    def _call(self, event: str, *arguments: Any) -> None:
-        """Tell the callbacks; one that fails is switched off, for a picture must not cost a run."""
-        for name, callback in list(self.callbacks.items()):
-            try:
-                getattr(callback, event)(*arguments)
-            except MedtrainError:
-                raise  # said to the user: a setting of the callback is wrong
-            except Exception as error:
-                del self.callbacks[name]
-                log.warning("callback %s failed and is switched off: %s: %s", name, type(error).__name__, error)
 
     def request_stop(self, reason: str) -> None:
         """Stop after the current step."""
@@ -436,7 +413,7 @@ class Engine:
                 best=best,
                 keep=keep,
             )
-            self._call("on_checkpoint", self.view, path)
+            self.callbacks.tell("on_checkpoint", self.view, path)
         self._saved_at = self.step
         self.dist.barrier()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from medtrain.callbacks.base import Callback
 from medtrain.engine.distributed import Dist
 from medtrain.engine.loop import Engine
 from medtrain.engine.sanity import sanity_check
@@ -67,6 +68,20 @@ def test_seven_batches_in_windows_of_three_are_three_steps(tmp_path: Path) -> No
     engine = make_engine(tmp_path, accumulate=3)  # 20 samples / 3 = 7 batches
     assert engine.steps_per_epoch == 3
     assert [engine.window_size(step) for step in range(6)] == [3, 3, 1, 3, 3, 1]
+
+
+def test_what_is_drawn_of_an_evaluation_is_part_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("medtrain.engine.loop.time.perf_counter", lambda: now[0])
+
+    class Draws(Callback):
+        def on_evaluation_end(self, view: Any, metrics: Any, improved: bool) -> None:
+            now[0] += 5.0
+
+    engine = make_engine(tmp_path, steps=2, evaluate="1step", callbacks={"draws": Draws()})
+    engine.fit()
+    assert engine.clock.state_dict()["evaluation_seconds"] == 10.0
+    assert engine.clock.state_dict()["last_evaluation_seconds"] == 5.0
 
 
 class StopAt:
