@@ -53,6 +53,16 @@ def memory_gib(device: torch.device) -> float:
     return (total if limit == "max" else min(total, int(limit))) / 2**30
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in the words of torch, CUDA, cuBLAS or cuDNN."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    # what cuBLAS and cuDNN allocate on their own fails in other words
+    words = ("out of memory", "allocate memory", "status_alloc_failed", "allocation_failed")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory that a training step frees for the next one, instead of returning it to the kernel.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from medtrain.engine.device import memory_gib
+from medtrain.engine.device import memory_gib, out_of_memory
 from medtrain.errors import MedtrainError
 from medtrain.models.activations import kept_for_backward, storages
 from medtrain.tasks.base import Task
@@ -29,6 +29,7 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOMENTS = {"sgd": 1, "rmsprop": 1}
 _DEFAULT_MOMENTS = 2  # Adam and its relatives
 _GIB = 2**30
+_OWN_GIB = 1.0  # what CUDA itself may take of a GPU's memory for a process
 _SIZES = (("data", "batch_size"), ("data", "patch_size"), ("data", "image_size"), ("model", "channels"))
 
 
@@ -257,24 +258,25 @@ def memory_guard(engine: Engine, config: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
+        if not out_of_memory(error):
             raise
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        others = _taken_by_others(device)
         needs = estimate()
         expected = f"; a training step needs {needs}" if needs is not None else ""
         raise MedtrainError(
-            f"out of memory: {_device_name(device)} has {memory_gib(device):.1f} GiB{expected} "
+            f"out of memory: {_device_name(device)} has {memory_gib(device):.1f} GiB{others}{expected} "
             f"({describe_sizes(config)})",
             hint=_hint(config),
         ) from error
 
 
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
+def _taken_by_others(device: torch.device) -> str:
+    """What other programs keep of a GPU's memory, where it is much, in words."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    taken = (total - free - torch.cuda.memory_reserved(device)) / _GIB
+    return f", of which others take {taken:.1f}" if taken > max(_OWN_GIB, 0.1 * total / _GIB) else ""
 
 
 def _device_name(device: torch.device) -> str:

@@ -24,14 +24,15 @@ from medtrain.data.preprocess import prepare_image
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.cascade import FirstStage
 from medtrain.inference.ensemble import check_together, share_normalization
-from medtrain.inference.postprocess import class_indices
+from medtrain.inference.postprocess import find_structures
 from medtrain.inference.predictions import TABLE, CaseReport, PredictionFolder
 from medtrain.inference.scans import Scan, as_dicom_seg, find_scans, label_values, read_scan, write_segmentation
 from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from medtrain.data.plan import Plan
-    from medtrain.engine.restore import LoadedRun
+    from medtrain.engine.device import out_of_memory
+from medtrain.engine.restore import LoadedRun
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Predictor:
         self._task = copy.copy(run.task)
         if mirror is not None:
             self._task.inference = dataclasses.replace(run.task.inference, mirror=mirror)
-        class_indices(self._task.inference.keep_largest, self._plan.class_names)
+        find_structures(self._task.inference.keep_largest, self._plan.class_names, self._plan.named_regions)
         self._values = label_values(self._plan)
         self._first_stage = FirstStage.behind(run)
 
@@ -232,12 +233,12 @@ class Predictor:
         """Why a scan does not fit the memory; None where the error is another one."""
         if isinstance(error, UsageError):  # inference.max_memory, which a smaller scan may be content with
             return error.message
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            return f"does not fit the memory of {self._run.device}"
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        if not out_of_memory(error):
+            return None
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             return "does not fit the main memory"
-        return None
+        torch.cuda.empty_cache()
+        return f"does not fit the memory of {self._run.device}"
 
     def _write(
         self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float

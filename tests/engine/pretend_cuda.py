@@ -80,6 +80,9 @@ class CudaTensor(Tensor):
     def tolist(self) -> Any:  # torch's own refuses subclasses
         return self.cpu().tolist()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a file that was saved on a GPU, read with map_location="cpu"
+        return self.detach().cpu().__reduce_ex__(protocol)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert PretendCuda.current is not None, "the pretended GPU is switched off"

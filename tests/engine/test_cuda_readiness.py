@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from medtrain.engine.derive import _channels_last
+from medtrain.engine.device import out_of_memory
+from medtrain.engine.memory import memory_guard
 from medtrain.engine.precision import choose_precision
-from medtrain.errors import UsageError
+from medtrain.errors import MedtrainError, UsageError
 from medtrain.export.parity import exact_float32
 from tests.engine.pretend_cuda import DEVICE, PretendCuda, pretend_gpu, pretended
 from tests.engine.toy import make_engine, network
@@ -98,6 +100,51 @@ class TestPrecision:
             assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (setting == "high")
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+class TestRunningOut:
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        ],
+    )
+    def test_is_said_of_a_gpu_with_what_to_type_and_the_last_checkpoint_is_whole(
+        self, gpu: PretendCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2 * 2**30, 24 * 2**30))
+        engine = make_engine(tmp_path, steps=6, checkpoint="2step", evaluate="100step")
+        engine.device = DEVICE  # as far as the message is concerned
+        step = engine.train_step
+
+        def fail(batches: Any) -> None:
+            if engine.step == 3:
+                raise (torch.OutOfMemoryError if "Tried" in message else RuntimeError)(message)
+            step(batches)
+
+        monkeypatch.setattr(engine, "train_step", fail)
+        config = {
+            "data": {"batch_size": 4}, "model": {}, "optimizer": {"name": "adamw"},
+            "trainer": {"accumulate": 1, "ema_decay": None},
+        }  # fmt: skip
+        with pytest.raises(MedtrainError) as caught, memory_guard(engine, config):
+            engine.fit()
+        assert caught.value.message.startswith(
+            "out of memory: Pretended has 24.0 GiB, of which others take 22.0; a training step needs about"
+        )
+        assert "(data.batch_size=4)" in caught.value.message
+        assert "data.batch_size=2 trainer.accumulate=2" in (caught.value.hint or "")
+        last = engine.checkpoints.last()
+        assert last is not None
+        assert last.step == 2
+        make_engine(tmp_path / "again", steps=6).load(last)
+
+    def test_other_errors_are_no_lack_of_memory(self) -> None:
+        assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+        assert not out_of_memory(ValueError("out of memory"))  # nobody computes with this
 
 
 def test_features_of_instance_norm_lie_with_the_channels_first_on_a_gpu() -> None:
