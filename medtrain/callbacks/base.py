@@ -6,17 +6,21 @@ is a callback. In a distributed run only the main process has callbacks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from medtrain.errors import MedtrainError
 from medtrain.loggers.base import LoggerSet
 from medtrain.metrics.spec import MetricSpec
 
 if TYPE_CHECKING:
     from medtrain.tasks.base import PictureStyle
+
+_LOG = logging.getLogger(__name__)
 
 
 class EngineView(Protocol):
@@ -144,3 +148,45 @@ class Callback:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
+
+
+class CallbackSet:
+    """Passes everything on to several callbacks.
+
+    One that fails is switched off with a warning, for a picture must not cost a run.
+
+    Args:
+        callbacks: Callbacks by the name they have in the configuration.
+    """
+
+    def __init__(self, callbacks: Mapping[str, Callback]) -> None:
+        self._callbacks = dict(callbacks)
+
+    def tell(self, event: str, *arguments: Any) -> None:
+        """Call a method of every callback.
+
+        Args:
+            event: Name of the method.
+            arguments: What it takes.
+
+        Raises:
+            MedtrainError: A setting of a callback is wrong.
+        """
+        for name, callback in list(self._callbacks.items()):
+            try:
+                getattr(callback, event)(*arguments)
+            except MedtrainError:
+                raise
+            except Exception as error:
+                del self._callbacks[name]
+                _LOG.warning("callback %s failed and is switched off: %s: %s", name, type(error).__name__, error)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """The state of each by its name."""
+        return {name: callback.state_dict() for name, callback in self._callbacks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take back what `state_dict` returned; callbacks that had none begin anew."""
+        for name, callback in self._callbacks.items():
+            if name in state:
+                callback.load_state_dict(state[name])

@@ -32,7 +32,7 @@ from medtrain.engine.signals import StopSignals
 from medtrain.engine.stages import Stages
 from medtrain.engine.state import load_state, state_dict
 from medtrain.engine.view import EngineView
-from medtrain.errors import MedtrainError, NonFiniteError
+from medtrain.errors import NonFiniteError
 from medtrain.run.atomic import atomic_write_json
 from medtrain.tasks.base import Batch, Record, Task
 

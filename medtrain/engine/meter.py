@@ -1,4 +1,4 @@
-"""Weighted means that accumulate on the device, so that no step waits for the host."""
+"""What is measured between two logs: means that accumulate on the device, so that no step waits for the host; speed."""
 
 from __future__ import annotations
 
@@ -47,3 +47,42 @@ class Meter:
         """Continue where `state_dict` was taken."""
         self._sums = {name: torch.tensor(value, device=self.device) for name, value in state["sums"].items()}
         self._weights = dict(state["weights"])
+
+
+class Speed:
+    """Samples and seconds of training steps since the last read."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._samples, self._steps = 0, 0
+        self._seconds, self._data_seconds = 0.0, 0.0
+
+    def add_step(self, samples: int, seconds: float, data_seconds: float) -> None:
+        """Count a step.
+
+        Args:
+            samples: Of all processes.
+            seconds: Of the whole step.
+            data_seconds: For which it waited for its batches.
+        """
+        self._samples += samples
+        self._steps += 1
+        self._seconds += seconds
+        self._data_seconds += data_seconds
+
+    def add_wait(self, seconds: float) -> None:
+        """Count time that the device still had to work for steps."""
+        self._seconds += seconds
+
+    def read(self) -> dict[str, float]:
+        """Scalars since the last read, then start anew."""
+        seconds = max(self._seconds, 1e-9)
+        found = {
+            "perf/samples_per_s": self._samples / seconds,
+            "perf/step_s": self._seconds / max(self._steps, 1),
+            "perf/data_wait": self._data_seconds / seconds,
+        }
+        self._start()
+        return found

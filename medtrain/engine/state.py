@@ -28,7 +28,7 @@ def state_dict(engine: Engine) -> dict[str, Any]:
         "best": engine.best,
         "pending_evaluation": engine.pending_evaluation,
         "history": json.dumps(engine.history),
-        "callbacks": {name: callback.state_dict() for name, callback in engine.callbacks.items()},
+        "callbacks": engine.callbacks.state_dict(),
         "rng": rng_state(),
     }
 
@@ -51,9 +51,7 @@ def load_state(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.pending_evaluation = state["pending_evaluation"]
     engine.history = json.loads(state["history"])
     engine.metrics = {key: value for key, value in engine.history[-1].items() if "/" in key} if engine.history else {}
-    for name, callback in engine.callbacks.items():
-        if name in state["callbacks"]:
-            callback.load_state_dict(state["callbacks"][name])
+    engine.callbacks.load_state_dict(state["callbacks"])
     set_rng_state(state["rng"])
     engine.step = checkpoint.step
     engine.loggers.resume(engine.step)
