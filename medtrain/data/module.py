@@ -234,6 +234,7 @@ class SegmentationData:
             "num_train": len(self.split["train"]),
             "num_val": len(self.split["val"]),
             "cases": {case_id: self.store.keys[case_id] for case_id in used},
+            "contents": {case_id: self.store.contents[case_id] for case_id in used if case_id in self.store.contents},
             **({"annotated": {case: list(known) for case, known in self.annotated.items()}} if self.annotated else {}),
         }
 

@@ -111,7 +111,8 @@ def prepare(
             for_each_case(todo, prepare_one, workers=workers, progress=progress)
         finally:
             RECENT.clear()
-    return Store(root, keys, {case.case_id: case for case in dataset.cases})
+    contents = {case.case_id: digest_of({"images": digests.of_case(case)[:-1]}) for case in dataset.cases}
+    return Store(root, keys, {case.case_id: case for case in dataset.cases}, contents)
 
 
 def _note_foreign(folders: Iterable[Path]) -> None:

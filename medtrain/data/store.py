@@ -159,10 +159,18 @@ class Store:
         root: The store's folder.
         keys: Folder name below `cases` by case id.
         cases: The data set's cases by id.
+        contents: Digests of the scans' files, without their labels, by case id; not known in worker processes.
     """
 
-    def __init__(self, root: Path, keys: Mapping[str, str], cases: Mapping[str, Case]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        keys: Mapping[str, str],
+        cases: Mapping[str, Case],
+        contents: Mapping[str, str] | None = None,
+    ) -> None:
         self.root = root
+        self.contents = dict(contents or {})
         self.keys = dict(keys)
         self.cases = {case_id: cases[case_id] for case_id in self.keys}
         self._open: OrderedDict[str, PreparedCase] = OrderedDict()

@@ -27,18 +27,31 @@ def seen_cases(config: Mapping[str, Any], described: Mapping[str, Any]) -> dict[
         described: What identifies its data, as `data.json` has it.
 
     Returns:
-        Case id -> the run that trained on it; empty for weights that no run has written.
+        Case id, as this run calls it -> the run that trained on it; empty for weights that no run has written.
     """
     seen: dict[str, Path] = {}
     for run, earlier in _ancestors(config):
         theirs = _read(run / "data.json")
-        same = any(theirs.get(key) == described.get(key) for key in ("dataset", "root"))
-        mine, cases = described["cases"], theirs.get("cases", {})
-        for case_id in _training_part(run, earlier, cases):
-            # another data set may use the same ids
-            if case_id in mine and (same or cases.get(case_id) == mine[case_id]):
-                seen.setdefault(case_id, run)
+        for case_id in _training_part(run, earlier, theirs.get("cases", {})):
+            for known in _same_scan(case_id, theirs, described):
+                seen.setdefault(known, run)
     return seen
+
+
+def _same_scan(case_id: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterable[str]:
+    """The cases of mine that are a case of theirs: those of the same content, whatever they are called.
+
+    Where the content of either is not known, the case of the same id, if it was prepared to the same thing or the data
+    sets have the same name or folder.
+    """
+    contents: Mapping[str, str] = mine.get("contents", {})
+    content = theirs.get("contents", {}).get(case_id)
+    if content is not None:
+        yield from (known for known, other in contents.items() if other == content)
+    if case_id in mine["cases"] and (content is None or case_id not in contents):
+        same = any(theirs.get(key) == mine.get(key) for key in ("dataset", "root"))
+        if same or theirs.get("cases", {}).get(case_id) == mine["cases"][case_id]:
+            yield case_id
 
 
 def warn_of_seen(run_dir: Path, config: Mapping[str, Any], data: TrainData) -> None:

@@ -240,6 +240,8 @@ def test_what_identifies_the_data(prepared: tuple[Dataset, VolumeData, Store]) -
     data = make(prepared)
     told = data.describe()
     assert told["cases"] == prepared[2].keys
+    assert set(told["contents"]) == set(told["cases"])
+    assert len(set(told["contents"].values())) == len(told["cases"])
     assert (told["dataset"], told["num_train"], told["num_val"]) == ("Small", 3, 2)
     other = make(prepared, split={"train": ["case_0"], "val": ["case_3"]}).describe()
     assert other["split_hash"] != told["split_hash"]

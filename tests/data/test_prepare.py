@@ -133,6 +133,9 @@ def test_folds_and_batches_share_cases_and_what_shapes_them_does_not(dataset: Da
     ]
     for other in others:
         assert not set(other.values()) & set(keys.values())
+    merged = prepare(dataset, replace(settings, merge_labels={"organ": ["organ", "tumour"]}), small_plan())
+    assert merged.contents == prepare(dataset, settings, small_plan(spacing=(1.0, 1.0, 1.5))).contents
+    assert set(merged.contents) == set(merged.keys)
 
 
 def test_a_changed_scan_is_prepared_anew(dataset: Dataset, settings: VolumeData) -> None:

@@ -68,6 +68,23 @@ def test_weights_of_other_data_have_seen_nothing(tmp_path: Path) -> None:
     assert set(seen_cases(_begins(moved), MINE)) == {"a", "b"}
 
 
+def test_content_decides_where_it_is_known(tmp_path: Path) -> None:
+    mine = {**MINE, "contents": {"a": "A", "b": "B", "c": "C"}}
+    # another data set, of the same ids and even the same name: nothing of it is known here
+    other = _run(tmp_path / "other", root="/other", contents={"a": "X", "b": "Y", "c": "Z"})
+    assert seen_cases(_begins(other), mine) == {}
+    # the same scans under other ids, prepared in another way, the labels changed
+    facts = {"dataset": "Renamed", "root": "/other", "cases": {"p": "7", "q": "8"}, "contents": {"p": "C", "q": "N"}}
+    renamed = _run(tmp_path / "renamed", splits=[{"train": ["p", "q"], "val": []}], **facts)
+    assert seen_cases(_begins(renamed), mine) == {"c": renamed}
+    # a case whose content only one of them knows is told by its id
+    partly = _run(tmp_path / "partly", contents={"b": "N"})
+    assert seen_cases(_begins(partly), mine) == {"a": partly}
+    assert seen_cases(_begins(partly), {**MINE, "contents": {"b": "N"}}) == {"a": partly, "b": partly}
+    # of two copies here, both have been seen
+    assert set(seen_cases(_begins(renamed), {**MINE, "contents": {"a": "C", "b": "C", "c": "Q"}})) == {"a", "b"}
+
+
 def test_a_circle_ends(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", init_from=tmp_path / "run")
     assert set(seen_cases(_begins(run), MINE)) == {"a", "b"}

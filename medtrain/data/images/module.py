@@ -13,7 +13,7 @@ import torch
 
 from medtrain.data.digests import digest_of
 from medtrain.data.images.balance import Balance, sample_shares
-from medtrain.data.images.copies import FORMAT, ImageCopies
+from medtrain.data.images.copies import CONSTANT, FORMAT, ImageCopies
 from medtrain.data.images.found import FoundImages
 from medtrain.data.images.plan import ImagePlan
 from medtrain.data.images.samples import Batch, Normalizer, ReadSample, SampleReader, TrainingReader
@@ -175,11 +175,18 @@ class ImageModule:
             "split_hash": self.found.split_hash,
             **counts,
             "cases": cases,
+            "contents": {sample.sample_id: digest for sample in self.found.used() if (digest := self._content(sample))},
         }
 
     def close(self) -> None:
         """Stop the workers of every iterator."""
         self.stream.close()
+
+    def _content(self, sample: Sample) -> str | None:
+        """Digest of a sample's images alone; None where it has none, or blank ones, of which there are many alike."""
+        found = [self.copies.digests.get(ref) for ref in sample.images if ref is not None]
+        known = [digest for digest in found if digest is not None and not digest.startswith(CONSTANT)]
+        return digest_of({"images": known}) if known and len(known) == len(found) else None
 
     def _digest(self, sample: Sample) -> str:
         images = [None if ref is None else self.copies.digests.get(ref, str(ref)) for ref in sample.images]

@@ -418,6 +418,8 @@ def test_what_identifies_the_data(tmp_path: Path) -> None:
     picture(tmp_path / "s03.png", 99)
     changed = open_module(settings)[0].describe()
     assert {name for name in first["cases"] if first["cases"][name] != changed["cases"][name]} == {"s03"}
+    assert {name for name in first["contents"] if first["contents"][name] != changed["contents"][name]} == {"s03"}
+    assert set(first["contents"]) == set(first["cases"])
     assert changed["data_hash"] != first["data_hash"]
     assert changed["split_hash"] == first["split_hash"]
 
