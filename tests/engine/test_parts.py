@@ -16,7 +16,7 @@ from medtrain.engine.checkpoint import CheckpointFolder, read_checkpoint
 from medtrain.engine.clock import Limit, RunClock
 from medtrain.engine.distributed import Dist
 from medtrain.engine.ema import EMA
-from medtrain.engine.meter import Meter
+from medtrain.engine.meter import Meter, Speed
 from medtrain.engine.precision import Precision, choose_precision, cpu_has_bf16
 from medtrain.engine.sanity import warn_of_ties
 from medtrain.errors import MedtrainError, UsageError
@@ -158,6 +158,16 @@ def test_ema_copies_buffers_and_restores_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), ema.applied():
         1 / 0  # noqa: B018
     assert model.weight.data.data_ptr() == weight.data_ptr()
+
+
+def test_speed_is_that_of_the_steps_since_the_last_log() -> None:
+    speed = Speed()
+    speed.add_step(4, 1.5, 0.5)
+    speed.add_step(2, 0.5, 0.0)
+    speed.add_wait(1.0)
+    # 6 samples in 3 s, of which half a second was spent waiting for batches
+    assert speed.read() == pytest.approx({"perf/samples_per_s": 2.0, "perf/step_s": 1.5, "perf/data_wait": 1 / 6})
+    assert speed.read() == {"perf/samples_per_s": 0.0, "perf/step_s": 0.0, "perf/data_wait": 0.0}
 
 
 def test_meter_weighs_and_forgets() -> None:
