@@ -44,7 +44,7 @@ def plan(
         from medtrain.config.render import experiment_yaml
         from medtrain.engine.cost import step_cost
         from medtrain.engine.derive import derive, with_plan
-        from medtrain.engine.plan_report import plan_sections, plan_text, planned_keys
+        from medtrain.engine.plan_report import plan_sections, plan_text, planned_notes
         from medtrain.errors import UsageError
         from medtrain.run.atomic import atomic_write
 
@@ -59,7 +59,7 @@ def plan(
             planned["data"]["store"] = composed.tree["data"]["store"]  # wherever it is trained
             head = f"{derivation.found.dataset_name}: a plan. Train with it: medtrain train experiment={out}\n\n{text}"
             composed = dataclasses.replace(composed, tree=planned)
-            atomic_write(out, experiment_yaml(composed, comment=head, notes=planned_keys(derivation).get))
+            atomic_write(out, experiment_yaml(composed, comment=head, notes=planned_notes(derivation).get))
             typer.echo(f"saved; train with it: medtrain train experiment={out}", err=True)
 
 

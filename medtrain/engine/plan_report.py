@@ -86,6 +86,16 @@ def planned_keys(derivation: Derivation) -> dict[str, str]:
     return {key: reasons.get(key, "given") for key in dict.fromkeys([*plan_keys, *own])}
 
 
+def planned_notes(derivation: Derivation) -> dict[str, str]:
+    """Comments on the planned values of a saved plan, by config key.
+
+    Each names the value that it explains, so that it stays true beside one that was edited since.
+    """
+    planned = {value.key: value.value for value in derivation.values}
+    reasons = planned_keys(derivation)
+    return {key: f"planned {_short(planned[key])}: {why}" if key in planned else why for key, why in reasons.items()}
+
+
 def _data(derivation: Derivation) -> list[Row]:
     config, found = derivation.config["data"], derivation.found
     parts = ", ".join(f"{len(ids)} {part}" for part, ids in found.split.items() if ids)

@@ -74,6 +74,24 @@ def test_a_saved_plan_is_trained_exactly(
     assert str(file) in origin
 
 
+def test_an_edited_value_keeps_no_reason_of_another(
+    words: list[str], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, again = tmp_path / "plan.yaml", tmp_path / "again.yaml"
+    assert medtrain("plan", *words, "--out", file) == 0
+    (before,) = (line for line in file.read_text().splitlines() if line.startswith("  batch_size: 2"))
+    assert before.startswith("  batch_size: 2  # planned 2: ")  # whatever is written before it, this stays true
+    reason = before.partition("planned 2: ")[2]
+    assert "  spacing: [9.0, 9.0, 9.0]  # given" in file.read_text()
+    file.write_text(file.read_text().replace("  batch_size: 2  #", "  batch_size: 3  #"))
+    capsys.readouterr()
+    assert medtrain("plan", f"experiment={file}", "--out", again) == 0
+    (shown,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  data.batch_size"))
+    assert shown.split() == ["data.batch_size", "3", "given"]
+    assert "  batch_size: 3  # given\n" in again.read_text()
+    assert reason not in again.read_text()
+
+
 def test_images_have_a_plan_too(tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data=phantom_images", f"data.root={tmp_path / 'p'}", "data.num_samples=40", "model=cnn",
              f"data.store={tmp_path / 'store'}", "trainer.device=cpu"]  # fmt: skip
