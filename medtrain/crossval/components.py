@@ -1,7 +1,7 @@
 """Post-processing chosen by cross-validation: which structures are better with only their largest component kept.
 
-The rule is nnU-Net's (Isensee et al., Nature Methods 18, 2021): first all foreground together, then class by class;
-each is taken where it raises the mean Dice over the cases that were held out and lowers that of no class.
+The rule is nnU-Net's (Isensee et al., Nature Methods 18, 2021): first all foreground together, then class by class, or
+region by region; each is taken where it raises the mean Dice over the cases that were held out and lowers that of none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medtrain.inference.postprocess import FOREGROUND, class_indices, keep_largest_components
+from medtrain.inference.postprocess import FOREGROUND, Structure, find_structures, keep_largest_components
 from medtrain.metrics.overlap import confusion_matrix
 
 
@@ -51,6 +51,10 @@ class Judged:
         """What a run with this plan is judged by."""
         members = [(i,) for i in range(1, plan.num_classes)] if plan.regions is None else plan.regions
         return cls(plan.class_names, plan.judged_names, members, plan.ignore_index)
+
+    def structures(self, names: Sequence[str]) -> list[Structure]:
+        """What names of `inference.keep_largest` mean."""
+        return find_structures(names, self.class_names, dict(zip(self.judged_names, self.members, strict=True)))
 
     def dice(self, prediction: np.ndarray, label: np.ndarray, annotated: Sequence[bool] | None = None) -> np.ndarray:
         """Dice of everything that is judged, [J]; NaN where it is in neither map, or was not annotated."""
@@ -132,14 +136,14 @@ class Choice:
 
 
 def choose_components(cases: Callable[[], Iterable[HeldOut]], judged: Judged) -> Choice:
-    """Choose of which classes only the largest component is kept.
+    """Choose of which classes or regions only the largest component is kept.
 
     Args:
         cases: Gives the cases that were held out, from the first one at every call; read one at a time.
         judged: What is judged.
     """
-    names = list(judged.class_names[1:])
-    alone = len(names) == 1  # all foreground and its only class are the same
+    names = list(judged.judged_names)
+    alone = len(judged.class_names) == 2  # all foreground and its only class are the same
     tables: dict[tuple[str, ...], list[np.ndarray]] = {}
     for case in cases():
         plain = judged.dice(*case)
@@ -172,14 +176,14 @@ def _vary(
     tables: dict[tuple[str, ...], list[np.ndarray]],
 ) -> tuple[tuple[str, ...], HeldOut, np.ndarray]:
     """Apply the last word to a predicted label map and judge it; most often nothing changes."""
-    changed = _keep(base, class_indices(words[-1:], judged.class_names))
+    changed = _keep(base, judged.structures(words[-1:]))
     found = scores if changed.prediction is base.prediction else judged.dice(*changed)
     _add(tables, words, found)
     return words, changed, found
 
 
-def _keep(case: HeldOut, indices: Sequence[int]) -> HeldOut:
-    return case._replace(prediction=keep_largest_components(case.prediction, indices))
+def _keep(case: HeldOut, structures: Sequence[Structure]) -> HeldOut:
+    return case._replace(prediction=keep_largest_components(case.prediction, structures))
 
 
 def _add(tables: dict[tuple[str, ...], list[np.ndarray]], words: tuple[str, ...], scores: np.ndarray) -> None:
@@ -204,6 +208,6 @@ def _try(name: str, before: Mapping[str, float], after: Mapping[str, float]) -> 
 
 
 def _together(cases: Callable[[], Iterable[HeldOut]], chosen: Sequence[str], judged: Judged) -> dict[str, float]:
-    indices = class_indices(chosen, judged.class_names)
-    rows = [judged.dice(*_keep(case, indices)) for case in cases()]
+    structures = judged.structures(chosen)
+    rows = [judged.dice(*_keep(case, structures)) for case in cases()]
     return _means(np.array(rows), judged)

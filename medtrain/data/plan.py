@@ -139,6 +139,11 @@ class Plan:
         """What evaluations judge: the regions, or the classes without the background."""
         return self.class_names[1:] if self.regions is None else self.region_names
 
+    @property
+    def named_regions(self) -> dict[str, tuple[int, ...]]:
+        """Class indices of every region by its name; empty where every class has an output of its own."""
+        return {} if self.regions is None else dict(zip(self.region_names, self.regions, strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`; from_json gives back an equal plan."""
         return _plain(asdict(self))

@@ -18,6 +18,7 @@ from medtrain.data.geometry import ANISOTROPY_THRESHOLD
 from medtrain.data.plan import ChannelNormalization, Plan
 from medtrain.export.formats import INPUT_NAME, OUTPUT_NAME
 from medtrain.export.types import ExportedFile, TrainedRun
+from medtrain.inference.postprocess import find_structures
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -101,11 +102,20 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
         "geometry": _geometry(plan),
         "sliding_window": window,
         "postprocessing": {
-            "keep_largest_component_of": list(loaded.config["inference"]["keep_largest"]),
+            "keep_largest_component_of": _kept(plan, loaded.config["inference"]["keep_largest"]),
             "neighbours": "voxels that touch by a face, an edge or a corner; the first in array order of equals stays",
         },
         "recipe": _recipe(plan, window),
     }
+
+
+def _kept(plan: Plan, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of which classes together, none for all, only the largest component stays, and what becomes of the others."""
+    structures = find_structures(names, plan.class_names, plan.named_regions)
+    return [
+        {"name": name, "classes": list(structure.classes), "becomes": structure.becomes}
+        for name, structure in zip(names, structures, strict=True)
+    ]
 
 
 def _regions(plan: Plan) -> list[dict[str, Any]] | None:

@@ -119,9 +119,8 @@ def segment(scan: Scan, manifest: dict[str, Any], run: Runner) -> np.ndarray:
         for region in manifest["regions"]:
             inside = resample(logits[region["output"]], cropped.shape[1:], coarse, order) > 0
             label[box][inside] = region["painted_with"]
-    names = [entry["name"] for entry in manifest["labels"]]
-    for name in manifest["postprocessing"]["keep_largest_component_of"]:
-        keep_largest(label, names.index(name) if name in names else 0)  # "foreground" is everything together
+    for structure in manifest["postprocessing"]["keep_largest_component_of"]:
+        keep_largest(label, structure["classes"], structure["becomes"])
     return label
 
 
@@ -367,13 +366,14 @@ def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], outpu
     return logits[(slice(None), *(slice(m // 2, m // 2 + n) for m, n in zip(missing, image.shape[1:])))]
 
 
-def keep_largest(label: np.ndarray, index: int) -> None:
-    """Turn all but the largest component (26 neighbours, first of equals) of a class, 0 for all, into background."""
-    components, count = ndimage.label(label == index if index else label != 0, structure=np.ones((3, 3, 3), dtype=bool))
+def keep_largest(label: np.ndarray, classes: list[int], becomes: int) -> None:
+    """Turn all but the largest component (26 neighbours, first of equals) of some classes together, or all, into one."""
+    mask = np.isin(label, classes) if classes else label != 0
+    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
     if count > 1:
         sizes = np.bincount(components.ravel())
         sizes[0] = 0
-        label[(components > 0) & (components != sizes.argmax())] = 0
+        label[(components > 0) & (components != sizes.argmax())] = becomes
 
 
 def write(path: Path, label: np.ndarray, manifest: dict[str, Any], scan: Scan) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from medtrain.metrics.surface import bounding_box
 from medtrain.registry import closest
 
 FOREGROUND = "foreground"
-"""In the place of a class name: everything that is not background, as one."""
+"""In the place of a name: everything that is not background, as one."""
 
 
 def decide(logits: Tensor, regions: Sequence[Sequence[int]] | None) -> Tensor:
@@ -58,15 +59,28 @@ def _first_largest(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(winner)
 
 
-def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Turn all but the largest connected component of each given class into background.
+@dataclass(frozen=True)
+class Structure:
+    """What only the largest component is kept of.
+
+    Args:
+        classes: Its class indices; empty stands for everything that is not background.
+        becomes: The class of what is removed.
+    """
+
+    classes: tuple[int, ...]
+    becomes: int = 0
+
+
+def keep_largest_components(label: np.ndarray, structures: Sequence[Structure]) -> np.ndarray:
+    """Remove all but the largest connected component of each given structure, one structure after the other.
 
     Voxels that touch by a face, an edge or a corner are connected (26 neighbours in 3-D, as nnU-Net). Of equally large
     components the one that comes first in array order stays.
 
     Args:
         label: Class indices [*S]; not changed.
-        classes: Class indices to treat, each on its own; 0 treats everything that is not background as one.
+        structures: Of `find_structures`.
 
     Returns:
         A new label map, or `label` itself when there is nothing to remove.
@@ -74,8 +88,8 @@ def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.nda
     from scipy import ndimage  # here, because SciPy takes most of a second to import
 
     result = label
-    for index in classes:
-        mask = label == index if index else label != 0
+    for structure in structures:
+        mask = _mask(result, structure)
         box = bounding_box(mask)
         if box is None:
             continue
@@ -88,8 +102,17 @@ def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.nda
             result = label.copy()
         # slice by slice, because whole masks would take as much memory as the label map again
         for part, found in zip(result[box], components):
-            part[(found > 0) & (found != largest)] = 0
+            part[(found > 0) & (found != largest)] = structure.becomes
     return result
+
+
+def _mask(label: np.ndarray, structure: Structure) -> np.ndarray:
+    if not structure.classes:
+        return label != 0
+    mask = label == structure.classes[0]
+    for index in structure.classes[1:]:
+        mask |= label == index
+    return mask
 
 
 def _largest_component(components: np.ndarray, count: int) -> int:
@@ -101,22 +124,48 @@ def _largest_component(components: np.ndarray, count: int) -> int:
     return 1 + int(sizes[1:].argmax())
 
 
-def class_indices(names: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """Look up foreground classes by name.
+def find_structures(
+    names: Sequence[str], class_names: Sequence[str], regions: Mapping[str, Sequence[int]] | None = None
+) -> list[Structure]:
+    """Look up structures by name.
+
+    What is removed of a class becomes background. What is removed of a region becomes a class of the smallest region
+    around it, which stays as it was, and background where there is none.
 
     Args:
-        names: Names from the settings; `foreground`, where no class is called so, is all of them together: index 0.
+        names: Of regions or foreground classes; of what is called alike the region. `foreground`, where nothing is
+            called so, is everything together.
         class_names: The name of every class index, background first.
+        regions: Class indices of every region, the one that it is painted with first.
 
     Raises:
         UsageError: A name is unknown or is the background.
     """
-    known = list(class_names[1:])
+    areas = {name: tuple(members) for name, members in (regions or {}).items()}
+    classes = {name: (index,) for index, name in enumerate(class_names) if index}
+    found: list[Structure] = []
     for name in names:
-        if name not in known and name != FOREGROUND:
+        if name in areas:
+            found.append(Structure(areas[name], _around(areas[name], list(areas.values()))))
+        elif name in classes:
+            found.append(Structure(classes[name]))
+        elif name == FOREGROUND:
+            found.append(Structure(()))
+        else:
+            known = list(dict.fromkeys([*areas, *classes]))
             close = closest(name, known)
+            kinds = "regions and classes" if areas else "classes"
             raise UsageError(
-                f"inference.keep_largest: no foreground class is named `{name}`; the classes are {', '.join(known)}",
+                f"inference.keep_largest: no {'region or ' if areas else ''}foreground class is named `{name}`; the "
+                f"{kinds} are {', '.join(known)}",
                 hint=f"did you mean `{close}`?" if close else None,
             )
-    return [known.index(name) + 1 if name in known else 0 for name in names]
+    return found
+
+
+def _around(members: tuple[int, ...], regions: Sequence[tuple[int, ...]]) -> int:
+    """A class of the smallest region that holds all of a region and more, or the background."""
+    larger = [region for region in regions if set(region) > set(members)]
+    if not larger:
+        return 0
+    return next(index for index in min(larger, key=len) if index not in members)

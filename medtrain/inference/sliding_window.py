@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medtrain.data.geometry import CaseGeometry
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import class_indices, keep_largest_components
+from medtrain.inference.postprocess import find_structures, keep_largest_components
 from medtrain.inference.probability import ProbabilityMaps
 from medtrain.inference.room import Room, parse_size
 from medtrain.inference.whole_case import predict_label
@@ -37,8 +37,8 @@ class SlidingWindow:
         max_memory: What logits may take beyond the image, the label map and the network's own memory, such as "2GiB";
             null takes half of the free memory. Where the logits of the rows that windows still touch do not fit, they
             are kept in a temporary file: slower, and the same result.
-        keep_largest: Class names of which only the largest connected component is kept; `foreground` is all classes
-            together.
+        keep_largest: Names of classes or regions of which only the largest connected component is kept; `foreground` is
+            all classes together.
     """
 
     overlap: Annotated[float, Range(ge=0, lt=1)] = 0.5
@@ -97,17 +97,20 @@ class SlidingWindow:
         """What `max_memory` allows."""
         return Room(None if self.max_memory is None else parse_size(self.max_memory))
 
-    def postprocess(self, label: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-        """Keep the largest component of the classes in `keep_largest`; a label map [D, H, W] of class indices.
+    def postprocess(
+        self, label: np.ndarray, class_names: Sequence[str], regions: Mapping[str, Sequence[int]] | None = None
+    ) -> np.ndarray:
+        """Keep the largest component of what `keep_largest` names; a label map [D, H, W] of class indices.
 
         Args:
             label: Class indices.
             class_names: The name of every index, background first.
+            regions: Class indices of every region, by name.
 
         Raises:
-            UsageError: `keep_largest` names an unknown class.
+            UsageError: `keep_largest` names what is unknown.
         """
-        return keep_largest_components(label, class_indices(self.keep_largest, class_names))
+        return keep_largest_components(label, find_structures(self.keep_largest, class_names, regions))
 
     def _axes(self, spatial_dims: int) -> tuple[int, ...]:
         if self.mirror_axes is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import class_indices
+from medtrain.inference.postprocess import find_structures
 from medtrain.inference.probability import ProbabilityMaps
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
@@ -77,7 +77,7 @@ class Segmentation:
     ) -> None:
         self.loss = DeepSupervisionLoss(loss)
         self.inference = inference
-        class_indices(inference.keep_largest, plan.class_names)  # an unknown name is said now
+        find_structures(inference.keep_largest, plan.class_names, plan.named_regions)  # an unknown name is said now
         self.plan = plan
         self.device = device
         self.memory_format = memory_format
@@ -235,7 +235,7 @@ class Segmentation:
             device=self.device,
             maps=maps,
         )
-        final_label = self.inference.postprocess(label, self.plan.class_names)
+        final_label = self.inference.postprocess(label, self.plan.class_names, self.plan.named_regions)
         if maps is not None and final_label is not label:
             self._end_at(final_label, label != final_label, maps)
         return final_label

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medtrain.crossval.components import HeldOut, Judged, choose_components
-from medtrain.inference.postprocess import class_indices, keep_largest_components
+from medtrain.inference.postprocess import keep_largest_components
 
 CLASSES = Judged(("background", "liver", "cancer"), ("liver", "cancer"), ((1,), (2,)))
 
@@ -77,6 +77,17 @@ def test_regions_are_judged_and_classes_treated() -> None:
     assert choice.after["mean"] == 1.0
 
 
+def test_regions_are_tried_one_by_one() -> None:
+    # two tumours, and a stray core in the edema of the second one
+    judged = Judged(("background", "edema", "core"), ("whole", "core"), ((1, 2), (2,)))
+    case = ([2, 2, 0, 0, 1, 1, 2, 1], [2, 2, 0, 0, 1, 1, 1, 1])
+    choice = choose_components(given(case), judged)
+    assert [trial.keep_largest for trial in choice.tried] == ["foreground", "whole", "core"]
+    assert choice.keep_largest == ("core",)
+    assert choice.after == {"whole": 1.0, "core": 1.0, "mean": 1.0}
+    assert judged.structures(["core"])[0].becomes == 1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_chosen_is_what_prediction_does(seed: int) -> None:
     """The numbers before and after are those of the plain functions on every case."""
@@ -90,8 +101,8 @@ def test_what_is_chosen_is_what_prediction_does(seed: int) -> None:
         prediction[random.random(label.shape) < 0.03] = random.integers(0, 3)
         cases.append(HeldOut(prediction, label))
     choice = choose_components(lambda: iter(cases), CLASSES)
-    indices = class_indices(choice.keep_largest, CLASSES.class_names)
-    after = np.array([CLASSES.dice(keep_largest_components(a, indices), b) for a, b, _ in cases]).mean(axis=0)
+    structures = CLASSES.structures(choice.keep_largest)
+    after = np.array([CLASSES.dice(keep_largest_components(a, structures), b) for a, b, _ in cases]).mean(axis=0)
     assert [choice.after["liver"], choice.after["cancer"]] == pytest.approx(after.tolist(), abs=1e-12)
     assert choice.after["mean"] >= choice.before["mean"]
     # an independent Dice

@@ -32,7 +32,7 @@ from medtrain.data.io.nifti import read_label
 from medtrain.engine.launch import EXIT_STOPPED, _finish
 from medtrain.engine.loop import FitResult
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import keep_largest_components
+from medtrain.inference.postprocess import Structure, keep_largest_components
 from medtrain.registry import build
 from medtrain.run.folder import RunFolder
 
@@ -328,7 +328,7 @@ def test_all_models_segment_together_with_the_chosen_postprocessing(
         folder.write_record(record)
     (file,) = sorted(path.name for path in chosen.glob("*.nii.gz"))
     kept, everything = (read_label(place / file).array for place in (chosen, plain))
-    assert (kept == keep_largest_components(everything, [0])).all()
+    assert (kept == keep_largest_components(everything, [Structure(())])).all()
 
 
 def test_what_was_annotated_comes_with_the_case(trained: Path, tmp_path: Path) -> None:

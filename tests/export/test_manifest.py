@@ -86,7 +86,7 @@ def test_a_flat_network_has_no_depth_axis(make_run: Callable[..., Any], tmp_path
     run.config["inference"]["mirror"] = False
     run.config["inference"]["keep_largest"] = ("liver",)
     manifest = _manifest(run, tmp_path / "out")
-    assert manifest["postprocessing"]["keep_largest_component_of"] == ["liver"]
+    assert manifest["postprocessing"]["keep_largest_component_of"] == [{"name": "liver", "classes": [1], "becomes": 0}]
     assert manifest["input"]["axes"] == ["B", "C", "H", "W"]
     assert manifest["sliding_window"]["mirror_axes"] == []
     assert any("slice by slice along D" in line for line in manifest["recipe"])

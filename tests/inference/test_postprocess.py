@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import class_indices, decide, keep_largest_components
+from medtrain.inference.postprocess import Structure, decide, find_structures, keep_largest_components
 from medtrain.inference.sliding_window import SlidingWindow
 
 
@@ -26,33 +26,33 @@ def _two_blobs() -> np.ndarray:
 def test_only_the_largest_component_of_the_class_stays() -> None:
     label = _two_blobs()
     before = label.copy()
-    kept = keep_largest_components(label, [1])
+    kept = keep_largest_components(label, [Structure((1,))])
     expected = before.copy()
     expected[4, 5:7, 5:8] = 0
     assert (kept == expected).all()
     assert kept.dtype == np.uint8
     assert (label == before).all()
-    assert (keep_largest_components(label, [1, 2]) == 2).sum() == 2
+    assert (keep_largest_components(label, [Structure((1,)), Structure((2,))]) == 2).sum() == 2
 
 
 def test_diagonal_neighbours_are_one_component() -> None:
     label = np.zeros((3, 3, 3), dtype=np.uint8)
     label[0, 0, 0] = label[1, 1, 1] = label[2, 2, 2] = 1
-    assert keep_largest_components(label, [1]) is label
+    assert keep_largest_components(label, [Structure((1,))]) is label
 
 
 def test_equal_sizes_keep_the_first() -> None:
     label = np.array([[1, 0, 1, 0, 1]])
-    assert keep_largest_components(label, [1]).tolist() == [[1, 0, 0, 0, 0]]
+    assert keep_largest_components(label, [Structure((1,))]).tolist() == [[1, 0, 0, 0, 0]]
 
 
 def test_components_take_little_memory() -> None:
     # noise, so that components are many and the box is the whole: a byte of mask, four of component, one of result
     label = (np.random.default_rng(0).random((96, 64, 64)) < 0.05).astype(np.uint8)
-    keep_largest_components(label[:4], [1])  # imports
+    keep_largest_components(label[:4], [Structure((1,))])  # imports
     tracemalloc.start()
     try:
-        kept = keep_largest_components(label, [1])
+        kept = keep_largest_components(label, [Structure((1,))])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -65,12 +65,14 @@ def test_many_components_as_scipy_counts_them() -> None:
     components, count = ndimage.label(label, structure=np.ones((3, 3, 3)))
     sizes = [int((components == number).sum()) for number in range(1, count + 1)]
     assert count > 20
-    np.testing.assert_array_equal(keep_largest_components(label, [1]), components == 1 + sizes.index(max(sizes)))
+    np.testing.assert_array_equal(
+        keep_largest_components(label, [Structure((1,))]), components == 1 + sizes.index(max(sizes))
+    )
 
 
 def test_absent_class_and_no_class_change_nothing() -> None:
     label = _two_blobs()
-    assert keep_largest_components(label, [3]) is label
+    assert keep_largest_components(label, [Structure((3,))]) is label
     assert keep_largest_components(label, []) is label
 
 
@@ -88,15 +90,45 @@ def test_foreground_is_all_classes_together() -> None:
     label[1, 4, 1:4] = 2  # touches the larger blob of class 1: 21 voxels together
     kept = SlidingWindow(keep_largest=("foreground",)).postprocess(label, ("background", "liver", "cancer"))
     assert ((kept == 1).sum(), (kept == 2).sum()) == (18, 3)
-    assert class_indices(["foreground"], ("background", "foreground")) == [1]  # a class of that name is meant
+    assert find_structures(["foreground"], ("background", "foreground")) == [
+        Structure((1,))
+    ]  # a class of that name is meant
 
 
 def test_unknown_class_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="no foreground class is named `livre`") as caught:
-        class_indices(["livre"], ("background", "liver", "cancer"))
+        find_structures(["livre"], ("background", "liver", "cancer"))
     assert caught.value.hint == "did you mean `liver`?"
     with pytest.raises(UsageError, match="named `background`"):
-        class_indices(["background"], ("background", "liver"))
+        find_structures(["background"], ("background", "liver"))
+
+
+REGIONS = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+"""Of a tumour: edema 1, necrosis 2, enhancing 3."""
+NAMES = ("background", "edema", "necrosis", "enhancing")
+
+
+def test_regions_are_named_and_those_around_them_stay() -> None:
+    label = np.array([[1, 1, 2, 3, 3, 2, 1, 3, 1, 0, 1, 2, 0, 2]], dtype=np.uint8)
+    core = SlidingWindow(keep_largest=("core",)).postprocess(label, NAMES, REGIONS)
+    # three stray cores become edema, the part of the whole tumour that is no core
+    assert core.tolist() == [[1, 1, 2, 3, 3, 2, 1, 1, 1, 0, 1, 1, 0, 1]]
+    assert ((core > 0) == (label > 0)).all()
+    whole = SlidingWindow(keep_largest=("whole", "core")).postprocess(label, NAMES, REGIONS)
+    assert whole.tolist() == [[1, 1, 2, 3, 3, 2, 1, 1, 1, 0, 0, 0, 0, 0]]
+
+
+def test_a_region_is_meant_where_a_class_is_called_alike() -> None:
+    label = np.array([[3, 3, 2, 1, 3]], dtype=np.uint8)
+    assert SlidingWindow(keep_largest=("enhancing",)).postprocess(label, NAMES).tolist() == [[3, 3, 2, 1, 0]]
+    kept = SlidingWindow(keep_largest=("enhancing",)).postprocess(label, NAMES, REGIONS)
+    assert kept.tolist() == [[3, 3, 2, 1, 2]]  # within the core, which is around it
+    found = find_structures(["necrosis", "foreground"], NAMES, REGIONS)
+    assert found == [Structure((2,)), Structure(())]
+    with pytest.raises(
+        UsageError, match="no region or foreground class is named `cor`; the regions and classes are whole,"
+    ):
+        find_structures(["cor"], NAMES, REGIONS)
 
 
 def test_the_largest_logit_wins_and_of_equal_ones_the_first() -> None:
