@@ -44,6 +44,14 @@ def common(phantom: Path, store: Path) -> list[str]:
     return ["data=msd", f"data.root={phantom}", f"data.store={store}", "data.num_folds=3", *TINY]
 
 
+@pytest.fixture(autouse=True)
+def _narrow_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the encoder `cnn` narrow, whose width is no setting of models of several images."""
+    from medtrain.models.cnn import CnnEncoder
+
+    monkeypatch.setitem(CnnEncoder.__init__.__kwdefaults__, "channels", (4, 8))
+
+
 @pytest.fixture
 def medtrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a command line in this process and return its exit code."""
