@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format, read_checkpoint
@@ -24,6 +25,8 @@ REPORT = "initial_weights.json"
 
 _UNCOUNTED = "num_batches_tracked"  # a counter that older files lack and that decides nothing
 _CROSSVAL = "crossval.json"
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LINEAR = {4: "bilinear", 5: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ def find_source(path: Path) -> Source:
 def load_initial(model: nn.Module, path: Path, *, min_match: float) -> tuple[LoadReport, dict[str, Any]]:
     """Give a freshly built model the weights of another run or of a file, as far as names and shapes agree.
 
-    What does not agree, such as a head for other classes, keeps its random initial values.
+    MedNeXt's depth-wise kernels that have another size are interpolated linearly: UpKern (S. Roy et al., MICCAI 2023),
+    by which a network with kernels of 5 begins with kernels of 3 that were trained. What else does not agree, such as a
+    head for other classes, keeps its random initial values.
 
     Args:
         model: As built from the configuration.
@@ -140,7 +145,8 @@ def load_initial(model: nn.Module, path: Path, *, min_match: float) -> tuple[Loa
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_UNCOUNTED)}
     sets = {key: _without_prefix(tensors, wanted) for key, tensors in read_tensors(source.path).items()}
     part = max(sets, key=lambda key: (len(sets[key].keys() & wanted.keys()), "ema" in key))
-    report = _compare(sets[part], wanted, source.path, part)
+    resized = _resized_kernels(model, sets[part])
+    report = _compare(sets[part], wanted, source.path, part, resized)
     lines = describe(report)
     for line in lines:
         log.info("initial weights: %s", line)
@@ -151,7 +157,7 @@ def load_initial(model: nn.Module, path: Path, *, min_match: float) -> tuple[Loa
             hint="choose the model (and its channels and strides) that the weights were trained with, or lower "
             "trainer.init_min_match if this is meant",
         )
-    model.load_state_dict({name: sets[part][name] for name in report.exact}, strict=False)
+    model.load_state_dict({name: sets[part][name] for name in report.exact} | resized, strict=False)
     counters = {n: t for n, t in sets[part].items() if n.endswith(_UNCOUNTED)}
     model.load_state_dict({n: t for n, t in counters.items() if n in model.state_dict()}, strict=False)
     return report, {
@@ -159,6 +165,7 @@ def load_initial(model: nn.Module, path: Path, *, min_match: float) -> tuple[Loa
         "part": part,
         "matched": report.matched,
         "loaded": list(report.exact),
+        "adapted": dict(report.adapted),
         "missing": list(report.missing),
         "unexpected": list(report.unexpected),
         "mismatched": {n: {"there": list(a), "here": list(b)} for n, (a, b) in report.mismatched.items()},
@@ -167,9 +174,11 @@ def load_initial(model: nn.Module, path: Path, *, min_match: float) -> tuple[Loa
 
 def describe(report: LoadReport) -> list[str]:
     """The report as text, one line per finding."""
-    total = len(report.exact) + len(report.missing) + len(report.mismatched)
+    given = len(report.exact) + len(report.adapted)
+    total = given + len(report.missing) + len(report.mismatched)
     where = f"{report.source} ({report.part})" if report.part else str(report.source)
-    lines = [f"{len(report.exact)} of {total} tensors ({report.matched:.1%}) are from {where}"]
+    lines = [f"{given} of {total} tensors ({report.matched:.1%}) are from {where}"]
+    lines += [f"{count} {how}" for how, count in Counter(report.adapted.values()).items()]
     for name, (there, here) in report.mismatched.items():
         lines.append(f"{name} begins anew: {list(there)} there, {list(here)} here")
     if report.missing:
@@ -179,21 +188,44 @@ def describe(report: LoadReport) -> list[str]:
     return lines
 
 
-def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, part: str) -> LoadReport:
+def _resized_kernels(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Depth-wise kernels of a model that says they may be resized, interpolated from those of another size."""
+    found: dict[str, Tensor] = {}
+    if not getattr(model, "resizable_kernels", False):
+        return found
+    for place, module in model.named_modules():
+        if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
+            continue
+        name, here = f"{place}.weight", module.weight
+        there = tensors.get(name)
+        if there is None or there.shape == here.shape or there.shape[:2] != here.shape[:2] or there.ndim != here.ndim:
+            continue
+        mode = _LINEAR[there.ndim]
+        found[name] = F.interpolate(there.float(), size=here.shape[2:], mode=mode, align_corners=False).to(here.dtype)
+    return found
+
+
+def _compare(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, part: str, resized: Mapping[str, Tensor]
+) -> LoadReport:
     both = [name for name in wanted if name in tensors]
+    differ = [name for name in both if tensors[name].shape != wanted[name].shape]
     return LoadReport(
         source=path,
         part=part,
         exact=tuple(name for name in both if tensors[name].shape == wanted[name].shape),
-        adapted={},
+        adapted={name: _how(tensors[name], wanted[name]) for name in differ if name in resized},
         missing=tuple(name for name in wanted if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in wanted and not name.endswith(_UNCOUNTED)),
         mismatched={
-            name: (tuple(tensors[name].shape), tuple(wanted[name].shape))
-            for name in both
-            if tensors[name].shape != wanted[name].shape
+            name: (tuple(tensors[name].shape), tuple(wanted[name].shape)) for name in differ if name not in resized
         },
     )
+
+
+def _how(there: Tensor, here: Tensor) -> str:
+    sizes = [" x ".join(map(str, tensor.shape[2:])) for tensor in (there, here)]
+    return f"depth-wise kernels of {sizes[0]} are interpolated to {sizes[1]} (UpKern)"
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:

@@ -53,7 +53,8 @@ class TrainerSettings:
         save_predictions: Keep the label maps of the final evaluation in evaluation/predictions, each on its scan's own
             grid.
         init_from: Fine-tune: begin with the weights of a run (its best, averaged where it kept an average), of a
-            checkpoint, or of a file, as far as names and shapes agree; a head for other classes begins anew.
+            checkpoint, or of a file, as far as names and shapes agree; a head for other classes begins anew. MedNeXt
+            with larger kernels begins with the smaller ones, interpolated (UpKern).
         init_min_match: Share of the model's tensors that init_from must give.
         stages: Progressive training, e.g. [{duration: 10ep, freeze: [encoder]}, {lr_scale: 0.1}]: parts of the model
             that are frozen for a while.

@@ -367,7 +367,7 @@ def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], outpu
 
 
 def keep_largest(label: np.ndarray, classes: list[int], becomes: int) -> None:
-    """Turn all but the largest component (26 neighbours, first of equals) of some classes together, or all, into one."""
+    """Turn all but the largest component (26 neighbours, first of equals) of classes, or of all, into another one."""
     mask = np.isin(label, classes) if classes else label != 0
     components, count = ndimage.label(mask, structure=np.ones((3, 3, 3), dtype=bool))
     if count > 1:

@@ -49,7 +49,8 @@ class MedNeXt(SegmentationNet):
         in_channels: Image channels C.
         num_outputs: Logit channels K.
         variant: The paper's sizes: s, b, m or l.
-        kernel_size: Of the depth-wise convolutions; the paper has 3 and 5.
+        kernel_size: Of the depth-wise convolutions; the paper has 3 and 5, and begins 5 with a trained network of 3
+            (UpKern): model.kernel_size=5 trainer.init_from=RUN.
         width: Feature channels at full resolution.
         blocks: Blocks of each encoder stage, the bottleneck and each decoder stage; null = those of the variant.
         expansions: How many times wider the bottlenecks are, in the same order; null = those of the variant.
@@ -62,6 +63,8 @@ class MedNeXt(SegmentationNet):
     Raises:
         UsageError: Blocks and expansions contradict each other.
     """
+
+    resizable_kernels = True  # by trainer.init_from: a norm after each takes out the scale that interpolation changes
 
     def __init__(
         self,

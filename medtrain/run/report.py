@@ -238,6 +238,8 @@ def _beginning(run_dir: Path) -> str:
     if not facts:
         return ""
     rows = [(key, _text(value)) for key, value in facts.items() if not isinstance(value, list | dict)]
+    for how in dict.fromkeys(facts.get("adapted", {}).values()):
+        rows.append(("adapted", f"{list(facts['adapted'].values()).count(how)} {how}"))
     rows += [(key, _some(facts[key])) for key in ("missing", "unexpected") if facts.get(key)]
     for name, shapes in facts.get("mismatched", {}).items():
         rows.append((f"{name} begins anew", f"{shapes['there']} there, {shapes['here']} here"))

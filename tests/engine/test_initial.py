@@ -54,6 +54,41 @@ def test_a_run_gives_its_averaged_best(tmp_path: Path) -> None:
     assert torch.equal(again.head.bias, model.head.bias)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_larger_kernels_of_mednext_are_interpolated_from_smaller_ones(dims: int, tmp_path: Path) -> None:
+    """S. Roy et al., UpKern: every tensor but the depth-wise kernels as it is, these linearly interpolated."""
+    settings = {"name": "mednext", "width": 4, "blocks": [1, 1, 1], "expansions": [2, 2, 2]}
+    runtime = {"spatial_dims": dims, "in_channels": 1, "num_outputs": 2}
+    small, large = (build("model", {**settings, "kernel_size": size}, **runtime) for size in (3, 5))
+    checkpoint(tmp_path, small)
+    report, facts = load_initial(large, tmp_path, min_match=1.0)
+    trained = {name: tensor + 1 for name, tensor in small.state_dict().items()}  # the average
+    kernels = [name for name in trained if name.endswith("depthwise.weight")]
+    assert sorted(report.adapted) == sorted(facts["adapted"]) == sorted(kernels)
+    assert len(kernels) == 5  # three blocks, one down, one up
+    # half a voxel of 3 is 0.6 of 5: places -0.2 (held at 0), 0.4, 1, 1.6, 2.2 (held at 2)
+    along = torch.tensor([[1, 0, 0], [0.6, 0.4, 0], [0, 1, 0], [0, 0.4, 0.6], [0, 0, 1]])
+    for name, tensor in large.state_dict().items():
+        expected = trained[name]
+        if name in kernels:
+            for axis in range(2, 2 + dims):
+                expected = torch.tensordot(expected, along, dims=([axis], [1])).movedim(-1, axis)
+        torch.testing.assert_close(tensor, expected)
+    size = " x ".join(["3"] * dims)
+    assert f"5 depth-wise kernels of {size} are interpolated to" in describe(report)[1]
+    assert describe(report)[0].startswith(f"{len(trained)} of {len(trained)} tensors (100.0%)")
+
+
+def test_kernels_of_other_networks_begin_anew(tmp_path: Path) -> None:
+    settings = {"name": "cmunext", "widths": [4, 8], "blocks": [1, 1]}
+    runtime = {"spatial_dims": 2, "in_channels": 1, "num_outputs": 2}
+    small, large = (build("model", {**settings, "block_kernels": [size] * 2}, **runtime) for size in (3, 5))
+    checkpoint(tmp_path, small)
+    report, _ = load_initial(large, tmp_path, min_match=0.5)
+    assert not report.adapted
+    assert len(report.mismatched) == 2
+
+
 def test_a_head_for_other_classes_begins_anew_and_is_named(tmp_path: Path) -> None:
     source, model = Net(3), Net(2)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
