@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtrain.data.io.dicom_series import find_series, ordered_files, read_series, series_grid
+from medtrain.data.io.dicom_series import find_series, ordered_slices, read_series, series_grid
+from medtrain.data.io.images import read_image_file
 from medtrain.errors import DataError
-from tests.data.dicom_files import write_series
+from tests.data.dicom_files import write_enhanced, write_series
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
 
@@ -29,7 +30,7 @@ def test_slices_are_sorted_by_position_and_lie_where_they_say(tmp_path: Path) ->
     np.testing.assert_array_equal(volume.array[0], VOXELS[:, ::-1, ::-1] - 24)
     world = volume.grid.matrix @ [6, 5, 4, 1]  # last column, last row, last slice
     np.testing.assert_allclose(world[:3], [10 - 6 * 0.7, 20 - 5 * 0.8, 30 + 4 * 2.5])
-    assert ordered_files(sorted(paths)) == paths
+    assert ordered_slices(sorted(paths)) == [(path, None) for path in paths]
     assert series_grid(paths) == volume.grid
 
 
@@ -166,3 +167,77 @@ def test_series_of_a_tree(tmp_path: Path) -> None:
     (one,) = find_series(tmp_path / "p1" / "b3")
     assert one.files == tuple(tmp_path / "p1" / f"b{k}" for k in range(5))
     assert find_series(tmp_path / "p1" / "notes.txt") == []
+
+
+ENHANCED_ORIENTATIONS = [(1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, -1), (0.8, 0.6, 0, -0.36, 0.48, 0.8)]
+
+
+@pytest.mark.parametrize("orientation", ENHANCED_ORIENTATIONS)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_enhanced_object_is_the_series_of_its_frames(
+    tmp_path: Path, orientation: tuple[float, ...], order: tuple[int, ...], shared: bool
+) -> None:
+    file = write_enhanced(
+        tmp_path / "a" / "mf.dcm", VOXELS, order=order, orientation=orientation, shared=shared, intercept=-24
+    )
+    (found,) = find_series(tmp_path / "a")
+    assert found.files == (file,)
+    volume = read_series(found.files)
+    expected = read_series(write_series(tmp_path / "b", VOXELS, orientation=orientation, intercept=-24))
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, expected.array)
+    assert volume.spacing == pytest.approx(expected.spacing)
+    np.testing.assert_allclose(volume.grid.matrix, expected.grid.matrix, atol=1e-4)
+    # by hand: where the first and the last voxel of every slice lie, whatever frame holds it
+    along = np.cross(orientation[:3], orientation[3:])
+    for k, j, i in itertools.product((0, 4), (0, 5), (0, 6)):
+        place = np.array([-10, -20, 30]) + np.multiply(orientation[:3], 0.7 * i)
+        place = place + np.multiply(orientation[3:], 0.8 * j) + along * 2.5 * k
+        np.testing.assert_allclose((volume.grid.matrix @ [i, j, k, 1])[:3], place * [-1, -1, 1], atol=1e-4)
+    np.testing.assert_array_equal(volume.array[0], volume.grid.to_canonical(VOXELS.transpose(2, 1, 0) - 24))
+    assert ordered_slices(found.files) == [(file, order.index(k)) for k in range(5)]
+
+
+def test_every_frame_has_its_own_slope(tmp_path: Path) -> None:
+    slopes = [1.0, 0.5, 2.0, 0.25, 1.0]
+    file = write_enhanced(tmp_path / "mr", VOXELS, slope=slopes, intercept=3, order=(4, 3, 2, 1, 0), modality="MR")
+    expected = VOXELS * np.array(slopes)[:, None, None] + 3
+    np.testing.assert_allclose(read_series([file]).array[0], expected[:, ::-1, ::-1], atol=1e-4)
+
+
+def test_one_frame_and_several_objects_of_a_series(tmp_path: Path) -> None:
+    one = write_enhanced(tmp_path / "one.dcm", VOXELS[:1])
+    assert read_series([one]).array.shape == (1, 1, 6, 7)
+    assert read_series([one]).spacing == pytest.approx((2.5, 0.8, 0.7))  # the slice's thickness
+    halves = [
+        write_enhanced(tmp_path / "two" / "b.dcm", VOXELS[:2]),
+        write_enhanced(tmp_path / "two" / "a.dcm", VOXELS[2:], origin=(-10, -20, 35)),
+    ]
+    np.testing.assert_array_equal(read_series(halves).array[0], VOXELS[:, ::-1, ::-1])
+
+
+def test_frames_that_are_no_volume(tmp_path: Path) -> None:
+    file = write_enhanced(tmp_path / "mf.dcm", np.concatenate([VOXELS, VOXELS]))
+    changed = pydicom.dcmread(file)
+    for k, groups in enumerate(changed.PerFrameFunctionalGroupsSequence):
+        groups.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 2.5 * (k % 5)]
+    changed.save_as(file)
+    with pytest.raises(DataError, match=r"mf.dcm frame 1 and mf.dcm frame 6 are at the same position") as error:
+        read_series([file])
+    assert "dcm2niix" in str(error.value.problems[0].hint)
+    del changed.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence
+    changed.save_as(file)
+    with pytest.raises(DataError, match=r"frame 4: says nothing usable of its ImagePositionPatient"):
+        read_series([file])
+    del changed.PerFrameFunctionalGroupsSequence
+    changed.save_as(file)
+    with pytest.raises(DataError, match=r"several frames and does not say where they lie|nothing usable"):
+        read_series([file])
+
+
+def test_an_enhanced_file_is_a_volume_where_an_image_is_expected(tmp_path: Path) -> None:
+    file = write_enhanced(tmp_path / "mf.dcm", VOXELS, order=(4, 3, 2, 1, 0), intercept=-24)
+    image = read_image_file(file, channels=1)
+    np.testing.assert_array_equal(image.array[0], VOXELS[:, ::-1, ::-1] - 24)
+    assert image.spacing == pytest.approx((2.5, 0.8, 0.7))

@@ -5,17 +5,20 @@ Needs pydicom (extra `dicom`), and for compressed files one of the decoders that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from medtrain.data.io.dicom_frames import frame_headers
 from medtrain.errors import DataError, MissingExtraError, Problem
 
 SUFFIXES = (".dcm", ".dicom")
 _MAGIC_AT = 128
 _MAGIC = b"DICM"
+_T = TypeVar("_T")
 
 
 def is_dicom(data: bytes, path: Path) -> bool:
@@ -42,6 +45,24 @@ def read_dicom(path: Path, data: bytes | None = None) -> tuple[np.ndarray, float
         DataError: The file is no DICOM file, is damaged, holds no image, or no decoder for it is installed.
         MissingExtraError: pydicom is not installed.
     """
+    return _decode(path, data, _interpret)
+
+
+def read_frames(path: Path) -> list[np.ndarray]:
+    """The frames [H, W] of an enhanced grey image in the file's order, each with its own slope and intercept.
+
+    Args:
+        path: The file; see `medtrain.data.io.dicom_frames`.
+
+    Raises:
+        DataError: See `read_dicom`.
+        MissingExtraError: pydicom is not installed.
+    """
+    return _decode(path, None, _interpret_frames)
+
+
+def _decode(path: Path, data: bytes | None, interpret: Callable[[Any], _T]) -> _T:
+    """Read a file and say in a sentence why it cannot be."""
     try:
         import pydicom
     except ImportError as error:
@@ -50,7 +71,7 @@ def read_dicom(path: Path, data: bytes | None = None) -> tuple[np.ndarray, float
         file = pydicom.dcmread(BytesIO(path.read_bytes() if data is None else data))
         if "PixelData" not in file:
             raise _error(path, "holds no image, or is cut off before it")
-        return _interpret(file)
+        return interpret(file)
     except DataError:
         raise
     except FileNotFoundError:
@@ -71,7 +92,7 @@ def _interpret(file: Any) -> tuple[np.ndarray, float | None, tuple[float, ...] |
     stored = pixel_array(file)  # YBR becomes RGB here
     photometric = str(file.PhotometricInterpretation)
     if photometric.startswith("MONOCHROME"):
-        array, max_value = _grey(file, stored, inverted=photometric == "MONOCHROME1")
+        array, max_value = _grey(file, stored, file, inverted=photometric == "MONOCHROME1")
         array = array[None]
     else:
         if photometric == "PALETTE COLOR":
@@ -80,12 +101,25 @@ def _interpret(file: Any) -> tuple[np.ndarray, float | None, tuple[float, ...] |
     return np.ascontiguousarray(array), max_value, _spacing(file, int(file.get("NumberOfFrames", 1) or 1))
 
 
-def _grey(file: Any, stored: np.ndarray, *, inverted: bool) -> tuple[np.ndarray, float | None]:
+def _interpret_frames(file: Any) -> list[np.ndarray]:
+    from pydicom.pixels import pixel_array
+
+    stored = pixel_array(file)
+    stored = stored[None] if stored.ndim == 2 else stored
+    inverted = str(file.PhotometricInterpretation) == "MONOCHROME1"
+    return [
+        _grey(file, plane, header, inverted=inverted)[0]
+        for plane, header in zip(stored, frame_headers(file), strict=True)
+    ]
+
+
+def _grey(file: Any, stored: np.ndarray, scaling: Any, *, inverted: bool) -> tuple[np.ndarray, float | None]:
+    """What stored numbers mean, and the largest; `scaling` has their slope and intercept, `file` their bits."""
     bits, signed = int(file.BitsStored), bool(file.PixelRepresentation)
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
     values = low + high - stored.astype(np.int64) if inverted else stored
     slope, intercept = (
-        _number(file, tag, default) for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        _number(scaling, tag, default) for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
     )
     if slope == 1 and intercept == 0:
         return values.astype(stored.dtype, copy=False), None if signed else float(high)

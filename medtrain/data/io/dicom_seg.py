@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medtrain import __version__
-from medtrain.data.io.dicom_series import ordered_files, series_grid
+from medtrain.data.io.dicom_series import ordered_slices, series_grid
 from medtrain.errors import DataError, MissingExtraError, Problem
 from medtrain.run.atomic import atomic_write
 
@@ -55,8 +55,15 @@ def write_dicom_seg(path: Path, label: np.ndarray, files: Sequence[Path], class_
     from highdicom.seg import Segmentation
 
     grid = series_grid(files)
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in ordered_files(files)]
-    frames = np.ascontiguousarray(grid.from_canonical(label).transpose(2, 1, 0))  # [slice, row, column]
+    order = ordered_slices(files)
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(file for file, _ in order)]
+    frames = grid.from_canonical(label).transpose(2, 1, 0)  # [slice, row, column]
+    if len(sources) < len(order):
+        if len(sources) > 1:
+            message = "no DICOM segmentation can be written beside a scan in several enhanced objects"
+            raise DataError([Problem(where=str(files[0].parent), message=message, hint="--format nifti writes one")])
+        frames = frames[np.argsort([frame or 0 for _, frame in order])]  # as they are in the file
+    frames = np.ascontiguousarray(frames)
     try:
         made = Segmentation(
             source_images=sources,

@@ -1,6 +1,7 @@
-"""DICOM series: the slices of a scan in files of their own, put together to a volume, or a sentence why not.
+"""DICOM series: the slices of a scan, put together to a volume, or a sentence why not.
 
-Needs pydicom (extra `dicom`). Positions decide the order of slices, never file names or instance numbers.
+Slices are files of their own, or the frames of an enhanced object (`medtrain.data.io.dicom_frames`). Needs pydicom
+(extra `dicom`). Positions decide the order of slices, never file names, frame or instance numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medtrain.data.io.dicom import is_dicom, read_dicom
+from medtrain.data.io.dicom import is_dicom, read_dicom, read_frames
+from medtrain.data.io.dicom_frames import FRAMES, SHARED, frame_headers, is_enhanced
 from medtrain.data.io.nifti import SourceGrid, Volume
 from medtrain.errors import DataError, MissingExtraError, Problem
 
@@ -32,6 +34,7 @@ _TAGS = [
     "SliceThickness",
     "SpacingBetweenSlices",
 ]
+_GROUPS = ["PhotometricInterpretation", FRAMES, SHARED]
 _NO_SCANS = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG"})
 _HEAD = 132
 _SAME = 1e-3
@@ -61,8 +64,19 @@ class Series:
 @dataclass(frozen=True)
 class _Slice:
     path: Path
+    frame: int | None  # of an enhanced object
+    where: str
     position: np.ndarray  # of the first voxel's centre, LPS mm
     along: float  # along the normal of the slices
+
+    @property
+    def name(self) -> str:
+        return Path(self.where).name
+
+    @property
+    def scan(self) -> Path:
+        """What holds all of it: a file of frames, or a folder of slices."""
+        return self.path.parent if self.frame is None else self.path
 
 
 def find_series(source: Path) -> list[Series]:
@@ -120,12 +134,17 @@ def read_series(files: Sequence[Path]) -> Volume:
         MissingExtraError: pydicom is not installed.
     """
     ordered, grid = _arrange(files)
+    frames = {path: read_frames(path) for path in dict.fromkeys(s.path for s in ordered if s.frame is not None)}
     slices: list[np.ndarray] = []
     for part in ordered:
+        if part.frame is not None:
+            slices.append(frames[part.path][part.frame])
+            continue
         array, _, _ = read_dicom(part.path)
         if array.ndim != 3 or len(array) != 1:
             raise _error(part.path, "is in colour or holds several frames; a scan's slices are grey")
         slices.append(array[0])
+    frames.clear()
     dtype = np.result_type(*{voxels.dtype for voxels in slices})
     if dtype not in (np.uint8, np.int16):
         dtype = _smallest(slices)
@@ -146,30 +165,31 @@ def series_grid(files: Sequence[Path]) -> SourceGrid:
     return _arrange(files)[1]
 
 
-def ordered_files(files: Sequence[Path]) -> list[Path]:
-    """The files of a series in the order of the slices.
+def ordered_slices(files: Sequence[Path]) -> list[tuple[Path, int | None]]:
+    """The slices of a series in their order: the file of each, and of an enhanced object its frame, from 0.
 
     Raises:
         DataError: See `read_series`.
     """
-    return [part.path for part in _arrange(files)[0]]
+    return [(part.path, part.frame) for part in _arrange(files)[0]]
 
 
 def _arrange(files: Sequence[Path]) -> tuple[list[_Slice], SourceGrid]:
     """Slices in order, and their grid."""
     headers = [(path, _geometry_of(path)) for path in files]
-    first_path, first = headers[0]
-    direction = _numbers(first_path, first, "ImageOrientationPatient", 6)
+    parts = [part for path, header in headers for part in _parts(path, header)]
+    where, first = parts[0][2:]
+    direction = _numbers(where, first, "ImageOrientationPatient", 6)
     normal = np.cross(direction[:3], direction[3:])
     if abs(np.linalg.norm(normal) - 1) > _SAME:
-        raise _error(first_path, "its ImageOrientationPatient is not two directions at a right angle")
-    pixel = _numbers(first_path, first, "PixelSpacing", 2)
+        raise _error(where, "its ImageOrientationPatient is not two directions at a right angle")
+    pixel = _numbers(where, first, "PixelSpacing", 2)
     size = (int(first.Columns), int(first.Rows))
     slices = []
-    for path, header in headers:
-        _like_first(path, header, size, direction, pixel, len(headers))
-        position = _numbers(path, header, "ImagePositionPatient", 3)
-        slices.append(_Slice(path, position, float(position @ normal)))
+    for path, frame, where, header in parts:
+        _like_first(where, header, size, direction, pixel, len(parts))
+        position = _numbers(where, header, "ImagePositionPatient", 3)
+        slices.append(_Slice(path, frame, where, position, float(position @ normal)))
     slices.sort(key=lambda part: part.along)
     step = _step(slices, first, normal, pixel)
     columns = np.stack([direction[:3] * pixel[1], direction[3:] * pixel[0], normal * step], axis=1)
@@ -180,20 +200,32 @@ def _arrange(files: Sequence[Path]) -> tuple[list[_Slice], SourceGrid]:
     return slices, SourceGrid(affine=affine, shape=(*size, len(slices)))
 
 
+def _parts(path: Path, header: Any) -> Iterator[tuple[Path, int | None, str, Any]]:
+    """The slices of a file: path, frame, what to call it, and its header."""
+    if not is_enhanced(header):
+        yield path, None, str(path), header
+        return
+    for frame, flat in enumerate(frame_headers(header)):
+        where = f"{path} frame {frame + 1}"
+        if str(flat.get("PhotometricInterpretation", "MONOCHROME2"))[:10] != "MONOCHROME":
+            raise _error(where, "is in colour; a scan's slices are grey")
+        yield path, frame, where, flat
+
+
 def _like_first(
-    path: Path, header: Any, size: tuple[int, int], direction: np.ndarray, pixel: np.ndarray, count: int
+    where: str, header: Any, size: tuple[int, int], direction: np.ndarray, pixel: np.ndarray, count: int
 ) -> None:
     """Refuse a slice that does not lie in one stack with the first."""
     if int(header.get("NumberOfFrames") or 1) > 1:
         hint = "convert it to NIfTI first, with dcm2niix for instance"
-        raise _error(path, "holds several frames (an enhanced DICOM image); one file per slice is read", hint)
+        raise _error(where, "holds several frames and does not say where they lie", hint)
     own = (int(header.Columns), int(header.Rows))
     if own != size:
-        raise _error(path, f"has {own[0]} x {own[1]} pixels, and others of its series {size[0]} x {size[1]}")
-    if np.abs(_numbers(path, header, "ImageOrientationPatient", 6) - direction).max() > _SAME:
-        raise _error(path, f"lies in another direction than others of its series of {count} slices: a localizer?")
-    if np.abs(_numbers(path, header, "PixelSpacing", 2) / pixel - 1).max() > _SAME:
-        raise _error(path, "has another pixel spacing than others of its series")
+        raise _error(where, f"has {own[0]} x {own[1]} pixels, and others of its series {size[0]} x {size[1]}")
+    if np.abs(_numbers(where, header, "ImageOrientationPatient", 6) - direction).max() > _SAME:
+        raise _error(where, f"lies in another direction than others of its series of {count} slices: a localizer?")
+    if np.abs(_numbers(where, header, "PixelSpacing", 2) / pixel - 1).max() > _SAME:
+        raise _error(where, "has another pixel spacing than others of its series")
 
 
 def _step(slices: Sequence[_Slice], first: Any, normal: np.ndarray, pixel: np.ndarray) -> float:
@@ -201,34 +233,36 @@ def _step(slices: Sequence[_Slice], first: Any, normal: np.ndarray, pixel: np.nd
     if len(slices) == 1:
         thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness")
         if not thickness or float(thickness) <= 0:
-            raise _error(slices[0].path, "is the only slice of its series, and does not say how thick it is")
+            raise _error(slices[0].where, "is the only slice of its series, and does not say how thick it is")
         return float(thickness)
     along = np.array([part.along for part in slices])
     steps = np.diff(along)
     step = float(np.median(steps))
     close = int(np.argmin(steps))
     if steps[close] < _UNEVEN * max(step, _SAME):
-        names = f"{slices[close].path.name} and {slices[close + 1].path.name}"
+        names = f"{slices[close].name} and {slices[close + 1].name}"
         count = int((steps < _UNEVEN * max(step, _SAME)).sum())
         message = f"{names} are at the same position"
         more = f", and {count - 1} more pairs" if count > 1 else ""
         hint = "one series may hold several phases, times or echoes: put those of one into a folder"
-        raise _error(slices[0].path.parent, message + more, hint)
+        if slices[close].frame is not None:
+            hint = "it may hold several phases, times or echoes: write a NIfTI file of one, with dcm2niix for instance"
+        raise _error(slices[0].scan, message + more, hint)
     uneven = np.abs(steps - step) > _UNEVEN * step
     if uneven.any():
         worst = int(np.argmax(np.abs(steps - step)))
-        names = f"{slices[worst].path.name} and {slices[worst + 1].path.name}"
+        names = f"{slices[worst].name} and {slices[worst + 1].name}"
         missing = round(float(steps[worst]) / step) - 1
         what = f"{missing} slice(s) missing between" if missing >= 1 else "uneven distance of"
         message = f"{what} {names}: {steps[worst]:.3g} mm apart, others {step:.3g} mm"
-        raise _error(slices[0].path.parent, message, "copy the whole series again, or leave out its odd slices")
+        raise _error(slices[0].scan, message, "copy the whole series again, or leave out its odd slices")
     shift = slices[-1].position - slices[0].position
     sheared = float(np.linalg.norm(shift - (shift @ normal) * normal))
     if sheared > float(pixel.min()):
         angle = float(np.degrees(np.arctan2(sheared, along[-1] - along[0])))
         message = f"slices are shifted against each other by {sheared:.3g} mm in all: the gantry was tilted {angle:.1f}"
         hint = "resample it to a right angle first: dcm2niix does"
-        raise _error(slices[0].path.parent, message + " degrees", hint)
+        raise _error(slices[0].scan, message + " degrees", hint)
     return float((along[-1] - along[0]) / (len(slices) - 1))
 
 
@@ -250,11 +284,17 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
-def _header(path: Path) -> Any:
+def is_enhanced_file(path: Path) -> bool:
+    """Whether a DICOM file says of its frames one by one where they lie."""
+    header = _header(path, _GROUPS)
+    return header is not None and is_enhanced(header)
+
+
+def _header(path: Path, tags: Sequence[str] = _TAGS) -> Any:
     """A file's header, None where it cannot be read: reading its series tells what is wrong."""
     pydicom = _pydicom(path)
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except Exception:  # what a damaged file raises has no common base
         return None
 
@@ -262,19 +302,19 @@ def _header(path: Path) -> Any:
 def _geometry_of(path: Path) -> Any:
     if not path.is_file():
         raise _error(path, "no such file")
-    header = _header(path)
+    header = _header(path, [*_TAGS, *_GROUPS])
     if header is None or "Rows" not in header or "Columns" not in header:
         raise _error(path, "not a DICOM image, or damaged")
     return header
 
 
-def _numbers(path: Path, header: Any, tag: str, count: int) -> np.ndarray:
+def _numbers(where: str, header: Any, tag: str, count: int) -> np.ndarray:
     try:
         values = np.array([float(value) for value in header[tag].value], dtype=np.float64)
     except (KeyError, TypeError, ValueError):
         values = np.empty(0)
     if len(values) != count or not np.isfinite(values).all() or (tag == "PixelSpacing" and values.min() <= 0):
-        raise _error(path, f"says nothing usable of its {tag}, so its place in the scan is not known")
+        raise _error(where, f"says nothing usable of its {tag}, so its place in the scan is not known")
     return values
 
 
@@ -294,5 +334,5 @@ def unreadable_files(source: Path) -> Iterator[Path]:
             yield path
 
 
-def _error(path: Path, message: str, hint: str | None = None) -> DataError:
-    return DataError([Problem(where=str(path), message=message, hint=hint)])
+def _error(where: Path | str, message: str, hint: str | None = None) -> DataError:
+    return DataError([Problem(where=str(where), message=message, hint=hint)])

@@ -28,14 +28,14 @@ def series_files(folder: Path) -> Sequence[Path]:
     raise DataError([Problem(str(folder), message, "give every series a folder of its own, and name that")])
 
 
-def read_image_series(folder: Path) -> tuple[np.ndarray, float | None, tuple[float, ...]]:
-    """The volume [1, D, H, W] of a folder, its largest value if its kind has one, and the spacing (D, H, W) in mm.
+def read_image_series(source: Path) -> tuple[np.ndarray, float | None, tuple[float, ...]]:
+    """The volume [1, D, H, W] of a folder or an enhanced file, its largest value if it has one, and the spacing in mm.
 
     Raises:
         DataError: See `series_files` and `read_series`.
         MissingExtraError: pydicom is not installed.
     """
-    volume = read_series(series_files(folder))
+    volume = read_series(series_files(source) if source.is_dir() else [source])
     return volume.array, 255.0 if volume.array.dtype == np.uint8 else None, volume.spacing
 
 

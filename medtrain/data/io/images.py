@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, ImageSequence
 
 from medtrain.data.io.dicom import is_dicom, read_dicom
+from medtrain.data.io.dicom_series import is_enhanced_file
 from medtrain.data.io.image_series import read_image_series
 from medtrain.data.io.nifti import is_nifti
 from medtrain.data.io.nifti import read_image as read_nifti
@@ -128,6 +129,8 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None, min_si
         return convert_channels(_decode_tiff(path, data), channels, path)
     if is_dicom(data, path):
         array, max_value, spacing = read_dicom(path, data)
+        if array.ndim == 4 and is_enhanced_file(path):
+            return convert_channels(Image(*read_image_series(path)), channels, path)
         return convert_channels(Image(array, max_value, spacing), channels, path)
     raise _wrong_kind(path, data)
 
