@@ -70,11 +70,6 @@ class _Finding:
     digest: str | None = None
 
 
-def check_dataset(dataset: Dataset, *, deep: bool = True, workers: int | None = None) -> list[Problem]:
-    """What must be mended before training; see `inspect_dataset`."""
-    return list(inspect_dataset(dataset, deep=deep, workers=workers).problems)
-
-
 def inspect_dataset(
     dataset: Dataset,
     *,

@@ -237,11 +237,6 @@ class CaseGeometry:
         """Crop and resample canonical class indices [D, H, W]; see `resample_label`."""
         return resample_label(label[_slices(self.crop)], self.resampled_shape, low_axis=self.low_axis)
 
-    def invert_label(self, label: np.ndarray) -> np.ndarray:
-        """Bring class indices [D, H, W] from the network's grid to the whole scan; outside the box is background."""
-        assert tuple(label.shape) == self.resampled_shape, f"{label.shape} is not {self.resampled_shape}"
-        return self._paste(resample_label(label, self.cropped_shape, low_axis=self.low_axis))
-
     def near_label(self, label: np.ndarray) -> np.ndarray:
         """Class indices [D, H, W] of the whole scan on the network's grid, by the nearest voxel: for pictures."""
         near = []
@@ -270,13 +265,6 @@ class CaseGeometry:
             spacing=cast(Spacing, tuple(float(v) for v in data["spacing"])),
             low_axis=None if data["low_axis"] is None else int(data["low_axis"]),
         )
-
-    def _paste(self, label: np.ndarray) -> np.ndarray:
-        if self.cropped_shape == self.canonical_shape:
-            return label
-        out = np.zeros(self.canonical_shape, dtype=label.dtype)
-        out[_slices(self.crop)] = label
-        return out
 
 
 def _resample_slabs(

@@ -109,12 +109,6 @@ class LabelMap:
             raise ValueError(_unknown_values(label, classes < 0, [value for value, _ in pairs]))
         return classes.astype(self.dtype)
 
-    def to_values(self, classes: np.ndarray) -> np.ndarray:
-        """Turn class indices into the values to write to a file."""
-        top = max(self.label_values)
-        dtype = np.uint8 if top < 256 and min(self.label_values) >= 0 else np.int16 if top < 32768 else np.int32
-        return np.array(self.label_values, dtype=dtype)[classes]
-
     def to_json(self) -> dict[str, Any]:
         """Plain data that identifies the mapping."""
         return {

@@ -30,7 +30,6 @@ Parts = dict[str, list[str]]
 
 PART_NAMES = ("train", "val", "test")
 SPLIT_70_15_15: Mapping[str, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
-SPLIT_80_20: Mapping[str, float] = {"train": 0.8, "val": 0.2}
 
 _MAX_MOVES = 200
 _DECIMALS = 9  # ties must not depend on the order in which a processor adds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -123,17 +122,6 @@ class TabularEncoder:
             categorical=categorical,
             observed=np.concatenate([~missing, categorical != MISSING_CODE], axis=1),
         )
-
-    def count_unseen(self, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
-        """Categories that the training part does not have, by column, and how often they occur."""
-        found: dict[str, dict[str, int]] = {}
-        for column, state in enumerate(self.categorical):
-            known = set(state.categories)
-            values = Counter(sample.categorical[column] for sample in samples)
-            unseen = {text: count for text, count in sorted(values.items(), key=repr) if text and text not in known}
-            if unseen:
-                found[state.column] = unseen
-        return found
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the checkpoint; `from_json` restores the encoder exactly."""

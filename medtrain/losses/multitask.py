@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medtrain.errors import UsageError
 from medtrain.losses.class_weights import ClassWeighting
 from medtrain.losses.ordinal import OrdinalForm
-from medtrain.losses.units import ImageLoss, LossKind, TargetInfo, mean_of
+from medtrain.losses.units import ImageLoss, LossKind, TargetInfo
 from medtrain.registry import Range, build, closest, get, register
 
 PartName = Literal[
@@ -131,11 +131,6 @@ class MultitaskLoss(ImageLoss):
     def units(self, target: Tensor) -> Tensor:
         """1 for every sample with any label [B]."""
         return (~target.isnan()).any(1).to(target.dtype)
-
-    def part_values(self, logits: Tensor, target: Tensor) -> list[Tensor]:
-        """The mean of every part over its own units, without its weight, for the log."""
-        found = zip(self.losses, self.split(logits), self.columns, strict=True)
-        return [mean_of(*loss.sums(said, take_columns(target, column))) for loss, said, column in found]
 
     def split(self, logits: Tensor) -> list[Tensor]:
         """The logits [B, O_p] of every part, of logits [B, sum of O_p]."""

@@ -9,7 +9,7 @@ import numpy as np
 from medtrain.metrics.arrays import Values, count_undefined, defined_mean, finite_values, label_values, ratio
 from medtrain.metrics.calibration import DEFAULT_BINS, brier_score, calibration_error, log_loss
 from medtrain.metrics.confusion import class_confusion, class_scores
-from medtrain.metrics.ranking import auroc, average_precision, youden_threshold
+from medtrain.metrics.ranking import auroc, average_precision
 from medtrain.metrics.spec import MetricSpec
 
 _SPECS = (
@@ -96,22 +96,6 @@ def multilabel_specs(label_names: Sequence[str]) -> dict[str, MetricSpec]:
     for spec in _SPECS:
         specs |= {f"{spec.name}/{name}": MetricSpec(f"{spec.name}/{name}", spec.mode) for name in label_names}
     return specs
-
-
-def multilabel_youden(probs: Values, labels: Values, *, ignore_index: int | None = None) -> np.ndarray:
-    """Choose Youden's threshold per label, on validation data.
-
-    Args:
-        probs: Probabilities [N, L].
-        labels: 0, 1, or NaN where nobody labelled [N, L].
-        ignore_index: Another value that stands for an unknown entry.
-
-    Returns:
-        float64 [L]; NaN for a label with one class only.
-    """
-    values, true, known = _entries(probs, labels, ignore_index)
-    columns = range(values.shape[1])
-    return np.array([youden_threshold(values[known[:, k], k], true[known[:, k], k]) for k in columns])
 
 
 def _entries(probs: Values, labels: Values, ignore_index: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

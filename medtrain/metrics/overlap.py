@@ -119,24 +119,6 @@ def overlap_scores(confusion: np.ndarray, regions: Sequence[Sequence[int]] | Non
     }
 
 
-def overlap_metrics(
-    prediction: np.ndarray | torch.Tensor,
-    label: np.ndarray | torch.Tensor,
-    num_classes: int,
-    *,
-    ignore_index: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Compute Dice, IoU, precision and recall per class of two label maps; see `overlap_scores` for empty classes.
-
-    Args:
-        prediction: Class indices [*S].
-        label: Class indices [*S].
-        num_classes: K, background included.
-        ignore_index: Voxels with this label are left out.
-    """
-    return overlap_scores(confusion_matrix(prediction, label, num_classes, ignore_index=ignore_index))
-
-
 def as_label_map(values: np.ndarray | torch.Tensor) -> np.ndarray:
     """Bring a label map to the CPU as an integer (or bool turned uint8) array, without a copy where possible."""
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

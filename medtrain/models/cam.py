@@ -92,34 +92,6 @@ def record_features(model: nn.Module, *, cut: bool = False) -> Iterator[FeatureR
         handle.remove()
 
 
-def cam_maps(
-    model: nn.Module,
-    inputs: Mapping[str, Tensor],
-    class_index: ClassIndex,
-    *,
-    create_graph: bool,
-    method: Literal["gradcam", "gradcam++"] = "gradcam",
-) -> Tensor:
-    """Grad-CAM of a class for every sample, with a forward pass of its own in the mode the model is in.
-
-    Args:
-        model: Called with the inputs; gives logits, or a dict with `logits`.
-        inputs: Arguments of the model by name, `image` [B, C, *S] or [B, V, C, *S] with views among them.
-        class_index: The logit to explain: one for all samples (a tuple for logits [B, Z, K]), or int64 [B] or [B, 2].
-        create_graph: Keep the maps differentiable, to train on them.
-        method: Grad-CAM or Grad-CAM++.
-
-    Returns:
-        [B, h, w] (or [B, d, h, w]; [B, V, ...] with views) in [0, 1], on the grid of the features.
-
-    Raises:
-        UsageError: The model names no feature layer, or did not use it.
-    """
-    with torch.enable_grad(), record_features(model, cut=not create_graph) as record:
-        logits = _logits(model(**inputs))
-    return maps_from_features(record, inputs, logits, class_index, create_graph=create_graph, method=method)
-
-
 def maps_from_features(
     record: FeatureRecord,
     inputs: Mapping[str, Tensor],
@@ -139,7 +111,7 @@ def maps_from_features(
         record: Of the pass.
         inputs: Of the pass.
         logits: Of the pass [B, K] or [B, Z, K].
-        class_index: As for `cam_maps`.
+        class_index: The logit to explain: one for all samples (a tuple for logits [B, Z, K]), or int64 [B] or [B, 2].
         create_graph: Keep the maps differentiable.
         method: Grad-CAM or Grad-CAM++.
 
@@ -241,7 +213,7 @@ def explain(
     Args:
         model: Has `feature_layer()`.
         inputs: Arguments of the model by name, `image` among them.
-        class_index: As for `cam_maps`.
+        class_index: As for `maps_from_features`.
         method: CAM, Grad-CAM or Grad-CAM++.
 
     Returns:
@@ -374,7 +346,8 @@ def _per_sample(maps: Tensor, inputs: Mapping[str, Tensor], spatial_dims: int) -
     """Maps [P, *s] of the images that were encoded, as [B, *s], or [B, V, *s] with views; absent ones are 0."""
     lead = inputs["image"].shape[: inputs["image"].ndim - spatial_dims - 1]
     present = inputs.get("present")
-    exists = torch.ones(lead, dtype=torch.bool, device=maps.device) if present is None else present.reshape(lead)
+    exists = torch.ones(lead, dtype=torch.bool) if present is None else present.reshape(lead)
+    exists = exists.to(maps.device)
     if maps.shape[0] != exists.numel():
         assert maps.shape[0] == int(exists.sum()), f"{maps.shape[0]} feature maps for {int(exists.sum())} images"
         return maps.new_zeros(*lead, *maps.shape[1:]).index_put((exists,), maps)

@@ -53,40 +53,6 @@ class Sample:
     attention: np.ndarray | None = None
 
 
-def uncertainty(probs: np.ndarray) -> np.ndarray:
-    """Entropy of the probabilities, as a share of the largest possible one: [N] in [0, 1].
-
-    Args:
-        probs: [N, K]; [N] for the positive one of two classes.
-    """
-    values = np.asarray(probs, np.float64)
-    values = np.stack([1 - values, values], axis=1) if values.ndim == 1 else values
-    logs = np.log(np.where(values > 0, values, 1.0))
-    return np.clip(-(values * logs).sum(axis=1) / np.log(max(values.shape[1], 2)), 0, 1)
-
-
-def choose_samples(probs: np.ndarray, labels: np.ndarray, count: int) -> tuple[list[int], list[int]]:
-    """The samples to look at: the worst, and the most uncertain of the others.
-
-    The worst are the labelled ones whose true class has the lowest probability. Of equals, the first is chosen.
-
-    Args:
-        probs: [N, K].
-        labels: Class indices [N]; NaN is unlabelled.
-        count: At most as many of each.
-
-    Returns:
-        Indices of both, the worst and the most uncertain first.
-    """
-    probs, labels = np.asarray(probs, np.float64), np.asarray(labels, np.float64)
-    known = np.flatnonzero(np.isfinite(labels))
-    said = probs[known, labels[known].astype(np.int64)]
-    worst = known[np.argsort(said, kind="stable")][:count].tolist()
-    unsure = np.argsort(-uncertainty(probs), kind="stable").tolist()
-    taken = set(worst)
-    return worst, [index for index in unsure if index not in taken][:count]
-
-
 def draw_samples(
     sections: Mapping[str, Sequence[Sample]],
     *,

@@ -67,8 +67,10 @@ class Loss(Protocol):
 class Task(Protocol):
     """A task: segmentation, classification, ... The engine calls nothing else."""
 
-    loss: Any
-    """What is minimised; a `Loss`."""
+    @property
+    def loss(self) -> Loss:
+        """What is minimised."""
+        ...
 
     monitor: MetricSpec
     """The metric that decides which weights are best, `val/<name>`."""

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from medtrain.cli.data import app
 from medtrain.data.case import Case, Dataset
-from medtrain.data.check import check_dataset, count_values, inspect_dataset
+from medtrain.data.check import count_values, inspect_dataset
 from medtrain.data.msd import MsdData
 from medtrain.errors import DataError, Problem
 
@@ -164,7 +164,7 @@ SPOILED: list[tuple[Callable[[Folder], None], str]] = [
 def test_each_fault_is_named_once(folder: Folder, spoil: Callable[[Folder], None], said: str) -> None:
     spoil(folder)
     before = sorted(path.name for path in folder.root.rglob("*"))
-    assert lines(check_dataset(folder.dataset())) == [said]
+    assert lines(inspect_dataset(folder.dataset()).problems) == [said]
     assert sorted(path.name for path in folder.root.rglob("*")) == before
 
 
@@ -174,7 +174,7 @@ def test_all_faults_come_at_once(folder: Folder) -> None:
     label = folder.load("labelsTr", "c")
     folder.save("labelsTr", "c", label[:, :6])
     folder.path("imagesTr", "a").write_bytes(b"")
-    problems = check_dataset(folder.dataset(), workers=2)
+    problems = inspect_dataset(folder.dataset(), workers=2).problems
     assert [problem.where for problem in problems] == [
         "imagesTr/a.nii.gz",
         "imagesTr/b.nii.gz",
@@ -194,7 +194,10 @@ def test_files_that_vanish_are_named(folder: Folder) -> None:
     dataset = folder.dataset()
     folder.path("imagesTr", "a").unlink()
     folder.path("labelsTr", "c").unlink()
-    assert lines(check_dataset(dataset)) == ["imagesTr/a.nii.gz: no such file", "labelsTr/c.nii.gz: no such file"]
+    assert lines(inspect_dataset(dataset).problems) == [
+        "imagesTr/a.nii.gz: no such file",
+        "labelsTr/c.nii.gz: no such file",
+    ]
 
 
 def test_quick_looks_at_headers_only(folder: Folder) -> None:
@@ -242,9 +245,9 @@ def test_a_test_case_that_was_trained_on_is_found(folder: Folder) -> None:
 def test_no_cases_and_ids_twice(folder: Folder) -> None:
     dataset = folder.dataset()
     none = Dataset(**{**vars(dataset), "cases": ()})
-    assert lines(check_dataset(none)) == [f"{folder.root}: there is no labelled case"]
+    assert lines(inspect_dataset(none).problems) == [f"{folder.root}: there is no labelled case"]
     twice = Dataset(**{**vars(dataset), "test_cases": (Case("a", dataset.cases[1].images, None, "a"),)})
-    assert "a: 2 cases have this id" in lines(check_dataset(twice))
+    assert "a: 2 cases have this id" in lines(inspect_dataset(twice).problems)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])

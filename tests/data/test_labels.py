@@ -22,13 +22,11 @@ def test_values_become_positions() -> None:
     classes = labels.to_classes(np.array([[0, 10], [4, 255]], dtype=np.uint8))
     assert classes.dtype == np.uint8
     np.testing.assert_array_equal(classes, [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(labels.to_values(np.array([2, 1, 0])), [4, 10, 0])
 
 
 def test_negative_and_wide_values() -> None:
     labels = LabelMap.from_dataset(dataset({"background": 0, "a": -3, "b": 1000}))
     np.testing.assert_array_equal(labels.to_classes(np.array([-3, 0, 1000], dtype=np.int16)), [1, 0, 2])
-    assert labels.to_values(np.array([1, 2])).tolist() == [-3, 1000]
 
 
 def test_joined_classes_keep_place_and_value() -> None:

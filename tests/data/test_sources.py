@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medtrain.data.case import Dataset
-from medtrain.data.check import check_dataset
+from medtrain.data.check import inspect_dataset
 from medtrain.data.io.folders import FilesError
 from medtrain.data.io.nifti import SourceGrid, read_image, read_label, write_image
 from medtrain.data.msd import MsdData
@@ -276,7 +276,7 @@ def test_nnunet_trains_without_a_channel_of_a_test_case(tmp_path: Path) -> None:
     scan(root / "imagesTs" / "t_0000.nii.gz")
     dataset = NnunetData(root=str(root)).discover()
     assert [case.case_id for case in dataset.test_cases] == ["t"]
-    assert "imagesTs/t_0001.nii.gz: no such file" in [str(problem) for problem in check_dataset(dataset)]
+    assert "imagesTs/t_0001.nii.gz: no such file" in [str(problem) for problem in inspect_dataset(dataset).problems]
 
 
 def test_nnunet_files_that_do_not_fit(tmp_path: Path) -> None:

@@ -52,8 +52,6 @@ def test_categories_by_hand() -> None:
     assert arrays.observed.tolist() == [[True, True], [True, False], [False, True]]
     assert arrays.numeric.shape == (3, 0)
     assert [state.num_codes for state in encoder.categorical] == [4, 4]
-    assert encoder.count_unseen(later) == {"sex": {"x": 1}, "side": {"both": 1}}
-    assert encoder.count_unseen(train) == {}
 
 
 def test_the_same_as_scikit_learn(rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from medtrain.metrics.overlap import confusion_matrix, overlap_metrics, overlap_scores
+from medtrain.metrics.overlap import confusion_matrix, overlap_scores
 
 
 def test_confusion_matrix_rows_are_true_classes() -> None:
@@ -20,7 +20,7 @@ def test_confusion_matrix_rows_are_true_classes() -> None:
 def test_hand_computed_scores() -> None:
     label = np.array([1, 1, 1, 1, 0, 0, 0, 0])  # [8]
     prediction = np.array([1, 1, 1, 0, 1, 0, 0, 0])
-    scores = overlap_metrics(prediction, label, 2)
+    scores = overlap_scores(confusion_matrix(prediction, label, 2))
     assert scores["dice"][1] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
     assert scores["iou"][1] == pytest.approx(3 / 5)
     assert scores["precision"][1] == pytest.approx(3 / 4)
@@ -46,13 +46,13 @@ def test_parity_with_scikit_learn(num_classes: int) -> None:
 
 
 def test_class_in_neither_map_is_nan() -> None:
-    scores = overlap_metrics(np.array([0, 1]), np.array([0, 1]), 3)
+    scores = overlap_scores(confusion_matrix(np.array([0, 1]), np.array([0, 1]), 3))
     assert all(np.isnan(values[2]) for values in scores.values())
 
 
 @pytest.mark.parametrize(("prediction", "label"), [([0, 0], [0, 1]), ([0, 1], [0, 0])])
 def test_class_in_one_map_only_scores_zero(prediction: list[int], label: list[int]) -> None:
-    scores = overlap_metrics(np.array(prediction), np.array(label), 2)
+    scores = overlap_scores(confusion_matrix(np.array(prediction), np.array(label), 2))
     assert {name: float(values[1]) for name, values in scores.items()} == dict.fromkeys(scores, 0.0)
 
 

@@ -13,8 +13,6 @@ from medtrain.metrics.bootstrap import bootstrap_intervals, draw_patients
 from medtrain.metrics.paired import Difference, paired_differences
 from medtrain.metrics.spec import MetricSpec
 
-SPECS = {"mean": MetricSpec("mean", "max")}
-
 
 def _paired(
     a: np.ndarray, b: np.ndarray, groups: np.ndarray, *, mode: str = "max", resamples: int = 2000

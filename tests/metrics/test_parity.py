@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medtrain.metrics.overlap import overlap_metrics
+from medtrain.metrics.overlap import confusion_matrix, overlap_scores
 from medtrain.metrics.surface import surface_metrics
 
 
@@ -59,7 +59,7 @@ def test_surface_metrics_equal_monai(spacing: tuple[float, ...], kind: str) -> N
 def test_overlap_equals_monai() -> None:
     metrics: Any = _import("monai.metrics")
     prediction, label = _blobs(1), _blobs(2)
-    ours = overlap_metrics(prediction, label, 2)
+    ours = overlap_scores(confusion_matrix(prediction, label, 2))
     tensors = _tensor(prediction), _tensor(label)
     dice = metrics.compute_dice(*(t.float() for t in tensors), include_background=False)
     iou = metrics.compute_iou(*(t.float() for t in tensors), include_background=False)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from medtrain.errors import UsageError
 from medtrain.models.cam import (
-    cam_maps,
     evaluation_mode,
     explain,
     explain_each,
@@ -22,6 +21,14 @@ from medtrain.models.cam import (
 from medtrain.models.instances import EncoderSettings
 from medtrain.models.multiview import MultipleInstance, MultiView
 from medtrain.models.timm_model import TimmModel, TimmSettings
+
+
+def cam_maps(model: nn.Module, inputs: dict[str, Tensor], class_index: Any, *, create_graph: bool) -> Tensor:
+    """Grad-CAM with a forward pass of its own."""
+    with torch.enable_grad(), record_features(model, cut=not create_graph) as record:
+        found = model(**inputs)
+    logits = found if isinstance(found, Tensor) else found["logits"]
+    return maps_from_features(record, inputs, logits, class_index, create_graph=create_graph)
 
 
 class Tiny(nn.Module):

@@ -37,7 +37,6 @@ TINY: dict[str, dict[str, Any]] = {
 """A few channels of each."""
 DIVISOR = {"cmunext": 4, "mednext": 4, "segresnet": 4, "vnet": 16, "swin_unetr": 32}
 OF_MONAI = ("dynunet", "segresnet", "attention_unet", "vnet", "swin_unetr", "unetr")
-OWN = [name for name in TINY if name not in OF_MONAI]
 
 
 def models(names: Any = TINY, *marks: pytest.MarkDecorator) -> list[Any]:

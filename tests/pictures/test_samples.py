@@ -9,11 +9,9 @@ from medtrain.pictures.figure import draw_sentence
 from medtrain.pictures.samples import (
     Sample,
     attention_shares,
-    choose_samples,
     describe,
     draw_samples,
     top_instances,
-    uncertainty,
 )
 from medtrain.pictures.thumbnails import BACKGROUND, RIGHT, TEXT, WRONG, absent, captioned, thumbnail, write
 
@@ -23,24 +21,6 @@ _RED = (250, 0, 0)
 def _flat(color: tuple[int, int, int], size: int = 20) -> np.ndarray:
     """A picture of one colour [3, H, W]."""
     return np.broadcast_to(np.array(color, np.uint8)[:, None, None], (3, size, size)).copy()
-
-
-def test_uncertainty_is_the_entropy_as_a_share() -> None:
-    probs = np.array([[0.5, 0.5], [1.0, 0.0], [0.9, 0.1]])
-    # -(0.9 ln 0.9 + 0.1 ln 0.1) / ln 2 = 0.4690
-    np.testing.assert_allclose(uncertainty(probs), [1, 0, 0.4690], atol=1e-4)
-    np.testing.assert_allclose(uncertainty(probs[:, 1]), uncertainty(probs))
-    np.testing.assert_allclose(uncertainty(np.full((1, 5), 0.2)), [1])
-
-
-def test_the_worst_are_sure_and_wrong_and_the_uncertain_are_others() -> None:
-    probs = np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0.45, 0.55], [0.02, 0.98], [0.6, 0.4]])
-    labels = np.array([0.0, 0.0, 0.0, 1.0, np.nan, 1.0])  # the most wrong is 2 with 0.1, then 5 with 0.4
-    assert choose_samples(probs, labels, 2) == ([2, 5], [1, 3])
-    worst, unsure = choose_samples(probs, labels, 50)
-    assert worst == [2, 5, 1, 3, 0]
-    assert unsure == [4]  # unlabelled ones can be uncertain, not wrong
-    assert choose_samples(np.zeros((0, 2)), np.zeros(0), 3) == ([], [])
 
 
 def test_colour_pictures_are_shown_in_their_colours_and_others_in_grey() -> None:

@@ -36,13 +36,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(there: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def opened() -> Iterator[Callable[[str], BaseStorage]]:
     """Opens storages, and closes them in the end."""

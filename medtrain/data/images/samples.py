@@ -256,13 +256,16 @@ class Normalizer:
     def __call__(self, batch: Batch, device: torch.device, memory_format: torch.memory_format | None = None) -> Batch:
         """Move a batch and normalise its images; views and instances that are not there become 0.
 
+        Which are there (`present`) stays in main memory: it decides how many images are encoded, and reading it on a
+        GPU would wait for all that the GPU has yet to do.
+
         Args:
             batch: Of `SampleReader.collate`.
             device: Where to.
             memory_format: Of images without an axis of views; None leaves channels first.
         """
         moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name != "present" else value
             for name, value in batch.items()
         }
         if "image" in moved:
@@ -273,18 +276,19 @@ class Normalizer:
         axis = -1 - self.plan.spatial_dims
         planes = memory_format in (None, torch.contiguous_format)
         if planes and image.device.type == "cpu":
-            image = self._by_planes(image, axis)
+            image = self._by_planes(image)
         else:
             image = self._by_rows(image.movedim(axis, -1)).movedim(-1, axis)
         if present is not None:
             there = present if self.plan.several_images else present[:, 0]
+            there = there.to(image.device, non_blocking=True)
             image = image.mul_(there.reshape(*there.shape, *(1,) * (image.dim() - there.dim())))
         if memory_format is None or planes:
             return image.contiguous()
         # with an axis of views there is no such format, but each image has it
         return image if self.plan.several_images else image.contiguous(memory_format=memory_format)
 
-    def _by_planes(self, image: Tensor, axis: int) -> Tensor:
+    def _by_planes(self, image: Tensor) -> Tensor:
         """Channels become planes while bytes are widened: much faster than to move the floats afterwards."""
         shape = (-1, *(1,) * self.plan.spatial_dims)
         scale, shift = self._constants(image.device, 1, image.dtype == torch.uint8)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, io_orientation
 
 from medtrain.errors import DataError, Problem
 from medtrain.run.atomic import atomic_write
@@ -76,11 +76,6 @@ class SourceGrid:
         """Voxels in the canonical frame (D, H, W)."""
         x, y, z = (self.shape[axis] for axis in self._file_axes())
         return (z, y, x)
-
-    @property
-    def canonical_affine(self) -> np.ndarray:
-        """Matrix [4, 4] from RAS-ordered canonical voxel indices (W, H, D) to world mm."""
-        return np.asarray(self.matrix @ inv_ornt_aff(self.orientation, self.shape))
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """Turn an array in file order [x, y, z] into the canonical frame [D, H, W]; a view where possible."""

@@ -344,7 +344,7 @@ def draw_contour(sweep: SweepState, keys: Sequence[str], objective: int = 0) -> 
         axes.set_ylabel(axis_name(second, short, 20), fontsize=9.5)
     for axes in grid[len(pairs) :]:
         axes.remove()
-    _color_bar(figure, norm, colors, aim.metric)
+    _color_bar(figure, norm, colors)
     return figure
 
 
@@ -396,7 +396,7 @@ def _contour_panel(
     y.apply(axes.yaxis)
 
 
-def _color_bar(figure: Figure, norm: Normalize, colors: Any, name: str) -> None:
+def _color_bar(figure: Figure, norm: Normalize, colors: Any) -> None:
     width, height = figure.get_size_inches()
     bar_axes = figure.add_axes((1 - 0.75 / width, 0.75 / height, 0.14 / width, min(2.6, height - 1.6) / height))
     bar = figure.colorbar(ScalarMappable(norm, colors), cax=bar_axes)
