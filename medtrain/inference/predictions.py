@@ -47,6 +47,7 @@ class CaseReport:
         seconds: Time of reading, predicting and writing it.
         voxels: Voxels of every class, or region, on the scan's own grid.
         volume_ml: Their volume in mL.
+        lesions: How sure the networks are of each lesion, by structure, the surest first.
     """
 
     case_id: str
@@ -55,6 +56,7 @@ class CaseReport:
     seconds: float = 0.0
     voxels: Mapping[str, int] = field(default_factory=dict)
     volume_ml: Mapping[str, float] = field(default_factory=dict)
+    lesions: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -320,4 +322,6 @@ class PredictionFolder:
         }
         row |= {f"voxels/{name}": count for name, count in report.voxels.items()}
         row |= {f"volume_ml/{name}": repr(round(volume, 6)) for name, volume in report.volume_ml.items()}
+        for name, scores in report.lesions.items():
+            row |= {f"lesions/{name}": len(scores), f"lesion_scores/{name}": " ".join(f"{s:.4g}" for s in scores)}
         self._table.enter(scan.case_id, row, at_once=True)

@@ -99,7 +99,7 @@ class Predictor:
         Raises:
             DataError: The scan cannot be read or is not what the model was trained on.
         """
-        return self._values[self._segment(self._prepare(images))]
+        return self._values[self._segment(self._prepare(images))[0]]
 
     def predict_folder(
         self, scans: Path, out: Path, *, overwrite: bool = False, output_format: str = "nifti"
@@ -182,7 +182,7 @@ class Predictor:
                     continue
                 started = time.perf_counter()
                 try:
-                    label = self._segment(prepared)
+                    label, lesions = self._segment(prepared)
                 except (MemoryError, RuntimeError, UsageError) as error:
                     message = self._why_not(error)
                     if message is None:
@@ -193,7 +193,7 @@ class Predictor:
                     log.warning("%s: %s", scan.case_id, prepared.doubts)
                 seconds = prepared.seconds + time.perf_counter() - started
                 log.info("scan %d of %d: %s in %.1f s", number, len(scans), scan.case_id, seconds)
-                writes.append(writer.submit(self._write, folder, scan, label, prepared, seconds))
+                writes.append(writer.submit(self._write, folder, scan, label, lesions, prepared, seconds))
                 # A bounded queue keeps memory bounded; a full disk stops the work here.
                 while len(writes) > _WRITES_AHEAD:
                     reports.append(writes.popleft().result())
@@ -219,15 +219,17 @@ class Predictor:
         inputs = [torch.from_numpy(prepared.normalized(run.plan.normalization)) for run in plans]
         return _Prepared(images, inputs, prepared.geometry, time.perf_counter() - started, doubts)
 
-    def _segment(self, prepared: _Prepared) -> np.ndarray:
-        """Class indices [D, H, W] on the scan's whole grid."""
+    def _segment(self, prepared: _Prepared) -> tuple[np.ndarray, dict[str, list[float]]]:
+        """Class indices [D, H, W] on the scan's whole grid, and how sure the networks are of each lesion."""
         images = prepared.images
         if self._first_stage is not None:
             stage = self._first_stage
             images = [stage.add_channels(image, prepared.files, prepared.geometry) for image in images]
         models = [run.model for run in self._runs]
+        maps = self._task.lesion_maps()
         with torch.inference_mode(), self._run.precision.autocast():
-            return self._task.predict_label(models, images, prepared.geometry, final=True)
+            label = self._task.predict_label(models, images, prepared.geometry, final=True, maps=maps)
+        return label, {} if maps is None else self._task.score_lesions(label, maps)
 
     def _why_not(self, error: Exception) -> str | None:
         """Why a scan does not fit the memory; None where the error is another one."""
@@ -241,7 +243,13 @@ class Predictor:
         return f"does not fit the memory of {self._run.device}"
 
     def _write(
-        self, folder: PredictionFolder, scan: Scan, label: np.ndarray, prepared: _Prepared, seconds: float
+        self,
+        folder: PredictionFolder,
+        scan: Scan,
+        label: np.ndarray,
+        lesions: dict[str, list[float]],
+        prepared: _Prepared,
+        seconds: float,
     ) -> CaseReport:
         started = time.perf_counter()
         geometry = prepared.geometry
@@ -262,6 +270,7 @@ class Predictor:
             seconds=seconds + time.perf_counter() - started,
             voxels=voxels,
             volume_ml={name: count * millilitres for name, count in voxels.items()},
+            lesions=lesions,
         )
         folder.record(scan, report)
         return report

@@ -131,7 +131,7 @@ def match_lesions(
     hits = _hits(predicted[inside], true[inside], np.bincount(true.ravel(), minlength=num_true + 1), iou)
     scores = np.full(num_predicted, math.nan)
     if certainty is not None and num_predicted:
-        scores = PROBABILITIES[ndimage.maximum(certainty[box], predicted, np.arange(1, num_predicted + 1))]
+        scores = _highest(certainty[box], predicted, num_predicted)
     candidates = tuple(Candidate(float(score), hits.get(i, ())) for i, score in enumerate(scores, start=1))
     if certainty is None:
         return LesionMatch(num_true, candidates)
@@ -144,6 +144,29 @@ def match_lesions(
         highest = PROBABILITIES[islands.highest]
         lower += [Candidate(float(score), found.get(i, ())) for i, score in enumerate(highest, start=1)]
     return LesionMatch(num_true, candidates, tuple(lower))
+
+
+def component_scores(prediction: np.ndarray, certainty: np.ndarray) -> list[float]:
+    """The score of every predicted component, the highest first; of a scan without a label.
+
+    Args:
+        prediction: Mask [*S], bool.
+        certainty: Bytes [*S] of the lesion's probability.
+    """
+    from scipy import ndimage  # here, because SciPy takes most of a second to import
+
+    box = bounding_box(prediction)
+    if box is None:
+        return []
+    predicted, count = ndimage.label(prediction[box], structure=np.ones((3,) * prediction.ndim, dtype=bool))
+    return sorted(_highest(certainty[box], predicted, count).tolist(), reverse=True)
+
+
+def _highest(certainty: np.ndarray, components: np.ndarray, count: int) -> np.ndarray:
+    """The highest probability within components 1 to `count`."""
+    from scipy import ndimage
+
+    return PROBABILITIES[ndimage.maximum(certainty, components, np.arange(1, count + 1))]
 
 
 def _hits(candidate: np.ndarray, lesion: np.ndarray, sizes: np.ndarray, iou: float) -> dict[int, tuple[int, ...]]:

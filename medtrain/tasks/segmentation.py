@@ -17,7 +17,7 @@ from medtrain.inference.probability import ProbabilityMaps
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
 from medtrain.metrics.cases import evaluate_case, metric_specs, summarize, worst_cases
-from medtrain.metrics.lesions import LesionRule
+from medtrain.metrics.lesions import LesionRule, component_scores
 from medtrain.metrics.spec import MetricSpec
 from medtrain.metrics.surface import SURFACE_METRICS
 from medtrain.metrics.tables import summary_table, write_evaluation
@@ -166,7 +166,7 @@ class Segmentation:
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
         if final:
             _ = self.columns  # a table that does not fit is said before anything is judged
-        maps = self._lesion_maps()
+        maps = self.lesion_maps()
         prediction = self.predict_label([model], [item["image"]], item["geometry"], final=final, maps=maps)
         if final and self.on_prediction is not None:
             self.on_prediction(item, prediction)
@@ -174,8 +174,8 @@ class Segmentation:
         self._keep_if_worst(item, prediction, row)
         return [{"case_id": item["case_id"], "group": item.get("group", item["case_id"]), **row}]
 
-    def _lesion_maps(self) -> ProbabilityMaps | None:
-        """Where the probabilities of lesions are kept, which score what was predicted; None without lesions."""
+    def lesion_maps(self) -> ProbabilityMaps | None:
+        """Where it is kept how sure networks are of lesions, which scores what they find; None without lesions."""
         if not self.lesions.lesions:
             return None
         first = 0 if self.plan.regions is not None else 1  # the background has an output of its own
@@ -239,6 +239,15 @@ class Segmentation:
         if maps is not None and final_label is not label:
             self._end_at(final_label, label != final_label, maps)
         return final_label
+
+    def score_lesions(self, label: np.ndarray, maps: ProbabilityMaps) -> dict[str, list[float]]:
+        """How sure networks are of each lesion that they found in a scan, by name, the surest first."""
+        found = {}
+        for name, certainty in maps.maps.items():
+            at = self.plan.judged_names.index(name)
+            members = (at + 1,) if self.plan.regions is None else self.plan.regions[at]
+            found[name] = component_scores(np.isin(label, members), certainty)
+        return found
 
     def _end_at(self, label: np.ndarray, removed: np.ndarray, maps: ProbabilityMaps) -> None:
         """Show nothing beyond a label map from which components were removed: a lower threshold has them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from medtrain.data.plan import ChannelNormalization
 from medtrain.errors import UsageError
 from medtrain.inference.predictor import Predictor
+from medtrain.metrics.lesions import LesionRule
 from tests.inference.runs import LABEL_VALUES, read, run, voxels, write_scan
 
 
@@ -74,6 +77,26 @@ def test_every_member_normalises_by_its_own_fold(tmp_path: Path) -> None:
     normalized = [(values - mean) / std for mean, std in schemes]
     expected = mean_class(values, [0, 1, 2], normalized)
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.nii.gz"), expected)
+
+
+def test_members_together_are_sure_of_lesions(tmp_path: Path) -> None:
+    """The highest mean probability within each lesion is in the table, of one model and of several."""
+    (tmp_path / "in").mkdir()
+    values = voxels()
+    write_scan(tmp_path / "in" / "a.nii.gz", values)
+    for seeds in ([0], [0, 6, 7]):
+        runs = [member(seed, f"run_{seed}") for seed in seeds]
+        runs[0].task.lesions = LesionRule(("cancer",))
+        out = tmp_path / f"out_{len(seeds)}"
+        Predictor(runs).predict_folder(tmp_path / "in", out)
+        (row,) = csv.DictReader((out / "predictions.csv").read_text().splitlines())
+        x = torch.from_numpy(values.astype(np.float32) - 1)[..., None]
+        mean = torch.stack([(x * Likes(seed).weight).softmax(-1) for seed in seeds]).mean(0)
+        components, count = ndimage.label(mean.argmax(-1) == 2, np.ones((3, 3, 3)))
+        expected = ndimage.maximum(mean[..., 2].numpy(), components, range(1, count + 1))
+        assert int(row["lesions/cancer"]) == count > 0
+        found = [float(score) for score in row["lesion_scores/cancer"].split()]
+        np.testing.assert_allclose(found, sorted(expected, reverse=True), rtol=0.06)
 
 
 @pytest.mark.parametrize(
