@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from medtrain.data.io.nifti import (
     write_image,
     write_label,
 )
-from medtrain.errors import DataError, UsageError
+from medtrain.errors import DataError, Problem, UsageError
 
 if TYPE_CHECKING:
     from medtrain.data.plan import Plan
@@ -39,7 +40,8 @@ class Scan:
 
     Args:
         case_id: The segmentation is called `<case_id>.nii.gz`.
-        images: One file per channel in channel order, one file with all channels, or the files of a DICOM series.
+        images: One file per channel in channel order, one file with all channels, or the files of a DICOM series; of
+            several series, in a folder for each channel, one after the other.
         problem: Why it cannot be segmented, seen from the names alone; None where nothing is wrong.
         suffix: Of the segmentation: `.nii.gz`, or `.dcm` for a DICOM segmentation.
     """
@@ -59,7 +61,9 @@ class Scan:
         """Its files, in a table."""
         if is_nifti(self.images[0]):
             return ";".join(image.name for image in self.images)
-        return f"{self.images[0].parent.name}: {len(self.images)} DICOM file(s)"
+        return (
+            f"{', '.join(files[0].parent.name for files in _by_series(self.images))}: {len(self.images)} DICOM file(s)"
+        )
 
 
 def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
@@ -71,7 +75,8 @@ def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
     files (`._case.nii.gz` of macOS) are skipped.
 
     Where a folder has no NIfTI files, every DICOM series in it and in folders below is a scan, called as its folder,
-    with the number of the series where there are several in it.
+    with the number of the series where there are several in it. Folders `<case>_0000`, `<case>_0001`, ... with a series
+    each are the channels of the scan `<case>`, as files of these names are.
 
     Args:
         source: Folder or file.
@@ -86,7 +91,7 @@ def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
     if source.is_dir():
         files = list_scans(source)
         if not files:
-            scans = _dicom_scans(source)
+            scans = _join_series(_dicom_scans(source), channel_names)
             if scans:
                 return _unambiguous(scans)
             below = [child.name for child in sorted(source.iterdir()) if list_scans(child)]
@@ -125,12 +130,22 @@ def as_dicom_seg(scan: Scan) -> Scan:
 
 
 def read_scan(images: Sequence[Path]) -> Volume:
-    """Read a scan: NIfTI, one file per channel or one with all, or the files of a DICOM series.
+    """Read a scan: NIfTI, one file per channel or one with all, or the files of a DICOM series for each channel.
 
     Raises:
-        DataError: It cannot be read, or is no scan.
+        DataError: It cannot be read, or is no scan, or its channels differ in shape or position.
     """
-    return read_image(images) if is_nifti(images[0]) else read_series(images)
+    if is_nifti(images[0]):
+        return read_image(images)
+    channels = [read_series(files) for files in _by_series(images)]
+    first = channels[0]
+    for channel, files in zip(channels, _by_series(images)):
+        if difference := channel.grid.matches(first.grid):
+            message = f"{difference} of the first channel {images[0].parent.name}"
+            raise DataError([Problem(where=str(files[0].parent), message=message)])
+    if len(channels) == 1:
+        return first
+    return replace(first, array=np.concatenate([channel.array for channel in channels]))
 
 
 def read_grid(images: Sequence[Path]) -> SourceGrid:
@@ -139,7 +154,7 @@ def read_grid(images: Sequence[Path]) -> SourceGrid:
     Raises:
         DataError: It cannot be read, or is no scan.
     """
-    return read_header(images[0]).grid if is_nifti(images[0]) else series_grid(images)
+    return read_header(images[0]).grid if is_nifti(images[0]) else series_grid(_by_series(images)[0])
 
 
 def write_segmentation(path: Path, label: np.ndarray, plan: Plan, grid: SourceGrid, scan: Scan) -> None:
@@ -150,7 +165,7 @@ def write_segmentation(path: Path, label: np.ndarray, plan: Plan, grid: SourceGr
         MedtrainError: The disk is full.
     """
     if scan.suffix == ".dcm":
-        write_dicom_seg(path, label, scan.images, plan.class_names)
+        write_dicom_seg(path, label, _by_series(scan.images)[0], plan.class_names)
         return
     values = label_values(plan)[label]
     if is_nifti(scan.images[0]):
@@ -184,6 +199,41 @@ def _dicom_scans(source: Path) -> list[Scan]:
     return scans
 
 
+def _by_series(images: Sequence[Path]) -> list[list[Path]]:
+    """The files of each series of a scan: all of a series lie in one folder, and series in different ones."""
+    return [list(files) for _, files in groupby(images, key=lambda path: path.parent)]
+
+
+def _join_series(scans: Sequence[Scan], channel_names: Sequence[str]) -> list[Scan]:
+    """Series in folders that end in a channel's number, joined to scans."""
+    alone: list[Scan] = []
+    parts: dict[str, list[tuple[int, Scan]]] = {}
+    for scan in scans:
+        match = _CHANNEL_FILE.match(scan.case_id)
+        if match is None or scan.problem is not None:
+            alone.append(scan)
+        else:
+            parts.setdefault(match[1], []).append((int(match[2]), scan))
+    if len(channel_names) == 1 and (alone or any(len(found) > 1 for found in parts.values())):
+        return list(scans)  # the endings tell series apart, not channels
+    for case_id, found in parts.items():
+        found.sort(key=lambda part: part[0])
+        names = [scan.images[0].parent.name for _, scan in found]
+        problem = _wrong_channels(case_id, [channel for channel, _ in found], names, channel_names)
+        alone.append(Scan(case_id, tuple(path for _, scan in found for path in scan.images), problem))
+    return alone
+
+
+def _wrong_channels(
+    case_id: str, channels: Sequence[int], names: Sequence[str], channel_names: Sequence[str]
+) -> str | None:
+    """What is wrong with the numbers of a scan's channels."""
+    if list(channels) == list(range(len(channel_names))):
+        return None
+    needed = ", ".join(f"{case_id}_{channel:04d} ({name})" for channel, name in enumerate(channel_names))
+    return f"found {', '.join(names)}; needed is one each of {needed}"
+
+
 def _siblings(path: Path) -> list[Path]:
     """The files of all channels of the scan that a file belongs to."""
     match = _channel_of(path)
@@ -208,13 +258,10 @@ def _several_channels(files: Sequence[Path], channel_names: Sequence[str]) -> li
             scans.append(Scan(file_stem(path), (path,)))
         else:
             parts.setdefault(match[0], []).append((match[1], path))
-    wanted = list(range(len(channel_names)))
     for case_id, found in parts.items():
         found.sort()
-        problem = None
-        if [channel for channel, _ in found] != wanted:
-            needed = ", ".join(f"{case_id}_{channel:04d} ({name})" for channel, name in enumerate(channel_names))
-            problem = f"found {', '.join(path.name for _, path in found)}; needed is one file each of {needed}"
+        names = [path.name for _, path in found]
+        problem = _wrong_channels(case_id, [channel for channel, _ in found], names, channel_names)
         scans.append(Scan(case_id, tuple(path for _, path in found), problem))
     return scans
 

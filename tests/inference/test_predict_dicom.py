@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medtrain.errors import MissingExtraError, UsageError
+from medtrain.errors import DataError, MissingExtraError, UsageError
 from medtrain.inference.predictor import Predictor
-from medtrain.inference.scans import find_scans
-from tests.data.dicom_files import write_series
+from medtrain.inference.scans import find_scans, read_grid, read_scan
+from tests.data.dicom_files import write_enhanced, write_series
 from tests.inference.runs import run, voxels, write_scan
 
 pydicom = pytest.importorskip("pydicom", reason="needs pydicom (extra dicom)")
@@ -78,6 +78,67 @@ def test_a_model_of_two_channels_says_what_it_needs(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "a", slices(), spacing=SPACING)
     (report,) = Predictor(run(2)).predict_folder(tmp_path / "in", tmp_path / "out")
     assert "has 1 channels; the model was trained on 2 (CT, T1)" in report.message
+
+
+def test_a_folder_per_channel_is_a_scan(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    first, second = slices(1), slices(2)
+    # the second channel was stored from the other end, and as one object
+    write_series(folder / "a_0000", first, spacing=SPACING)
+    write_enhanced(folder / "a_0001" / "mf.dcm", second, spacing=SPACING, order=range(7, -1, -1))
+    write_series(folder / "b_0000", first, spacing=SPACING)
+    write_series(folder / "c_0000", first, spacing=SPACING)
+    write_series(folder / "c_0001", second, spacing=SPACING, origin=(0, 0, 0))
+    scans = {scan.case_id: scan for scan in find_scans(folder, ("CT", "T1"))}
+    assert list(scans) == ["a", "b", "c"]
+    assert scans["b"].problem == "found b_0000; needed is one each of b_0000 (CT), b_0001 (T1)"
+    assert scans["a"].source == "a_0000, a_0001: 9 DICOM file(s)"
+    volume = read_scan(scans["a"].images)
+    np.testing.assert_array_equal(volume.array, np.stack([first, second])[:, :, ::-1, ::-1])
+    assert read_grid(scans["a"].images) == volume.grid
+    with pytest.raises(DataError, match="of the first channel c_0000"):
+        read_scan(scans["c"].images)
+    reports = {report.case_id: report for report in Predictor(run(2)).predict_folder(folder, tmp_path / "out")}
+    assert {case: report.ok for case, report in reports.items()} == {"a": True, "b": False, "c": False}
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+def test_a_model_of_one_channel_drops_its_number(tmp_path: Path) -> None:
+    for case in ("a", "b"):
+        write_series(tmp_path / f"{case}_0000", slices(), spacing=SPACING)
+    assert [scan.case_id for scan in find_scans(tmp_path, ("CT",))] == ["a", "b"]
+    write_series(tmp_path / "a_0001", slices(), spacing=SPACING)
+    assert [scan.case_id for scan in find_scans(tmp_path, ("CT",))] == ["a_0000", "a_0001", "b_0000"]
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_enhanced_object_is_segmented_where_it_lies(tmp_path: Path, modality: str) -> None:
+    stored, oblique = slices(), (0.8, 0.6, 0, -0.36, 0.48, 0.8)
+    given = {"spacing": SPACING, "orientation": oblique}
+    write_enhanced(tmp_path / "in" / "a" / "x.dcm", stored, order=range(7, -1, -1), modality=modality, **given)
+    write_series(tmp_path / "in" / "b", stored, **given)
+    reports = Predictor(run()).predict_folder(tmp_path / "in", tmp_path / "out")
+    assert all(report.ok for report in reports), [report.message for report in reports]
+    one, other = (nib.load(tmp_path / "out" / f"{case}.nii.gz") for case in "ab")
+    np.testing.assert_array_equal(np.asanyarray(one.dataobj), np.asanyarray(other.dataobj))
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
+
+
+def test_a_dicom_segmentation_of_an_enhanced_object(tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="needs highdicom (extra dicom)")
+    stored, order = slices(), [3, 0, 7, 1, 6, 2, 5, 4]
+    write_enhanced(tmp_path / "in" / "a" / "x.dcm", stored, order=order, spacing=SPACING)
+    (report,) = Predictor(run()).predict_folder(tmp_path / "in", tmp_path / "out", output_format="dicom_seg")
+    assert report.ok, report.message
+    made = pydicom.dcmread(tmp_path / "out" / "a.dcm")
+    seen = 0
+    for frame, functional in zip(made.pixel_array, made.PerFrameFunctionalGroupsSequence):
+        segment = int(functional.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        place = functional.PlanePositionSequence[0].ImagePositionPatient
+        k = round((float(place[2]) - 30) / 2.5)  # the slice that lies there
+        np.testing.assert_array_equal(frame, expected(stored)[k] == segment)
+        seen += int(frame.sum())
+    assert seen == np.count_nonzero(expected(stored))
 
 
 def test_dicom_segmentations_refer_to_their_series(tmp_path: Path) -> None:
