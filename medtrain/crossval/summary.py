@@ -93,7 +93,7 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     if monitor in folds and folds[monitor]["mean"] is not None:
         _note_best(folder, Best(metric=f"val/{monitor}", value=folds[monitor]["mean"], step=steps))
     write_crossval_report(folder, record)
-    console().print(_table(record, task, members))
+    console().print(_table(record, members))
     for line in _lines(choice):
         log.info(line)
     worst = record.metrics.get("worst")
@@ -234,7 +234,7 @@ def held_out_cases(members: Sequence[Member]) -> Iterator[HeldOut]:
 # --------------------------------------------------------------------------------------------------- on the console
 
 
-def _table(record: CrossvalRecord, task: Task, members: Sequence[Member]) -> Table:
+def _table(record: CrossvalRecord, members: Sequence[Member]) -> Table:
     folds, cases = record.metrics["folds"], record.metrics.get("cases", {})
     printed = members[0].printed
     title = f"{len(members)} fold{'s' if len(members) != 1 else ''}, {record.num_cases} held-out cases"
