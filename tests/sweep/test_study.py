@@ -477,22 +477,18 @@ class Killed(BaseException):
 
 
 class Dying(BaseStorage):
-    """A storage whose user is killed at its nth write: before it, or after it and before the answer.
+    """A storage whose user is killed before its nth write, which leaves what being killed after the one before does.
 
     Args:
         inner: The storage.
         at: Number of the write; None never.
-        after: Whether the write is still done.
     """
 
-    def __init__(self, inner: BaseStorage, at: int | None = None, *, after: bool = False) -> None:
-        self.inner, self.at, self.after, self.writes = inner, at, after, 0
+    def __init__(self, inner: BaseStorage, at: int | None = None) -> None:
+        self.inner, self.at, self.writes = inner, at, 0
 
     def write(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.at is not None and self.writes >= self.at:
-            if self.writes == self.at and self.after:
-                self.writes += 1
-                call(*args, **kwargs)
             raise Killed
         self.writes += 1
         return call(*args, **kwargs)
@@ -567,15 +563,14 @@ class TestKilledAnywhere:
         assert len(expected) == 6
         assert undisturbed.writes > 80
         for at in range(undisturbed.writes):
-            for after in (False, True):
-                storage = InMemoryStorage()
-                self.killed_session(Dying(storage, at, after=after), monkeypatch, dead_pid)
-                before = storage.get_all_trials(0) if storage.get_all_studies() else []
-                list(self.session(storage))
-                assert self.ended(storage) == expected, (at, after)
-                for trial in before:
-                    if trial.state.is_finished():
-                        assert storage.get_all_trials(0)[trial.number] == trial
+            storage = InMemoryStorage()
+            self.killed_session(Dying(storage, at), monkeypatch, dead_pid)
+            before = storage.get_all_trials(0) if storage.get_all_studies() else []
+            list(self.session(storage))
+            assert self.ended(storage) == expected, at
+            for trial in before:
+                if trial.state.is_finished():
+                    assert storage.get_all_trials(0)[trial.number] == trial
 
     def killed_session(self, storage: Dying, patch: pytest.MonkeyPatch, dead_pid: int) -> None:
         alive = Holder.this_process
