@@ -61,9 +61,8 @@ class Scan:
         """Its files, in a table."""
         if is_nifti(self.images[0]):
             return ";".join(image.name for image in self.images)
-        return (
-            f"{', '.join(files[0].parent.name for files in _by_series(self.images))}: {len(self.images)} DICOM file(s)"
-        )
+        folders = ", ".join(files[0].parent.name for files in _by_series(self.images))
+        return f"{folders}: {len(self.images)} DICOM file(s)"
 
 
 def find_scans(source: Path, channel_names: Sequence[str]) -> list[Scan]:
@@ -214,7 +213,8 @@ def _join_series(scans: Sequence[Scan], channel_names: Sequence[str]) -> list[Sc
             alone.append(scan)
         else:
             parts.setdefault(match[1], []).append((int(match[2]), scan))
-    if len(channel_names) == 1 and (alone or any(len(found) > 1 for found in parts.values())):
+    numbers = {number for found in parts.values() for number, _ in found}
+    if len(channel_names) == 1 and (alone or numbers != {0}):
         return list(scans)  # the endings tell series apart, not channels
     for case_id, found in parts.items():
         found.sort(key=lambda part: part[0])

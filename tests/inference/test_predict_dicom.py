@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -107,6 +108,10 @@ def test_a_model_of_one_channel_drops_its_number(tmp_path: Path) -> None:
     for case in ("a", "b"):
         write_series(tmp_path / f"{case}_0000", slices(), spacing=SPACING)
     assert [scan.case_id for scan in find_scans(tmp_path, ("CT",))] == ["a", "b"]
+    patient = tmp_path / "other" / "patient_0001"  # the number of a patient, not of a channel
+    write_series(patient, slices(), spacing=SPACING)
+    assert [(scan.case_id, scan.problem) for scan in find_scans(patient.parent, ("CT",))] == [("patient_0001", None)]
+    shutil.rmtree(patient.parent)
     write_series(tmp_path / "a_0001", slices(), spacing=SPACING)
     assert [scan.case_id for scan in find_scans(tmp_path, ("CT",))] == ["a_0000", "a_0001", "b_0000"]
 
