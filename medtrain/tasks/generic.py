@@ -20,7 +20,7 @@ from medtrain.metrics.arrays import defined_mean
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
 from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
-from medtrain.tasks.model_io import example_batch, model_inputs
+from medtrain.tasks.model_io import example_batch, unwrapped
 from medtrain.tasks.outcome import column
 from medtrain.tasks.report import metrics_table, write_report
 
@@ -156,7 +156,7 @@ class Generic:
         Raises:
             UsageError: It cannot.
         """
-        target = inspect.signature(_inner(model).forward).parameters.get("target")
+        target = inspect.signature(unwrapped(model).forward).parameters.get("target")
         if target is not None and target.default is target.empty:
             raise UsageError(
                 "task=generic: the model needs `target` to be called, which new samples do not have",
@@ -238,19 +238,13 @@ class Generic:
 
 def accepted_names(model: nn.Module, batch: Mapping[str, Any]) -> set[str]:
     """The entries of a batch that a model's `forward` takes; every tensor where it takes `**kwargs`."""
-    inner = _inner(model)
+    inner = unwrapped(model)
     parameters = inspect.signature(inner.forward).parameters.values()
     tensors = {name for name, value in batch.items() if isinstance(value, Tensor)}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return tensors
-    named = {parameter.name for parameter in parameters} | set(model_inputs(inner) if hasattr(inner, "inputs") else ())
+    named = {parameter.name for parameter in parameters} | set(getattr(inner, "inputs", ()))
     return named & set(batch)
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The model itself, should it be wrapped for several processes."""
-    wrapped = getattr(model, "module", None)
-    return wrapped if isinstance(wrapped, nn.Module) and not hasattr(model, "inputs") else model
 
 
 def returned_rows(found: Any, count: int) -> list[dict[str, float]]:

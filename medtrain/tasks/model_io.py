@@ -33,22 +33,13 @@ def example_batch(plan: ImagePlan) -> dict[str, Tensor]:
 
 
 def model_inputs(model: nn.Module) -> tuple[str, ...]:
-    """The batch entries that a model takes, also when it is wrapped for several processes or compiled."""
-    for _ in range(3):
-        names = getattr(model, "inputs", None)
-        if names is not None:
-            return tuple(names)
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if inner is None:
-            break
-        model = inner
-    return ("image",)
+    """The batch entries that a model takes; one that does not say takes the image."""
+    return tuple(getattr(unwrapped(model), "inputs", ("image",)))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper of several processes."""
-    inner = getattr(model, "module", None)
-    return inner if isinstance(inner, nn.Module) and not hasattr(model, "feature_layer") else model
+    """The model itself, should it be wrapped for several processes."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def as_outputs(found: Any) -> Outputs:

@@ -132,9 +132,9 @@ def test_the_model_gets_what_it_names_and_the_batch_has() -> None:
     data = {**batch([[1, 2, 3]], [0]), "numeric": torch.tensor([[1.0, 0, 0]]), "categorical": torch.zeros(1, 0)}
     assert three_classes().forward(Both(), data).tolist() == [[2, 2, 3]]
 
-    class Wrapped(nn.Module):  # as DistributedDataParallel
+    class Wrapped(nn.parallel.DistributedDataParallel):  # without other processes
         def __init__(self, module: nn.Module) -> None:
-            super().__init__()
+            nn.Module.__init__(self)
             self.module = module
 
         def forward(self, **inputs: Tensor) -> Tensor:

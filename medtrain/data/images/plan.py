@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from medtrain.data.tabular import TabularEncoder
+from medtrain.registry import plain
 
 ImageScaling = Literal["auto", "full_range", "min_max", "percentile"]
 
@@ -164,8 +165,7 @@ class ImagePlan:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tabular", "targets")}
         values["tabular"] = None if self.tabular is None else self.tabular.to_json()
         values["targets"] = [asdict(target) for target in self.targets]
-        plain: dict[str, Any] = _plain(values)
-        return plain
+        return {name: plain(value) for name, value in values.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImagePlan:
@@ -177,12 +177,6 @@ class ImagePlan:
         )
         values["reasons"] = dict(data["reasons"])
         return cls(**values)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _tuples(value: Any) -> Any:
