@@ -34,9 +34,7 @@ def describe(
     with handle_errors(debug):
         from medtrain.config.describe import describe_target
         from medtrain.config.imports import import_modules
-        from medtrain.registry import load_plugins
 
         import_modules(imports or ())
-        load_plugins()
         width = min(shutil.get_terminal_size((100, 24)).columns, 110)
         typer.echo(describe_target(target, config_dirs=config_dirs or (), width=width), nl=False)

@@ -31,10 +31,8 @@ def list_(
         from medtrain.config.catalog import options, require_group, summary
         from medtrain.config.imports import import_modules
         from medtrain.config.paths import ALL_GROUPS
-        from medtrain.registry import load_plugins
 
         import_modules(imports or ())
-        load_plugins()
         folders = config_dirs or []
         if group is not None:
             names = options(require_group(group), folders)

@@ -17,7 +17,7 @@ from medtrain.config.paths import ALL_GROUPS, MULTI_GROUPS
 from medtrain.config.sources import Sources
 from medtrain.config.sweeps import NOTHING_VARIES, load_sweep
 from medtrain.errors import ConfigError, Problem, UsageError
-from medtrain.registry import SWEEP_GROUPS, load_plugins
+from medtrain.registry import SWEEP_GROUPS
 
 
 def check_all(
@@ -37,7 +37,6 @@ def check_all(
     overrides = [target for target in targets if is_override(target)]
     files = [file for target in targets if not is_override(target) for file in _expand(target)]
     import_modules(imports)
-    load_plugins()
     if files:
         cases = [(file, [_as_override(file), *overrides]) for file in files]
     elif overrides:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtrain import registry
 from medtrain.config.annotations import accepts_text, is_list_of_texts, split_texts
 from medtrain.config.imports import import_modules
 from medtrain.config.interpolate import resolve
@@ -90,7 +89,6 @@ def load_config(
         UsageError: A folder or module does not exist.
     """
     import_modules(imports)
-    registry.load_plugins()
     composed, problems = draft(overrides, Sources(config_dirs), config_name).check()
     if problems:
         raise ConfigError(problems)

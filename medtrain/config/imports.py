@@ -1,4 +1,4 @@
-"""Import the modules a user names, which register components."""
+"""Import what registers components: the modules a user names, and installed plug-ins."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medtrain.errors import UsageError
+from medtrain.registry import load_plugins
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """Import the user's modules, with the working directory on the path.
+    """Import the user's modules, with the working directory on the path, and every installed plug-in.
 
     Raises:
-        UsageError: A module cannot be imported.
+        MedtrainError: A module or a plug-in cannot be imported.
     """
     if modules and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -26,3 +27,4 @@ def import_modules(modules: Sequence[str]) -> None:
             raise UsageError(f"--import {module}: {error}", hint=hint) from error
         except Exception as error:  # whatever the user's own code raises
             raise UsageError(f"--import {module}: {type(error).__name__}: {error}") from error
+    load_plugins()

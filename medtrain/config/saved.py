@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from medtrain import registry
 from medtrain.config.compose import apply_values
 from medtrain.config.imports import import_modules
 from medtrain.config.overrides import parse
@@ -34,7 +33,6 @@ def load_saved(run: Path, overrides: Sequence[str] = (), *, imports: Sequence[st
         ConfigError: Lists every problem.
     """
     import_modules(imports)
-    registry.load_plugins()
     file = Path(run) / CONFIG_FILE
     tree = OriginTree()
     tree.merge(read_config(file), str(file))

@@ -110,7 +110,6 @@ def load_sweep(
         UsageError: A folder or module does not exist.
     """
     import_modules(imports)
-    registry.load_plugins()
     sources = Sources(config_dirs)
     drafts = Drafts(sources)
     words = _sort(overrides, sources)

@@ -66,7 +66,6 @@ def probe(config: Mapping[str, Any], imports: Sequence[str]) -> Facts:
     """
     setup_logging()
     import_modules(imports)
-    registry.load_plugins()
     check_initial(config)
     segments = "segmentation" in registry.get("data", config["data"]["name"]).tags
     if not segments and config["data"].get("splits") is not None:
