@@ -169,10 +169,7 @@ def build_engine(
         model.compile()
     _check_together(plan, task, settings, dist, schedule, data, config)
 
-    limit = _limit(settings, data.batches_per_epoch)
     steps_per_epoch = -(-data.batches_per_epoch // settings.accumulate)
-    judged = data.evaluation_cases("val", limit=settings.eval_cases)
-
     # only the main process writes and looks
     loggers = _build_loggers(config, run_dir) if dist.is_main else {}
     listeners = {**_build_callbacks(config, run_dir), **(callbacks or {})} if dist.is_main else {}
@@ -183,12 +180,7 @@ def build_engine(
         optimizer=optimizer,
         schedule=schedule,
         precision=Precision(precision, device, nonfinite=settings.nonfinite),
-        clock=RunClock(
-            limit,
-            final_evaluation_cost=_final_cost(settings, task, data),
-            evaluation_steps=evaluation_steps(plan, config, len(judged)),
-            started=started,
-        ),
+        clock=_clock(config, settings, plan, task, data, started=started),
         cadences=_cadences(settings, steps_per_epoch),
         checkpoints=CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last, constant=constant),
         loggers=LoggerSet(loggers),
@@ -257,13 +249,23 @@ def _limit(settings: TrainerSettings, batches_per_epoch: int) -> Limit:
     return Limit(steps, parse_time(settings.max_time) if settings.max_time is not None else None)
 
 
-def _final_cost(settings: TrainerSettings, task: Task, data: TrainData) -> float:
-    """What the final evaluation costs, in evaluations during training."""
-    if not settings.final_evaluation:
-        return 0.0
-    cases = len(data.evaluation_cases("val", limit=None))
-    share = cases / min(cases, settings.eval_cases) if settings.eval_cases and cases else 1.0
-    return 1.1 * task.final_cost() * share
+def _clock(
+    config: Mapping[str, Any],
+    settings: TrainerSettings,
+    plan: DataPlan,
+    task: Task,
+    data: TrainData,
+    *,
+    started: float | None,
+) -> RunClock:
+    judged, every = (len(data.evaluation_cases("val", limit=limit)) for limit in (settings.eval_cases, None))
+    final_cost = 1.1 * task.final_cost() * every / judged if settings.final_evaluation and judged else 0.0
+    return RunClock(
+        _limit(settings, data.batches_per_epoch),
+        final_evaluation_cost=final_cost,
+        evaluation_steps=evaluation_steps(plan, config, judged),
+        started=started,
+    )
 
 
 def _check_together(
