@@ -21,9 +21,9 @@ class TrainerSettings:
     Args:
         max_steps: Stop after this many optimizer steps.
         max_epochs: Stop after this many epochs; converted to steps once.
-        max_time: Stop after this much wall-clock time, evaluations included; the schedule is fitted to the measured
-            step time so that it reaches its end at the limit. With no limit at all a default number of steps is
-            derived from the device.
+        max_time: Stop after this much wall-clock time, preparing the data and evaluations included; the schedule is
+            fitted to the measured step time so that it reaches its end at the limit. With no limit at all a default
+            number of steps is derived from the device.
         device: Where to train. `auto` takes CUDA, then MPS, then the CPU; a device that is asked for and missing is
             an error.
         precision: `auto` is bf16 where the device computes it natively (CUDA >= 8.0, CPUs with AVX-512 bf16 or AMX),
