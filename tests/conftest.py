@@ -13,7 +13,7 @@ os.environ.pop("FORCE_COLOR", None)
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,20 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is also the current one, so that relative outputs stay out of the source tree."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def medtrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a command line in this process and return its exit code."""
+    from medtrain.cli.app import main
+
+    def run(*words: str | Path) -> int:
+        monkeypatch.setattr("sys.argv", ["medtrain", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0)
+
+    return run
 
 
 @pytest.fixture(scope="session")

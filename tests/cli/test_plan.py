@@ -8,21 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from medtrain.cli.app import main
 from medtrain.registry import build
 
 Command = Callable[..., int]
-
-
-@pytest.fixture
-def medtrain(monkeypatch: pytest.MonkeyPatch) -> Command:
-    def run(*words: str | Path) -> int:
-        monkeypatch.setattr("sys.argv", ["medtrain", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0)
-
-    return run
 
 
 @pytest.fixture(scope="module")

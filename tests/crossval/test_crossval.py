@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import yaml
 
-from medtrain.cli.app import main
 from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
 from medtrain.config.saved import load_saved
@@ -37,17 +36,6 @@ from medtrain.registry import build
 from medtrain.run.folder import RunFolder
 
 Command = Callable[..., int]
-
-
-@pytest.fixture
-def medtrain(monkeypatch: pytest.MonkeyPatch) -> Command:
-    def run(*words: str | Path) -> int:
-        monkeypatch.setattr("sys.argv", ["medtrain", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +245,40 @@ def test_put_together_again_it_tells_how_things_are_now(
     assert "failed" not in (trained / "report.md").read_text()
 
 
+def test_folds_are_judged_under_other_settings(
+    trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ("crossval.json", "cases.csv", "report.md", "status.json", "evaluation/summary.json")
+    before = {name: (trained / name).read_bytes() for name in kept}
+    assert medtrain("evaluate", trained, "inference.mirror=true", "task.surface_metrics=final") == 2
+    assert "task.surface_metrics" in capsys.readouterr().err
+    words = ("inference.mirror=true", "task.lesions=[cancer]", "--device", "cpu")
+    assert medtrain("evaluate", trained, *words) == 0
+    assert "lesion_f1" in capsys.readouterr().out
+    found = json.loads((trained / "evaluation" / "val_best" / "folds.json").read_text())
+    assert found["overrides"] == ["inference.mirror=true", "task.lesions=[cancer]"]
+    assert (found["members"], found["num_cases"]) == (["fold_0", "fold_1"], 4)
+    # each fold as if it were judged alone
+    summaries = [next((trained / name / "evaluation").glob("val_step_*/summary.json")) for name in found["members"]]
+    alone = [json.loads(summary.read_text())["mean"]["dice"] for summary in summaries]
+    assert found["metrics"]["folds"]["dice"]["values"] == alone
+    with (trained / "evaluation" / "val_best" / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fold"] for row in rows] == [judged_by(trained, row["case_id"])[-1] for row in rows]
+    livers = [float(row["dice/liver"]) for row in rows]
+    assert found["metrics"]["cases"]["dice/liver"] == pytest.approx(np.mean(livers), abs=1e-12)
+    assert {name: (trained / name).read_bytes() for name in kept} == before  # what it came to stays
+
+    case = rows[-1]["case_id"]
+    assert medtrain("evaluate", trained, "--case", case, "--device", "cpu") == 0
+    (fold,) = (path.parent.parent.name for path in trained.glob(f"fold_*/evaluation/case_{case}_step_*"))
+    assert fold == judged_by(trained, case)
+
+
 def test_commands_for_one_run_say_which(trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         ["export", trained, "--format", "onnx"],
-        ["evaluate", trained, "inference.overlap=0.25"],
+        ["evaluate", trained, "--part", "train"],
         ["resume", trained, "trainer.max_steps=9"],
     ):
         assert medtrain(*words) == 2

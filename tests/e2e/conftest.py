@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from medtrain.cli.app import main
 
 TINY = [
     "data.patch_size=[16,32,32]",
@@ -50,19 +47,6 @@ def _narrow_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     from medtrain.models.cnn import CnnEncoder
 
     monkeypatch.setitem(CnnEncoder.__init__.__kwdefaults__, "channels", (4, 8))
-
-
-@pytest.fixture
-def medtrain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run a command line in this process and return its exit code."""
-
-    def run(*words: str | Path) -> int:
-        monkeypatch.setattr("sys.argv", ["medtrain", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0)
-
-    return run
 
 
 @pytest.fixture
