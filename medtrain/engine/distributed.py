@@ -66,12 +66,12 @@ class Dist:
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """The model as the forward pass must call it."""
         if self.world_size == 1:
             return model
-        ids = [device.index] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # without device_ids, which would move what a model reads on the host to the GPU
+        return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def sync_gradients(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[object]:
         """Average gradients over the processes in the last micro-batch of a window only."""

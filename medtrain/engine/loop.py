@@ -127,7 +127,7 @@ class Engine:
         self.learned = dict(learned or {})
 
         self.stages = stages or Stages((), model, steps_per_epoch=1)
-        self.forward_model = dist.wrap(model, device)
+        self.forward_model = dist.wrap(model)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.meter, self.speed = Meter(device), Speed()
         self.step = 0
@@ -189,7 +189,7 @@ class Engine:
     def _enter_stage(self) -> None:
         progress, elapsed = self.clock.progress(self.step), self.clock.elapsed()
         if self.stages.advance(step=self.step, progress=progress, elapsed=elapsed):
-            self.forward_model = self.dist.wrap(self.model, self.device)  # DDP knows what trains when it is made
+            self.forward_model = self.dist.wrap(self.model)  # DDP knows what trains when it is made
 
     def batches_from_here(self) -> Iterator[Batch]:
         """The micro-batches that follow the current step."""
@@ -420,5 +420,5 @@ class Engine:
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         load_state(self, checkpoint)
-        self.forward_model = self.dist.wrap(self.model, self.device)
+        self.forward_model = self.dist.wrap(self.model)
         self._saved_at = self.step

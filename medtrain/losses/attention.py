@@ -73,7 +73,7 @@ def entropy(attention: Tensor, present: Tensor | None = None) -> Tensor:
     """Entropy in nats [B] of weights [B, N] that sum to 1 over those that are present."""
     weights = attention.float()
     if present is not None:
-        weights = weights * present
+        weights = weights * present.to(weights.device, non_blocking=True)
     return torch.special.entr(weights.clamp_min(0)).sum(1)
 
 
@@ -88,7 +88,7 @@ def entropy_term(attention: Tensor, present: Tensor | None = None, *, share: flo
         share: 0 asks for one instance, 1 for all alike.
     """
     everyone = torch.ones_like(attention, dtype=torch.bool) if present is None else present
-    count = everyone.sum(1).float().clamp_min(1)
+    count = everyone.to(attention.device, non_blocking=True).sum(1).float().clamp_min(1)
     # a weight of exactly 0 has an infinite slope
     weights = attention.float().clamp_min(_TINY)
     return (entropy(weights, present) - share * count.log()).square()

@@ -246,7 +246,7 @@ def encode_images(
         return _encode_nothing(encoder, images, maps)
     chosen = flat if rows is None else flat.index_select(0, rows.to(flat.device, non_blocking=True))
     vectors, found = _in_chunks(encoder, chosen, chunk_size, maps)
-    absent = ~present.to(images.device)
+    absent = ~present.to(images.device, non_blocking=True)
     spread = [None if part is None else _spread(part, rows, lead, absent) for part in (vectors, found)]
     assert spread[0] is not None
     return Encoded(spread[0], spread[1])
