@@ -57,7 +57,8 @@ def predict(
     """Segment scans, or classify, grade or measure images, bags and rows of a table, with a run's best weights.
 
     RUN may be a cross-validation: all of its runs decide together, with the post-processing that it chose. Scans are
-    NIfTI files, or DICOM series in IN and in folders below it.
+    NIfTI files, or DICOM series (slices, or an enhanced object with all frames) in IN and in folders below it. Of a
+    model of several channels, files or folders of series CASE_0000, CASE_0001 ... are one scan.
 
     Each segmentation has the geometry of its scan and the label values of the training data. Of everything else
     `predictions.csv` tells the chosen class, probabilities and scores, and `predictions_attention.csv` which instance
