@@ -199,6 +199,36 @@ class Task(Protocol):
         ...
 
 
+class PlainTask:
+    """The parts of a task that leaves nothing to the validation part, and whose metrics say all there is of a case."""
+
+    @property
+    def lacks_decision(self) -> bool:
+        """Nothing is left to the validation part."""
+        return False
+
+    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
+        """Nothing is chosen."""
+        return {}
+
+    def use_decision(self, decision: Mapping[str, float]) -> None:
+        """Nothing was chosen."""
+
+    def decide(self, records: Sequence[Record]) -> list[Record]:
+        """The records as they are."""
+        return list(records)
+
+    def told(self, record: Record) -> str:
+        """Nothing."""
+        return ""
+
+    def explanations(
+        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
+    ) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
+
+
 def find_monitor(name: str, specs: Mapping[str, MetricSpec]) -> MetricSpec:
     """The metric that decides which weights are best.
 

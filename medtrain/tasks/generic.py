@@ -19,7 +19,7 @@ from medtrain.inference.images import ImageInference, batch_size, split_batch
 from medtrain.metrics.arrays import defined_mean
 from medtrain.metrics.spec import MetricSpec
 from medtrain.registry import register
-from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
+from medtrain.tasks.base import Batch, PictureStyle, PlainTask, Record, StepOutput, find_monitor
 from medtrain.tasks.model_io import example_batch, unwrapped
 from medtrain.tasks.outcome import column
 from medtrain.tasks.report import metrics_table, write_report
@@ -47,7 +47,7 @@ class LossFromModel(nn.Module):
 
 
 @register("task", "generic", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("images",))
-class Generic:
+class Generic(PlainTask):
     """Train any model that is called as `model(**batch)` and returns a loss, or a dict with `loss`.
 
     The model gets those entries of the batch that its `forward` names (all tensors, if it takes `**kwargs`), `target`
@@ -177,22 +177,12 @@ class Generic:
         """The loss, and the scalars that were announced."""
         return {"loss": MetricSpec("loss", "min"), **{k: MetricSpec(k, mode) for k, mode in self.scalars.items()}}
 
-    def told(self, record: Record) -> str:
-        """Its scalars say all there is."""
-        return ""
-
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """The samples with the largest loss."""
         order = sorted((-float(record["loss"]), str(record["case_id"])) for record in records)
         return [(case, -loss) for loss, case in order if not math.isnan(loss)][:count]
 
     def pictures(self, records: Sequence[Record], style: PictureStyle) -> dict[str, np.ndarray]:
-        """None."""
-        return {}
-
-    def explanations(
-        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
-    ) -> dict[str, np.ndarray]:
         """None."""
         return {}
 
@@ -206,22 +196,6 @@ class Generic:
         """One row per scalar."""
         specs = {name: MetricSpec(name, "min") for name in summary}
         return metrics_table(summary, specs, title=title)
-
-    @property
-    def lacks_decision(self) -> bool:
-        """Nothing is left to the validation part."""
-        return False
-
-    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
-        """Nothing is chosen."""
-        return {}
-
-    def decide(self, records: Sequence[Record]) -> list[Record]:
-        """The records."""
-        return list(records)
-
-    def use_decision(self, decision: Mapping[str, float]) -> None:
-        """Nothing was chosen."""
 
     def final_cost(self) -> float:
         """As every evaluation."""

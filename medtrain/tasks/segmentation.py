@@ -23,7 +23,7 @@ from medtrain.metrics.surface import SURFACE_METRICS
 from medtrain.metrics.tables import summary_table, write_evaluation
 from medtrain.pictures.case import WorstCase, draw_case
 from medtrain.registry import Range, closest, register
-from medtrain.tasks.base import Batch, PictureStyle, ReadCases, Record, StepOutput, find_monitor
+from medtrain.tasks.base import Batch, PictureStyle, PlainTask, Record, StepOutput, find_monitor
 from medtrain.tasks.case_report import DEFAULT_CASE_REPORT, CaseColumns, CaseReport, case_tables
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @register(
     "task", "segmentation", runtime=("loss", "inference", "plan", "device", "memory_format"), tags=("segmentation",)
 )
-class Segmentation:
+class Segmentation(PlainTask):
     """Train on patches, judge whole cases on the source grid.
 
     A training batch holds `image` [B, C, *S] float32 and `label` [B, *S] class indices, and `annotated` bool [B, K]
@@ -269,26 +269,6 @@ class Segmentation:
         """Means over cases, per class and over the classes."""
         return summarize(records, self.class_names)
 
-    @property
-    def lacks_decision(self) -> bool:
-        """Nothing is left to the validation part."""
-        return False
-
-    def fit_decision(self, records: Sequence[Record]) -> dict[str, float]:
-        """Nothing is left to the validation part: a voxel gets its most probable class."""
-        return {}
-
-    def use_decision(self, decision: Mapping[str, float]) -> None:
-        """There is none."""
-
-    def decide(self, records: Sequence[Record]) -> list[Record]:
-        """The records as they are."""
-        return list(records)
-
-    def told(self, record: Record) -> str:
-        """Its metrics say all there is."""
-        return ""
-
     def worst_cases(self, records: Sequence[Record], count: int = 5) -> list[tuple[str, float]]:
         """Those with the lowest mean Dice."""
         return worst_cases(records, count)
@@ -307,12 +287,6 @@ class Segmentation:
             opacity=style.opacity,
         )
         return {"worst": pixels}
-
-    def explanations(
-        self, model: nn.Module, read: ReadCases, records: Sequence[Record], style: PictureStyle
-    ) -> dict[str, np.ndarray]:
-        """None."""
-        return {}
 
     def write_evaluation(
         self, folder: Path, records: Sequence[Record], summary: Mapping[str, float], *, extra: Mapping[str, Any]
