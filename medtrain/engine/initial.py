@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medtrain.engine.checkpoint import Checkpoint, CheckpointFolder, check_format, read_checkpoint
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.models.weight_files import read_tensors
+from medtrain.models.weight_names import common_prefix
 from medtrain.models.weights import LoadReport
 
 log = logging.getLogger(__name__)
@@ -229,15 +230,7 @@ def _how(there: Tensor, here: Tensor) -> str:
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Remove the leading part (`module.`, `model.`) behind which most of the model's names are found."""
-    known = set(names)
-    votes: Counter[str] = Counter()
-    for name in tensors:
-        parts = name.split(".")
-        for start in range(len(parts)):
-            if ".".join(parts[start:]) in known:
-                votes["".join(f"{part}." for part in parts[:start])] += 1
-    prefix = max(votes, key=lambda each: (votes[each], -len(each))) if votes else ""
+    prefix = common_prefix(tensors, names) or ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -49,7 +49,11 @@ def to_network_names(tensors: Mapping[str, Tensor], names: Collection[str]) -> d
     if patches is not None:
         return _from_transformers(_without_prefix(tensors, patches.removesuffix(_PATCHES)))
     renamed = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
-    bare = _without_prefix(renamed, _common_prefix(renamed, names))
+    prefix = common_prefix(renamed, names)
+    if prefix is None:  # names of another layout, which timm translates: only a wrapper around all can be removed
+        first = {name.partition(".")[0] for name in renamed}
+        prefix = f"{first.pop()}." if len(first) == 1 else ""
+    bare = _without_prefix(renamed, prefix)
     return {name: tensor for name, tensor in bare.items() if not _IN_DECODER.match(name)}
 
 
@@ -58,8 +62,13 @@ def count_known(tensors: Mapping[str, Tensor], names: Collection[str]) -> int:
     return len(to_network_names(tensors, names).keys() & set(names))
 
 
-def _common_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> str:
-    """The leading part behind which most of the network's names are found; the shortest where several are equal."""
+def common_prefix(tensors: Iterable[str], names: Collection[str]) -> str | None:
+    """The leading part (`module.`, `model.`) behind which most of a network's names are found; None where none is.
+
+    Args:
+        tensors: Names as in the file. The shortest part is taken where several are equal.
+        names: Of the network.
+    """
     known = set(names)
     votes: Counter[str] = Counter()
     for name in tensors:
@@ -67,11 +76,7 @@ def _common_prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> str
         for start in range(len(parts)):
             if ".".join(parts[start:]) in known:
                 votes["".join(f"{part}." for part in parts[:start])] += 1
-    if votes:
-        return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)))
-    # names of another layout, which timm translates: only a wrapper around all of them can be removed
-    first = {name.partition(".")[0] for name in tensors}
-    return f"{first.pop()}." if len(first) == 1 else ""
+    return max(votes, key=lambda prefix: (votes[prefix], -len(prefix))) if votes else None
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
