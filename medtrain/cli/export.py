@@ -39,7 +39,8 @@ def export(
     """Write a run's network as TorchScript, ONNX or torch.export, with a manifest of how to use it.
 
     Each file is compared with the network in memory, on random input and on a case where the data is at hand. The
-    folder appears only when all agree.
+    folder appears only when all agree. With the second stage of a cascade goes the first, in folders of its own, and
+    `predict.py` runs both.
     """
     with handle_errors(debug):
         from medtrain.config.saved import load_saved
@@ -76,7 +77,7 @@ def _table(files: Sequence[ExportedFile]) -> str:
         rows.append(
             (
                 file.format,
-                file.path.name,
+                file.path.relative_to(files[0].path.parent).as_posix(),
                 _size(file.size_bytes),
                 f"{worst.max_abs_error:.1e}",
                 f"{worst.allowed:.1e}",

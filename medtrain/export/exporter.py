@@ -20,7 +20,14 @@ from torch import nn
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.export.formats import FORMATS, FileFormat, file_format
 from medtrain.export.images import image_subject
-from medtrain.export.manifest import MANIFEST_NAME, SCRIPT_NAME, describe_file, describe_script
+from medtrain.export.manifest import (
+    FIRST_STAGE,
+    MANIFEST_NAME,
+    SCRIPT_NAME,
+    describe_file,
+    describe_script,
+    first_stage_folders,
+)
 from medtrain.export.parity import ParityInput, compare, make_inputs
 from medtrain.export.subject import Subject, segmentation_subject
 from medtrain.export.types import ExportedFile, TrainedRun
@@ -39,6 +46,7 @@ def export_model(
     *,
     tolerance: float = DEFAULT_TOLERANCE,
     samples: Sequence[tuple[str, Any]] = (),
+    first_stage: Sequence[TrainedRun] = (),
     overwrite: bool = False,
 ) -> list[ExportedFile]:
     """Write the network of a run in one or more formats, with a manifest, and check each file.
@@ -55,10 +63,11 @@ def export_model(
         tolerance: Allowed difference of any logit, relative to the largest logit of an input (absolute below 1), > 0.
         samples: (case id, input) of real cases to compare on, beside random input: a normalised patch [C, *P], or a
             batch of one sample.
+        first_stage: Of the second network of a cascade the runs of the first, which get a folder each.
         overwrite: Replace a folder that holds an earlier export and nothing else.
 
     Returns:
-        The files, in the order of `formats`.
+        The files, in the order of `formats`, those of the first stage behind.
 
     Raises:
         UsageError: A format is unknown, or the folder is in use.
@@ -66,18 +75,35 @@ def export_model(
         MedtrainError: The network cannot be exported, or a file does not compute the same; nothing is written then.
     """
     chosen = check_request(formats, out_dir, overwrite=overwrite)
-    network = _prepare(loaded.model, loaded.device)
-    subject = make_subject(loaded, network, samples)
+    folders = first_stage_folders(loaded.plan) if loaded.plan.family == "segmentation" else []
+    assert len(folders) == len(first_stage), "all runs of the first stage, or it cannot be used"
     with disk_errors(out_dir):
         out_dir.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_dir, existing="replace" if overwrite else "fail") as folder:
-        inputs = make_inputs(subject.network, subject.inputs, subject.expected, device=loaded.device)
-        embedded = json.dumps(subject.description)
-        files = [_export_one(entry, subject, folder, embedded, inputs, loaded.device, tolerance) for entry in chosen]
-        _refuse_failures(files)
-        listed = {"files": [describe_file(file) for file in files], "scripts": _write_scripts(folder, files, subject)}
-        atomic_write_json(folder / MANIFEST_NAME, {**subject.description, **listed})
-    return [dataclasses.replace(file, path=out_dir / file.path.name) for file in files]
+        files = _fill(folder, loaded, chosen, samples, tolerance)
+        for name, stage in zip(folders, first_stage):
+            (folder / name).mkdir()
+            files += _fill(folder / name, stage, chosen, (), tolerance)
+    return [dataclasses.replace(file, path=out_dir / file.path.relative_to(folder)) for file in files]
+
+
+def _fill(
+    folder: Path,
+    loaded: TrainedRun,
+    chosen: Sequence[FileFormat],
+    samples: Sequence[tuple[str, Any]],
+    tolerance: float,
+) -> list[ExportedFile]:
+    """Write and check the files of one network, with their manifest."""
+    network = _prepare(loaded.model, loaded.device)
+    subject = make_subject(loaded, network, samples)
+    inputs = make_inputs(subject.network, subject.inputs, subject.expected, device=loaded.device)
+    embedded = json.dumps(subject.description)
+    files = [_export_one(entry, subject, folder, embedded, inputs, loaded.device, tolerance) for entry in chosen]
+    _refuse_failures(files)
+    listed = {"files": [describe_file(file) for file in files], "scripts": _write_scripts(folder, files, subject)}
+    atomic_write_json(folder / MANIFEST_NAME, {**subject.description, **listed})
+    return files
 
 
 def make_subject(loaded: TrainedRun, network: nn.Module, samples: Sequence[tuple[str, Any]]) -> Subject:
@@ -110,6 +136,9 @@ def _check_destination(out_dir: Path, overwrite: bool) -> None:
         raise UsageError(f"{out_dir} is a file, the export needs a folder", hint="choose another one with --out DIR")
     names = {path.name for path in out_dir.iterdir()}
     ours = {MANIFEST_NAME, SCRIPT_NAME, *(entry.filename for entry in FORMATS.values())}
+    names = {
+        name for name in names if not (name.startswith(FIRST_STAGE) and (out_dir / name / MANIFEST_NAME).is_file())
+    }
     if names and not (MANIFEST_NAME in names and names <= ours):
         raise UsageError(
             f"{out_dir} holds files that are not an export", hint="choose an empty or new folder with --out DIR"

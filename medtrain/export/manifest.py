@@ -23,6 +23,7 @@ from medtrain.inference.postprocess import find_structures
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 SCRIPT_NAME = "predict.py"
+FIRST_STAGE = "first_stage_"
 SCRIPT_PACKAGES = ("numpy", "scipy", "nibabel", "onnxruntime")
 """All that the script needs beside Python."""
 
@@ -76,7 +77,7 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
         **describe_origin(loaded),
         "input": {
             "name": INPUT_NAME,
-            "shape": ["batch", plan.in_channels, *plan.patch_size],
+            "shape": ["batch", plan.input_channels, *plan.patch_size],
             "axes": ["B", "C", *_axes(plan)],
             "dtype": "float32",
             "channels": [
@@ -98,6 +99,7 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
             for index, (name, value) in enumerate(zip(plan.class_names, plan.label_values, strict=True))
         ],
         "regions": _regions(plan),
+        "first_stage": _first_stage(plan),
         "ignore_index": plan.ignore_index,
         "geometry": _geometry(plan),
         "sliding_window": window,
@@ -106,6 +108,28 @@ def describe(loaded: TrainedRun) -> dict[str, Any]:
             "neighbours": "voxels that touch by a face, an edge or a corner; the first in array order of equals stays",
         },
         "recipe": _recipe(plan, window),
+    }
+
+
+def first_stage_folders(plan: Plan) -> list[str]:
+    """Folders of an export that hold the networks of the first stage of a cascade."""
+    return [] if plan.cascade is None else [f"{FIRST_STAGE}{index}" for index in range(len(plan.cascade.members))]
+
+
+def _first_stage(plan: Plan) -> dict[str, Any] | None:
+    """What the networks before this one are, and how their label map becomes channels; None where there are none."""
+    if plan.cascade is None:
+        return None
+    return {
+        "folders": first_stage_folders(plan),
+        "decide": "their manifests say how each is used; of several the mean of the probabilities counts, window by "
+        "window, with sliding_window and postprocessing of the first",
+        "resampling": "the label map on the scan's own grid is cropped to this network's box and resampled to its "
+        "grid: each class's indicator linearly, then the largest, before the background where equal",
+        "channels": [
+            {"index": plan.in_channels + place, "classes": list(members), "value": "1 inside, 0 outside"}
+            for place, members in enumerate(plan.cascade.structures)
+        ],
     }
 
 
@@ -219,6 +243,7 @@ def _recipe(plan: Plan, window: Mapping[str, Any]) -> list[str]:
         f"Resample {axes} to geometry.spacing_mm with splines of order 3; when the scan's largest spacing (or else the "
         "target's) is more than anisotropy_threshold times its smallest, take the nearest sample along that axis.",
         "Normalise every channel by input.channels[].normalization.",
+        *(["Append the channels of first_stage."] if plan.cascade is not None else []),
         f"Cut windows of patch_size over [{axes}] at sliding_window.starts, the last one ending at the border."
         + per_slice,
         f"Feed each window as {INPUT_NAME} [B, C, {axes}]. {mirrored}",

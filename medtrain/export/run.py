@@ -14,6 +14,7 @@ from medtrain.export.images import real_sample
 from medtrain.export.manifest import describe_precision
 from medtrain.export.samples import scan_patch
 from medtrain.export.types import ExportedFile, TrainedRun
+from medtrain.inference.cascade import open_first_stage
 from medtrain.run.log import setup_logging
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,13 @@ def export_run(
         samples.append(find(config, loaded.plan))
     except MedtrainError as error:
         log.warning("the files are compared on random input only, no case could be read: %s", error.message)
-    return export_model(loaded, formats, out, tolerance=tolerance, samples=samples, overwrite=overwrite)
+    stages = []
+    if loaded.plan.family == "segmentation" and loaded.plan.cascade is not None:
+        stages = open_first_stage(config, loaded.plan.cascade, device=device)
+        log.info("with it goes the first stage: %s", "; ".join(map(summarize, stages)))
+    return export_model(
+        loaded, formats, out, tolerance=tolerance, samples=samples, first_stage=stages, overwrite=overwrite
+    )
 
 
 def summarize(loaded: TrainedRun) -> str:

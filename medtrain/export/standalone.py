@@ -34,7 +34,8 @@ from scipy import ndimage
 HERE = Path(__file__).resolve().parent
 SUFFIXES = (".nii", ".nii.gz")
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
-Runner = Callable[[np.ndarray], np.ndarray]
+Network = tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]
+"""What its manifest says, and what it computes."""
 
 
 class UnusableError(Exception):
@@ -67,9 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the segmentation to write, .nii.gz or .nii")
     given = parser.parse_args(arguments)
     check_out(given.out)
-    run = load_network(manifest)
+    network = load_network(HERE)
+    first = [load_network(HERE / folder) for folder in (manifest["first_stage"] or {"folders": []})["folders"]]
     scan = read_scan(given.scans, names)
-    label = segment(scan, manifest, run)
+    label = segment(scan, [network], first)
     write(given.out, label, manifest, scan)
 
 
@@ -93,45 +95,58 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def segment(scan: Scan, manifest: dict[str, Any], run: Runner) -> np.ndarray:
-    """Class indices [D, H, W] of a scan, on its whole grid."""
-    geometry, rules = manifest["geometry"], [channel["normalization"] for channel in manifest["input"]["channels"]]
+def segment(scan: Scan, networks: Sequence[Network], first: Sequence[Network] = ()) -> np.ndarray:
+    """Class indices [D, H, W] of a scan, on its whole grid.
+
+    Args:
+        scan: To segment.
+        networks: Decide together, in the windows and with the post-processing of the first of them.
+        first: Those of the first stage of a cascade, whose label map is further channels.
+    """
+    manifest = networks[0][0]
+    geometry = manifest["geometry"]
     target = tuple(geometry["spacing_mm"])
     target = (scan.spacing[0], *target) if len(target) == 2 else target  # a network of slices keeps the scan's own
     box = nonzero_box(scan.image)
     cropped = scan.image[(slice(None), *box)]
     shape = tuple(max(1, round(n * old / new)) for n, old, new in zip(cropped.shape[1:], scan.spacing, target))
     coarse = coarse_axis(scan.spacing, target, geometry["resampling"]["anisotropy_threshold"])
-    image = prepare(cropped, shape, coarse, scan.whole, rules, geometry["resampling"]["image_order"])
-
-    window, outputs = manifest["sliding_window"], manifest["output"]["shape"][1]
-    if geometry["spatial_dims"] == 2:
-        slices = [predict_logits(run, image[:, z], window, outputs) for z in range(shape[0])]
-        logits = np.stack(slices, axis=1)
-    else:
-        logits = predict_logits(run, image, window, outputs)
+    images = []
+    for each, _ in networks:
+        rules = [channel["normalization"] for channel in each["input"]["channels"]]
+        images.append(prepare(cropped, shape, coarse, scan.whole, rules, geometry["resampling"]["image_order"]))
+    if first:
+        hints = resample_label(segment(scan, first)[box], shape, coarse)
+        inside = [np.isin(hints, structure["classes"]) for structure in manifest["first_stage"]["channels"]]
+        images = [np.concatenate([image, np.stack(inside).astype(np.float32)]) for image in images]
 
     label = np.zeros(scan.image.shape[1:], dtype=np.int16)
+    if geometry["spatial_dims"] == 2:
+        slices = [predict_logits(networks, [image[:, z] for image in images]) for z in range(shape[0])]
+        logits = np.stack(slices, axis=1)
+    else:
+        logits = predict_logits(networks, images)
     order = geometry["resampling"]["logits_order"]
     if manifest["regions"] is None:
         label[box] = argmax_resampled(logits, cropped.shape[1:], coarse, order)
     else:
         for region in manifest["regions"]:
-            inside = resample(logits[region["output"]], cropped.shape[1:], coarse, order) > 0
-            label[box][inside] = region["painted_with"]
+            inside_box = resample(logits[region["output"]], cropped.shape[1:], coarse, order) > 0
+            label[box][inside_box] = region["painted_with"]
     for structure in manifest["postprocessing"]["keep_largest_component_of"]:
         keep_largest(label, structure["classes"], structure["becomes"])
     return label
 
 
-def load_network(manifest: dict[str, Any]) -> Runner:
-    """The ONNX file as a function from windows [B, C, *P] to logits [B, K, *P]."""
+def load_network(folder: Path) -> Network:
+    """A manifest, and the ONNX file beside it as a function from windows [B, C, *P] to logits [B, K, *P]."""
     import onnxruntime
 
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     (entry,) = (file for file in manifest["files"] if file["format"] == "onnx")
-    content = (HERE / entry["file"]).read_bytes()
+    content = (folder / entry["file"]).read_bytes()
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        sys.exit(f"error: {HERE / entry['file']} is damaged or of another export: manifest.json has another checksum")
+        sys.exit(f"error: {folder / entry['file']} is damaged or of another export: manifest.json has another checksum")
     available = onnxruntime.get_available_providers()
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
     session = onnxruntime.InferenceSession(content, providers=providers)
@@ -140,7 +155,7 @@ def load_network(manifest: dict[str, Any]) -> Runner:
         (logits,) = session.run([manifest["output"]["name"]], {manifest["input"]["name"]: windows})
         return np.asarray(logits)
 
-    return run
+    return manifest, run
 
 
 def read_scan(paths: Sequence[Path], names: Sequence[str]) -> Scan:
@@ -277,6 +292,19 @@ def argmax_resampled(logits: np.ndarray, shape: Sequence[int], coarse: int | Non
     return winner
 
 
+def resample_label(label: np.ndarray, shape: Sequence[int], coarse: int | None) -> np.ndarray:
+    """Resample class indices [D, H, W]: the class whose indicator is the largest, before the background if equal."""
+    best, total = np.zeros(tuple(shape), dtype=np.float32), np.zeros(tuple(shape), dtype=np.float32)
+    winner = np.zeros(tuple(shape), dtype=label.dtype)
+    for value in np.unique(label[label > 0]):
+        part = resample((label == value).astype(np.float32), shape, coarse, 1)
+        winner[part > best] = value
+        np.maximum(best, part, out=best)
+        total += part
+    winner[1 - total > best] = 0
+    return winner
+
+
 def prepare(
     image: np.ndarray,
     shape: Sequence[int],
@@ -338,32 +366,44 @@ def window_weight(patch: Sequence[int], sigma_scale: float, floor: float) -> np.
     return weight[0].astype(np.float32)
 
 
-def predict_logits(run: Runner, image: np.ndarray, window: dict[str, Any], outputs: int) -> np.ndarray:
-    """Logits [K, *S] of a normalised image [C, *S], window by window, each averaged over its mirrored versions."""
-    patch = window["patch_size"]
-    missing = [max(p - n, 0) for p, n in zip(patch, image.shape[1:])]
-    padded = np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in missing)])
-    starts = [window_starts(n, p, window["overlap"]) for n, p in zip(padded.shape[1:], patch)]
-    origins = list(itertools.product(*starts))
+def predict_logits(networks: Sequence[Network], images: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits [K, *S] of normalised images [C, *S], window by window; of several networks what `mean_of` gives."""
+    manifest = networks[0][0]
+    window, outputs = manifest["sliding_window"], manifest["output"]["shape"][1]
+    patch, size = window["patch_size"], images[0].shape[1:]
+    missing = [max(p - n, 0) for p, n in zip(patch, size)]
+    padded = [np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in missing)]) for image in images]
+    grid = padded[0].shape[1:]
+    origins = list(itertools.product(*(window_starts(n, p, window["overlap"]) for n, p in zip(grid, patch))))
     weight = window_weight(patch, window["gaussian_sigma_scale"], window["weight_floor"])
     if len(origins) == 1:
         weight = np.ones_like(weight)
     axes = [axis + 2 for axis in window["mirror_axes"]]
     flips = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
-    logits = np.zeros((outputs, *padded.shape[1:]), dtype=np.float32)
-    total = np.zeros(padded.shape[1:], dtype=np.float32)
+    logits, total = np.zeros((outputs, *grid), dtype=np.float32), np.zeros(grid, dtype=np.float32)
     for number, origin in enumerate(origins, start=1):
         where = tuple(slice(first, first + p) for first, p in zip(origin, patch))
-        part = padded[(slice(None), *where)][None]
-        mean = np.zeros((1, outputs, *patch), dtype=np.float32)
-        for chosen in flips:
-            mean += np.flip(run(np.ascontiguousarray(np.flip(part, chosen))), chosen)
-        logits[(slice(None), *where)] += mean[0] / len(flips) * weight
+        found = []
+        for (_, run), image in zip(networks, padded):
+            part = image[(slice(None), *where)][None]
+            mirrored = [np.flip(run(np.ascontiguousarray(np.flip(part, chosen))), chosen)[0] for chosen in flips]
+            found.append(np.mean(mirrored, axis=0))
+        logits[(slice(None), *where)] += mean_of(found, manifest["regions"] is not None) * weight
         total[where] += weight
         if sys.stderr.isatty():
             print(f"\r{number} of {len(origins)} windows ", end="\n" if number == len(origins) else "", file=sys.stderr)
     logits /= total
-    return logits[(slice(None), *(slice(m // 2, m // 2 + n) for m, n in zip(missing, image.shape[1:])))]
+    return logits[(slice(None), *(slice(m // 2, m // 2 + n) for m, n in zip(missing, size)))]
+
+
+def mean_of(found: Sequence[np.ndarray], regions: bool) -> np.ndarray:
+    """The logits [K, *P] of one network, or the mean probabilities of several; of regions less one half."""
+    if len(found) == 1:
+        return found[0]
+    if regions:
+        return np.asarray(np.mean([1 / (1 + np.exp(-logits)) - 0.5 for logits in found], axis=0))
+    powers = [np.exp(logits - logits.max(axis=0)) for logits in found]
+    return np.asarray(np.mean([power / power.sum(axis=0) for power in powers], axis=0))
 
 
 def keep_largest(label: np.ndarray, classes: list[int], becomes: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medtrain.errors import UsageError
 from medtrain.export.formats import Signature
 from medtrain.export.manifest import SCRIPT_PACKAGES, describe
 from medtrain.export.parity import ExpectedShape
@@ -67,24 +66,17 @@ def segmentation_subject(loaded: TrainedRun, network: nn.Module, samples: Sequen
     Args:
         loaded: The run.
         network: Its network as it is exported.
-        samples: (case id, normalised patch [C, *P]) of real scans.
-
-    Raises:
-        UsageError: The network is the second of a cascade.
+        samples: (case id, normalised patch [C, *P]) of real scans; the channels of a first stage may be missing.
     """
     plan = loaded.plan
-    if plan.cascade is not None:
-        raise UsageError(
-            "this network is the second stage of a cascade: it needs the label maps of the first, which exported files "
-            "cannot make",
-            hint=f"`medtrain predict {loaded.run_dir}` runs both; a network without data.cascade_from can be exported",
-        )
     generator = torch.Generator().manual_seed(0)
-    shape = (plan.in_channels, *plan.patch_size)
+    shape = (plan.input_channels, *plan.patch_size)
     inputs: list[tuple[str, Inputs]] = [
         ("random", (torch.randn((batch, *shape), generator=generator),)) for batch in (1, 2)
     ]
-    inputs += [(f"case {case_id}", (patch[None].to(torch.float32),)) for case_id, patch in samples]
+    for case_id, patch in samples:
+        found = torch.randint(0, 2, (shape[0] - len(patch), *plan.patch_size), generator=generator)
+        inputs.append((f"case {case_id}", (torch.cat([patch, found]).to(torch.float32)[None],)))
     return Subject(
         network=network,
         signature=Signature(),

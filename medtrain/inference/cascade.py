@@ -122,6 +122,25 @@ class FirstStage:
         return {**config, "inference": {**config["inference"], **self._bounds}}
 
 
+def open_first_stage(config: Mapping[str, Any], stage: PreviousStage, *, device: str) -> list[LoadedRun]:
+    """Open all networks of the first stage, in float32.
+
+    Args:
+        config: The completed configuration of the second stage.
+        stage: What is known of them.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        MedtrainError: They are missing, or others than those that are known.
+    """
+    from medtrain.engine.restore import load_run  # it opens data, which may be that of a cascade
+
+    root = Path(config["data"]["cascade_from"])
+    stage.check(root)
+    folders = [root / member for member in stage.members]
+    return [load_run(folder, _read_config(folder), device=device, precision="fp32") for folder in folders]
+
+
 def make_hints(
     config: Mapping[str, Any],
     plan: Plan,

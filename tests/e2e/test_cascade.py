@@ -70,9 +70,9 @@ def test_a_second_stage_is_trained_resumed_judged_and_applied(
     values = np.asarray(nib.load(tmp_path / "predicted" / "brain_0.nii.gz").dataobj)
     assert values.shape == (22, 20, 18)
 
-    capsys.readouterr()
-    assert medtrain("export", run, "--format", "onnx") != 0
-    assert "cascade" in capsys.readouterr().err
+    assert medtrain("export", run, "--format", "torchscript", "--out", tmp_path / "exported") == 0
+    assert (tmp_path / "exported" / "first_stage_0" / "model.torchscript.pt").is_file()
+    assert "with it goes the first stage: run at step" in capsys.readouterr().err
 
 
 def test_a_prediction_of_a_scan_is_that_of_the_evaluation(

@@ -233,10 +233,27 @@ def test_a_folder_with_other_files_is_never_touched(
         export_model(make_run(), ["torchscript"], out / "thesis.tex", overwrite=overwrite)
 
 
-def test_a_second_stage_is_refused(make_run: Callable[..., Any], tmp_path: Path) -> None:
-    run = make_run()
-    stage = PreviousStage((".",), ("abc",), ("background", "liver"), ((1,),))
+def test_a_second_stage_takes_the_first_with_it(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    first, run, out = make_run(), make_run(), tmp_path / "out"
+    stage = PreviousStage((".",), ("abc",), ("background", "liver", "cancer"), ((1, 2),))
     run.plan = dataclasses.replace(run.plan, cascade=stage)
-    with pytest.raises(UsageError, match="the second stage of a cascade"):
-        export_model(run, ["onnx"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    run.model.first = torch.nn.Conv3d(3, 4, 3, padding=1)
+    patch = torch.zeros(2, *run.plan.patch_size)  # of the image alone
+    for overwrite in (False, True):
+        files = export_model(
+            run, ["torchscript"], out, samples=[("a", patch)], first_stage=[first], overwrite=overwrite
+        )
+    assert [file.path.relative_to(out).as_posix() for file in files] == [
+        "model.torchscript.pt",
+        "first_stage_0/model.torchscript.pt",
+    ]
+    assert all(file.path.is_file() and file.passed for file in files)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["input"]["shape"] == ["batch", 3, *run.plan.patch_size]
+    assert manifest["first_stage"]["folders"] == ["first_stage_0"]
+    (channel,) = manifest["first_stage"]["channels"]
+    assert (channel["index"], channel["classes"]) == (2, [1, 2])
+    assert "Append the channels of first_stage." in manifest["recipe"]
+    before = json.loads((out / "first_stage_0" / "manifest.json").read_text())
+    assert before["first_stage"] is None
+    assert before["input"]["shape"][1] == 2

@@ -21,11 +21,13 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medtrain.data.cascade import PreviousStage
 from medtrain.data.plan import ChannelNormalization
 from medtrain.engine.precision import Precision
 from medtrain.export import standalone
 from medtrain.export.exporter import export_model
 from medtrain.export.manifest import SCRIPT_PACKAGES
+from medtrain.inference.cascade import FirstStage
 from medtrain.inference.predictor import Predictor
 from medtrain.inference.sliding_window import SlidingWindow
 from medtrain.inference.windows import gaussian_profile, window_starts
@@ -123,6 +125,49 @@ def test_regions_are_painted_as_the_predictor_does(make_run: Callable[..., Any],
     voxels = np.asanyarray(nib.load(tmp_path / "answer.nii.gz").dataobj)
     assert (voxels == expected).mean() >= 0.999
     assert min(np.mean(expected == value) for value in (0, 2, 7)) > 0.005
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_both_stages_of_a_cascade_are_run(
+    make_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int
+) -> None:
+    """The first stage is coarser, and its label map becomes two channels of the second."""
+    first = [make_run() for _ in range(members)]
+    for seed, run in enumerate(first):
+        run.plan = dataclasses.replace(run.plan, spacing=(5.0, 1.9, 1.7))
+        run.config["inference"] |= {"mirror": seed == 0, "keep_largest": ("liver",)}
+        torch.manual_seed(seed)
+        run.model.head.weight.data += 0.5 * torch.randn_like(run.model.head.weight)
+    settings = {key: value for key, value in first[0].config["inference"].items() if key != "name"}
+    second, out = make_run(), tmp_path / "out"
+    cascade = PreviousStage(tuple("ab"[:members]), tuple("ab"[:members]), second.plan.class_names, ((1, 2), (2,)))
+    second.plan = dataclasses.replace(second.plan, cascade=cascade)
+    second.config["inference"] |= {"mirror": False}
+    second.model.first = torch.nn.Conv3d(4, 4, 3, padding=1)
+    second.model.first.weight.data[:, 2:] *= 3  # what the first stage finds counts
+    (tmp_path / "scans").mkdir()
+    scans = _scan(tmp_path / "scans")
+    files = export_model(second, ["onnx"], out, first_stage=first)
+    assert len(files) == 1 + members
+
+    stage = FirstStage.__new__(FirstStage)
+    task = Segmentation(
+        loss=DiceLoss(num_classes=3), inference=SlidingWindow(**settings), plan=first[0].plan, device=CPU
+    )
+    runs = [SimpleNamespace(**{**vars(run), "task": task, "precision": Precision("fp32", CPU)}) for run in first]
+    vars(stage).update(_stage=cascade, _runs=runs, _last=None, _open=lambda members: None)
+    monkeypatch.setattr(FirstStage, "behind", classmethod(lambda cls, run: stage))
+    expected = _expected(second, scans, tmp_path / "medtrain")
+    monkeypatch.setattr(stage, "_predict", lambda files, geometry, chosen: np.zeros(geometry.resampled_shape, np.uint8))
+    vars(stage).update(_last=None)
+    without = _expected(second, scans, tmp_path / "without")
+    assert (without != expected).mean() > 0.02
+
+    result = _predict(out, *scans, tmp_path / "answer.nii.gz")
+
+    assert result.returncode == 0, result.stderr
+    voxels = np.asanyarray(nib.load(tmp_path / "answer.nii.gz").dataobj)
+    assert (voxels == expected).mean() >= 0.999
 
 
 def test_every_normalisation_is_followed(make_run: Callable[..., Any], tmp_path: Path) -> None:
