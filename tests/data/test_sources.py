@@ -206,7 +206,6 @@ def test_the_task_is_read_off_the_root(tmp_path: Path) -> None:
         ({"labels": {"0": "background", "1": "a", "2": "a"}}, "`labels` holds 'a' or the value 2 twice"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "`labels` holds 'b' or the value 1 twice"),
         ({"labels": {"background": 0, "ignore": 1}}, "must name at least one structure beside the background"),
-        ({"labels": {"ignore": 0, "a": 1}}, "label values must be 0 (background) or positive"),
         ({"labels": {"background": 0, "a": True}}, "label 'a' must be a whole number, got True"),
         ({"labels": {"background": 0, "a": 1.5}}, "label 'a' must be a whole number, got 1.5"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "regions need `regions_class_order`"),

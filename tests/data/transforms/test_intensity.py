@@ -120,6 +120,13 @@ def test_low_resolution_by_hand() -> None:
     assert rows.flatten().tolist() == [1.0, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.0]
 
 
+def test_low_resolution_leaves_one_voxel_of_a_short_axis() -> None:
+    rows = _rows(1, 3, 8)
+    before = rows.clone()
+    intensity.low_resolution(rows, np.array([[0.2, 1.0]]))  # 0.6 of a voxel along H: the middle one stands for all
+    torch.testing.assert_close(rows[0], before[0, 1].expand(3, 8))
+
+
 def test_low_resolution_keeps_the_mean_and_lowers_the_variance() -> None:
     rows = _rows(2, 40, 40, 40)
     before = rows.clone()
