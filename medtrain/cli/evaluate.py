@@ -52,23 +52,34 @@ def evaluate(
 
         medtrain evaluate RUN --case liver_017
 
-    RUN may be the folder of a cross-validation: the evaluations of its folds are put together again.
+    RUN may be the folder of a cross-validation: each fold judges the cases that it was not trained on, under the same
+    overrides, and their evaluations are put together. Without any the final evaluations are put together again.
     """
     with handle_errors(debug):
-        from medtrain.crossval.folder import is_crossval, judged_by
+        from medtrain.crossval.folder import is_crossval
 
         run = resolve(run, lacks_weights)
         if is_crossval(run):
+            from medtrain.crossval.judge import judge_folds
             from medtrain.crossval.launch import evaluate_crossval
             from medtrain.errors import UsageError
 
-            if overrides or cases or checkpoint != "best" or part != "val":
-                fold = run / judged_by(run, cases[0] if cases else None)
+            if part != "val":
                 raise UsageError(
-                    f"{run} is a cross-validation: what its folds found is put together as it is",
-                    hint=f"judge one of its runs: medtrain evaluate {fold} {f'--case {cases[0]}' if cases else '...'}",
+                    f"{run} is a cross-validation: its folds are put together on the cases that each has not seen",
+                    hint=f"judge one of its runs: medtrain evaluate {run / 'fold_0'} --part {part}",
                 )
-            evaluate_crossval(run, imports=imports or ())
+            if overrides or cases or checkpoint != "best":
+                judge_folds(
+                    run,
+                    overrides or (),
+                    checkpoint=checkpoint,
+                    cases=cases or (),
+                    device=device,
+                    imports=imports or (),
+                )
+            else:
+                evaluate_crossval(run, imports=imports or ())
             return
         from medtrain.config.saved import load_saved
         from medtrain.engine.build import check_evaluation

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from typing import Any, ClassVar, Self
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, read_status
+
+log = logging.getLogger(__name__)
 
 RECORD = "crossval.json"
 FORMAT = 1
@@ -82,6 +85,20 @@ class CrossvalFolder(RunFolder):
         """Whether a fold is trained and judged."""
         place = self.fold(index)
         return read_status(place).status == "done" and (place / "evaluation" / "summary.json").is_file()
+
+    def done_members(self, record: CrossvalRecord) -> tuple[str, ...]:
+        """Names of the folds that are trained and judged; the others are told.
+
+        Raises:
+            MedtrainError: None is.
+        """
+        members = tuple(fold_name(fold) for fold in range(record.num_folds) if self.is_done(fold))
+        if not members:
+            hint = f"continue it with `medtrain resume {self.path}`"
+            raise MedtrainError(f"no fold of {self.path} is done", hint=hint)
+        if len(members) < record.num_folds:
+            log.warning("%d of %d folds are done; the others are left out", len(members), record.num_folds)
+        return members
 
     def read_record(self) -> CrossvalRecord:
         """Read crossval.json.

@@ -14,7 +14,7 @@ from medtrain.config.saved import load_saved
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, fold_name
 from medtrain.crossval.summary import show_number, summarize_folds
 from medtrain.engine.signals import StopSignals
-from medtrain.errors import MedtrainError, UsageError
+from medtrain.errors import UsageError
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import State, read_status
 from medtrain.run.log import setup_logging
@@ -289,11 +289,7 @@ def evaluate_crossval(path: Path, *, imports: Sequence[str] = ()) -> None:
     setup_logging()
     folder = CrossvalFolder.open(path)
     record = folder.read_record()
-    members = tuple(fold_name(fold) for fold in range(record.num_folds) if folder.is_done(fold))
-    if not members:
-        raise MedtrainError(f"no fold of {path} is done", hint=f"continue it with `medtrain resume {path}`")
-    if len(members) < record.num_folds:
-        log.warning("%d of %d folds are done; the others are left out", len(members), record.num_folds)
+    members = folder.done_members(record)
     failed = {name: why for name, why in record.failed.items() if name not in members}
     record = summarize_folds(folder, dataclasses.replace(record, members=members, failed=failed), imports=imports)
     status = folder.read_status()

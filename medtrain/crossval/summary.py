@@ -27,7 +27,7 @@ from medtrain.engine.build import build_task
 from medtrain.engine.distributed import Dist
 from medtrain.engine.opening import open_data, read_plan
 from medtrain.engine.predictions import FOLDER, prediction_file
-from medtrain.run.atomic import atomic_write
+from medtrain.run.atomic import atomic_write, atomic_write_json
 from medtrain.run.folder import Best, RunFolder
 from medtrain.run.log import console
 from medtrain.tasks.base import Record, Task
@@ -73,21 +73,14 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
         The record with metrics and choice, which is also written.
     """
     members = [read_member(folder, name, imports) for name in record.members]
-    task = build_task(members[0].config, members[0].plan, _CPU, None)
-    monitor = task.monitor.name.removeprefix("val/")
-    folds = _over_folds(members, monitor)
-    rows = [{"fold": member.name.removeprefix("fold_"), **row} for member in members for row in member.rows]
-    rows.sort(key=lambda row: row["case_id"])
-    segments = members[0].plan.family == "segmentation"
-    whole = _judge_whole(folder, task, [_record(row) for row in rows]) if segments else {}
-    choice = _choose(members, earlier=bool(record.chosen)) if segments else None
-    record = dataclasses.replace(record, metrics={"folds": folds, **whole}, num_cases=len(rows))
+    record, monitor = _put_together(record, members, folder.cases, folder.evaluation)
+    folds = record.metrics["folds"]
+    choice = _choose(members, earlier=bool(record.chosen)) if members[0].plan.family == "segmentation" else None
     if choice is not None or not record.chosen:  # otherwise what was chosen earlier is the best that is known
         own = members[0].config["inference"].get("keep_largest", ())  # what the judged label maps went through already
         kept = list(dict.fromkeys([*own, *(choice.keep_largest if choice else ())]))
         chosen = choice.to_json() if choice else {}
         record = dataclasses.replace(record, postprocess={"keep_largest": kept}, chosen=chosen)
-    _write_cases(folder.cases, rows)
     folder.write_record(record)
     steps = sum(member.folder.read_status().step for member in members)
     if monitor in folds and folds[monitor]["mean"] is not None:
@@ -96,18 +89,55 @@ def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: 
     console().print(_table(record, members))
     for line in _lines(choice):
         log.info(line)
-    worst = record.metrics.get("worst")
-    if worst:
-        log.info("worst cases: %s", ", ".join(f"{w['case_id']} {w['score']:.4f} ({w['fold']})" for w in worst))
+    _tell_worst(record)
     return record
 
 
-def _judge_whole(folder: CrossvalFolder, task: Task, records: Sequence[Record]) -> dict[str, Any]:
+def summarize_judged(record: CrossvalRecord, members: Sequence[Member], out: Path, *, facts: Mapping[str, Any]) -> None:
+    """Put together what the members found under other settings: tables in a folder, and `folds.json`.
+
+    What the cross-validation itself came to, and its post-processing, stay as they are.
+
+    Args:
+        record: Of the cross-validation.
+        members: With the evaluations to put together.
+        out: The folder, made if missing.
+        facts: What was judged, to be kept with the metrics.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    record, _ = _put_together(record, members, out / "cases.csv", out)
+    atomic_write_json(out / "folds.json", {**facts, "num_cases": record.num_cases, "metrics": record.metrics})
+    console().print(_table(record, members))
+    _tell_worst(record)
+
+
+def _put_together(
+    record: CrossvalRecord, members: Sequence[Member], cases: Path, out: Path
+) -> tuple[CrossvalRecord, str]:
+    """The record with the metrics over folds and over all cases, whose tables are written; and the monitor's name."""
+    task = build_task(members[0].config, members[0].plan, _CPU, None)
+    monitor = task.monitor.name.removeprefix("val/")
+    folds = _over_folds(members, monitor)
+    rows = [{"fold": member.name.removeprefix("fold_"), **row} for member in members for row in member.rows]
+    rows.sort(key=lambda row: row["case_id"])
+    segments = members[0].plan.family == "segmentation"
+    whole = _judge_whole(out, task, [_record(row) for row in rows]) if segments else {}
+    _write_cases(cases, rows)
+    return dataclasses.replace(record, metrics={"folds": folds, **whole}, num_cases=len(rows)), monitor
+
+
+def _tell_worst(record: CrossvalRecord) -> None:
+    worst = record.metrics.get("worst")
+    if worst:
+        log.info("worst cases: %s", ", ".join(f"{w['case_id']} {w['score']:.4f} ({w['fold']})" for w in worst))
+
+
+def _judge_whole(out: Path, task: Task, records: Sequence[Record]) -> dict[str, Any]:
     """The metrics over all cases, with intervals by patient; the tables of an evaluation are written."""
     summary = task.summarize(records)
-    folder.evaluation.mkdir(exist_ok=True)
-    task.write_evaluation(folder.evaluation, records, summary, extra={"part": "val", "folds": True})
-    written = json.loads((folder.evaluation / "summary.json").read_text(encoding="utf-8"))
+    out.mkdir(exist_ok=True)
+    task.write_evaluation(out, records, summary, extra={"part": "val", "folds": True})
+    written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     facts = {key: written[key] for key in ("intervals", "confidence") if key in written}
     folds = {record["case_id"]: f"fold_{record['fold']}" for record in records}
     worst = [{"case_id": case, "score": score, "fold": folds[case]} for case, score in task.worst_cases(records)]
@@ -123,18 +153,28 @@ def _note_best(folder: CrossvalFolder, best: Best) -> None:
         folder.restore(dataclasses.replace(status, best=best), status.message)
 
 
-def read_member(folder: CrossvalFolder, name: str, imports: Sequence[str]) -> Member:
+def read_member(
+    folder: CrossvalFolder,
+    name: str,
+    imports: Sequence[str],
+    *,
+    evaluation: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Member:
     """Read what a fold that is done has found.
 
     Args:
         folder: Of the cross-validation.
         name: The fold's folder below it.
         imports: Modules that register the user's components.
+        evaluation: Folder of another evaluation than its final one.
+        overrides: What that was made with.
     """
     run = RunFolder.open(folder.path / name)
-    config = load_saved(run.path, imports=imports)
-    summary = json.loads((run.evaluation / "summary.json").read_text(encoding="utf-8"))
-    with (run.evaluation / "cases.csv").open(encoding="utf-8", newline="") as file:
+    config = load_saved(run.path, overrides, imports=imports)
+    place = evaluation or run.evaluation
+    summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    with (place / "cases.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     printed = tuple(summary.get("printed") or ())
     return Member(name, run, config, read_plan(run, config), _flatten(summary), rows, printed)

@@ -42,7 +42,7 @@ def evaluate_run(
     part: str = "val",
     cases: Sequence[str] = (),
     device: str = "auto",
-) -> dict[str, float]:
+) -> Path:
     """Judge a run with the full protocol and write the tables and a picture of the worst case.
 
     The run's own final evaluation is `evaluation/`; any other choice of checkpoint, part, cases or settings goes to a
@@ -58,7 +58,7 @@ def evaluate_run(
         device: auto, cpu, cuda or mps.
 
     Returns:
-        The metrics.
+        The folder of the tables and pictures.
 
     Raises:
         UsageError: The part has no cases, or a case does not exist.
@@ -106,7 +106,7 @@ def evaluate_run(
             console().print("", table)
         log.info("worst cases: %s", ", ".join(f"{case} {score:.4f}" for case, score in run.task.worst_cases(records)))
     log.info("tables and pictures in %s", out)
-    return summary
+    return out
 
 
 def _tell_each(run: LoadedRun, records: Sequence[Record]) -> None:
