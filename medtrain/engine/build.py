@@ -166,6 +166,9 @@ def build_engine(
     optimizer = build("optimizer", config["optimizer"], model=model)
     schedule = build("scheduler", config["scheduler"], lr=config["optimizer"]["lr"])
     if settings.compile:
+        # training, evaluating, a single window and several, what a stage freezes: each has a graph of its own, and
+        # beyond the limit, of 8, torch goes on without compiling
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         model.compile()
     _check_together(plan, task, settings, dist, schedule, data, config)
 

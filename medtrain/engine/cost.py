@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from medtrain.data.topology import divisor, round_up
 from medtrain.engine.build import build_model, build_task, memory_format_of
 from medtrain.engine.derive import Derivation
-from medtrain.engine.memory import MemoryEstimate, available_gib, empty_forward, try_estimate
+from medtrain.engine.device import out_of_memory
+from medtrain.engine.memory import MemoryEstimate, available_gib, empty_forward, memory_hint, try_estimate
 from medtrain.engine.precision import Precision
 from medtrain.registry import build
 from medtrain.run.threads import available_threads
@@ -81,7 +82,12 @@ def step_cost(derivation: Derivation, *, measure: bool) -> StepCost:
     if not measure and (cost.macs is None or 3 * cost.macs > QUICK_S * _LEAST_MACS_PER_S[device.type]):
         return _estimate(cost, derivation)
     limit = math.inf if measure else QUICK_S
-    times, peak = _time_steps(config, plan, device, patch=plan.patch_size, batch_size=batch_size, limit_s=limit)
+    try:
+        times, peak = _time_steps(config, plan, device, patch=plan.patch_size, batch_size=batch_size, limit_s=limit)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return replace(cost, how=f"a real step does not fit the memory: {memory_hint(config)}")
     counted = times[1:] or times
     what = f"median of {len(counted)} steps" if len(counted) > 1 else "one step"
     how = f"measured: {what} on random data, without reading and augmenting"
@@ -131,6 +137,7 @@ def _time_steps(
 ) -> tuple[list[_Timing], float | None]:
     """Time a first training step, which is slower, and some more within a limit; and a GPU's peak memory in GiB."""
     plan = replace(plan, patch_size=tuple(patch), batch_size=batch_size)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config["trainer"]["deterministic"]  # as in training
     memory_format = memory_format_of(config, plan)
     task = build_task(config, plan, device, memory_format)
     model = build_model(config, plan, task, read_weights=False).to(device)

@@ -201,7 +201,7 @@ def check_memory(
         raise MedtrainError(
             f"training needs {estimate}{f' in each of {processes} processes' if processes > 1 else ''}, and this "
             f"machine has {total:.1f} GiB of memory ({describe_sizes(config)})",
-            hint=_hint(config),
+            hint=memory_hint(config),
         )
     if needed > free:
         log.warning(
@@ -221,7 +221,8 @@ def describe_sizes(config: Mapping[str, Any]) -> str:
     return " ".join(shown)
 
 
-def _hint(config: Mapping[str, Any]) -> str:
+def memory_hint(config: Mapping[str, Any]) -> str:
+    """What to type for less memory."""
     steps = 2 * config["trainer"]["accumulate"]
     batch = config["data"].get("batch_size") or 1
     parts = []
@@ -266,7 +267,7 @@ def memory_guard(engine: Engine, config: Mapping[str, Any]) -> Iterator[None]:
         raise MedtrainError(
             f"out of memory: {_device_name(device)} has {memory_gib(device):.1f} GiB{others}{expected} "
             f"({describe_sizes(config)})",
-            hint=_hint(config),
+            hint=memory_hint(config),
         ) from error
 
 

@@ -97,6 +97,8 @@ def load_run(
         check_weights(folder.path, yaml.safe_load(folder.config.read_text(encoding="utf-8")), config)
     plan = read_plan(folder, config)
     chosen_device = choose_device(device)
+    # windows and images come in one shape: the fastest convolution is worth a search
+    torch.backends.cudnn.benchmark = chosen_device.type == "cuda" and not config["trainer"]["deterministic"]
     if chosen_device.type == "cpu":
         torch.set_num_threads(available_threads())
     memory_format = memory_format_of(config, plan)

@@ -32,7 +32,8 @@ _WAITING = {_aten._local_scalar_dense, _aten.nonzero, _aten.equal, _aten._unique
 # what autocast on CUDA computes in half precision, and in float32; by the names of Python's functions
 _HALF = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul",
-    "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "scaled_dot_product_attention",
+    "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "prelu",
+    "scaled_dot_product_attention",
 }  # fmt: skip
 _FULL = {
     "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "pow", "__pow__", "__rpow__", "softplus",
@@ -217,17 +218,19 @@ class PretendCuda(TorchDispatchMode):
             return kwargs["out"] if "out" in kwargs else args[0]
         if not to_gpu:
             return result
-        source = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, CudaTensor)), None)
-        is_view = any(value.alias_info is not None for value in returns)
+        # of a view, what it is a view of
+        aliased = [place for place, value in enumerate(func._schema.arguments) if value.alias_info is not None]
+        is_view = any(value.alias_info is not None for value in returns) and bool(aliased)
+        source = args[aliased[0]] if is_view and isinstance(args[aliased[0]], CudaTensor) else None
 
         def wrap(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             shadow = None
-            if is_view and source is not None:
+            if source is not None and value.untyped_storage()._cdata == source.host.untyped_storage()._cdata:
                 shadow = source.shadow
                 if value.dtype != shadow.dtype:  # view_as_real and the like
-                    shadow = shadow.view(value.dtype) if not shadow.is_complex() else torch.view_as_real(shadow)
+                    shadow = torch.view_as_real(shadow) if shadow.is_complex() else torch.view_as_complex(shadow)
                 shadow = shadow.as_strided(value.shape, value.stride(), value.storage_offset())
             return CudaTensor.wrap(value, shadow)
 
@@ -238,12 +241,9 @@ class PretendCuda(TorchDispatchMode):
     ) -> None:
         blocking = packet in _WAITING and bool(on_gpu)
         if packet is _aten._to_copy and wanted is not None and bool(on_gpu) != (wanted == "cuda"):
-            pinned = getattr(args[0], "pinned", False)
-            # from pageable memory a small copy is staged and does not wait
-            blocking = bool(on_gpu) or not (kwargs.get("non_blocking") or pinned or args[0].numel() <= 2**14)
+            blocking = not kwargs.get("non_blocking")  # either way torch waits for what the device has to do
         if packet is _aten.copy_ and len(on_gpu) == 1:
             blocking = not (len(args) > 2 and args[2]) and not kwargs.get("non_blocking")
-            blocking = blocking and (args[1] is on_gpu[0] or args[1].numel() > 1)
         if blocking:
             self.waits[f"{packet} at {_place()}"] += 1
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from medtrain.engine.derive import _channels_last
 from medtrain.engine.device import out_of_memory
@@ -16,6 +17,8 @@ from medtrain.engine.memory import memory_guard
 from medtrain.engine.precision import choose_precision
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.export.parity import exact_float32
+from medtrain.inference.whole_case import predict_logits
+from medtrain.registry import build
 from tests.engine.pretend_cuda import DEVICE, PretendCuda, pretend_gpu, pretended
 from tests.engine.toy import make_engine, network
 
@@ -173,3 +176,27 @@ def test_the_wait_for_a_device_that_lags_behind_counts_as_training(
     engine._log()
     assert engine.clock.state_dict()["train_seconds"] == 3.0
     assert engine.clock.total_steps(2) == 4
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_a_few_graphs_for_windows_of_any_number() -> None:
+    torch._dynamo.reset()
+    settings = {"name": "unet", "channels": (4, 8), "strides": (1, 2), "kernel_sizes": (3, 3), "norm": "instance"}
+    model = build("model", settings, spatial_dims=2, in_channels=1, num_outputs=2).eval()
+    shapes = [(8, 8), (8, 12), (16, 16), (8, 20), (12, 20), (24, 24), (32, 16)]
+    images = [torch.randn(1, *shape) for shape in shapes]
+
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return predict_logits(model, image, patch_size=(8, 8), window_batch=4, mirror_axes=(0,))
+
+    plain = [predict(image) for image in images]
+    model.compile()
+    counters.clear()
+    graphs = []
+    for image, wanted in zip(images, plain, strict=True):
+        torch.testing.assert_close(predict(image), wanted, rtol=1e-4, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[-1] <= 6
+    assert graphs[3:] == [graphs[3]] * len(graphs[3:])  # one window, some, and any number: no case adds another
+    torch._dynamo.reset()
