@@ -13,6 +13,7 @@ from medtrain.data.sample import Target
 from medtrain.data.sources.csv import CsvData
 from medtrain.errors import ConfigError, DataError, UsageError
 from medtrain.registry import build
+from tests.tasks.stubs import plan, target
 
 
 def built(*overrides: str) -> Any:
@@ -81,6 +82,14 @@ def test_every_option_from_the_command_line(tmp_path: Path) -> None:
         ("M",),
     )
     assert one.images == (tmp_path / "img" / "1" / "L.jpg.png",)
+
+
+def test_a_table_of_new_samples_is_read_as_the_one_of_training(tmp_path: Path) -> None:
+    path = folder(tmp_path / "new", "", "a;b.png")
+    path.write_text("file;note\n'a;b.png';\u00fc\n".replace("'", '"'), encoding="utf-16")
+    data = CsvData(path="old.csv", images=("file",), targets="y", separator=";", encoding="utf-16")
+    found = data.read_new(path, plan(target("0", "1")))
+    assert [sample.images for sample in found.samples] == [(tmp_path / "new" / "a;b.png",)]
 
 
 def test_targets_by_name_share_settings(tmp_path: Path) -> None:
