@@ -258,7 +258,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of a network of two channels; whatever is wrong with a call is told before the network runs."""
     folder = tmp_path_factory.mktemp("export")
     channels = [{"name": "CT"}, {"name": "PET"}]
-    manifest = {"input": {"channels": channels}, "labels": [{"name": "background"}, {"name": "liver"}]}
+    manifest: dict[str, Any] = {"input": {"channels": channels}, "labels": [{"name": "background"}, {"name": "liver"}]}
+    manifest["first_stage"] = None
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
