@@ -60,7 +60,8 @@ def record_features(model: nn.Module, *, cut: bool = False) -> Iterator[FeatureR
     """Record what the feature layer gives in forward passes inside the block; the hook is gone after it.
 
     The pass that is recorded can be the training step's own: no second one is needed for a supervised map. Attention
-    is then computed without fused kernels, which cannot be differentiated twice.
+    is then computed without fused kernels, which cannot be differentiated twice, and a compiled model runs as it was
+    written: what was compiled before knows nothing of the hook, and has no gradients of its inside.
 
     Args:
         model: Has `feature_layer()`.
@@ -86,7 +87,10 @@ def record_features(model: nn.Module, *, cut: bool = False) -> Iterator[FeatureR
 
     handle = layer().register_forward_hook(keep)
     try:
-        with contextlib.nullcontext() if cut else sdpa_kernel(SDPBackend.MATH):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            contextlib.nullcontext() if cut else sdpa_kernel(SDPBackend.MATH),
+        ):
             yield record
     finally:
         handle.remove()

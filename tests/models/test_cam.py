@@ -197,6 +197,14 @@ def test_the_training_pass_itself_can_be_watched() -> None:
     assert model.conv.weight.grad is not None
 
 
+def test_a_compiled_model_is_watched_as_it_was_written() -> None:
+    model = Tiny().eval()
+    model.compile(backend="eager")
+    model(_IMAGE)  # compiled without a hook
+    _close(cam_maps(model, {"image": _IMAGE}, 0, create_graph=False), _CLASS_0)
+    torch._dynamo.reset()
+
+
 def test_zones_choose_a_zone_and_a_class() -> None:
     class Zones(Tiny):
         def forward(self, image: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
