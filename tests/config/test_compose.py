@@ -186,6 +186,18 @@ def test_a_folder_of_the_user_comes_first(conf: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("conf")
+def test_files_that_change_are_read_again(conf: Any) -> None:
+    """A process may compose for days, and what it has read before must neither stay nor be marked by its use."""
+    conf.write("model/mine.yaml", "defaults: [schema/unet@_here_, _self_]\ndropout: 0.2\n")
+    for _ in range(2):
+        assert load_config(["model=mine"]).tree["model"]["dropout"] == 0.2
+    conf.write("model/mine.yaml", "defaults: [schema/swin@_here_, _self_]\nheads: 4\n")
+    assert load_config(["model=mine"]).tree["model"] == {"name": "swin", "heads": 4, "depth": 2}
+    (conf.root / "model" / "mine.yaml").unlink()
+    with pytest.raises(ConfigError, match="unknown model `mine`"):
+        load_config(["model=mine"])
+
+
 def test_a_missing_config_folder() -> None:
     with pytest.raises(UsageError, match="the config folder nowhere does not exist"):
         load_config(config_dirs=["nowhere"])
