@@ -254,10 +254,10 @@ def test_folds_are_judged_under_other_settings(
     assert "task.surface_metrics" in capsys.readouterr().err
     words = ("inference.mirror=true", "task.lesions=[cancer]", "--device", "cpu")
     assert medtrain("evaluate", trained, *words) == 0
-    assert "lesion_f1" in capsys.readouterr().out
     found = json.loads((trained / "evaluation" / "val_best" / "folds.json").read_text())
     assert found["overrides"] == ["inference.mirror=true", "task.lesions=[cancer]"]
     assert (found["members"], found["num_cases"]) == (["fold_0", "fold_1"], 4)
+    assert "lesion_f1" in found["metrics"]["folds"]
     # each fold as if it were judged alone
     summaries = [next((trained / name / "evaluation").glob("val_step_*/summary.json")) for name in found["members"]]
     alone = [json.loads(summary.read_text())["mean"]["dice"] for summary in summaries]
