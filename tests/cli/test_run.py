@@ -84,9 +84,10 @@ def test_an_exit_is_passed_on(error: BaseException, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_wrong() -> None:
+def test_nothing_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     with handle_errors():
-        pass
+        print("done")
+    assert capsys.readouterr() == ("done\n", "")
 
 
 @pytest.mark.parametrize(

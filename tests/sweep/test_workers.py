@@ -206,8 +206,10 @@ class TestAlone:
 
     def test_a_turn_is_given_after_a_while_even_so(self, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(workers, "_TURN_S", 0.0)
+        taken = False
         with crew(study).alone(), crew(study, token="second").turn():
-            pass
+            taken = True
+        assert taken
 
 
 def test_a_worker_says_which_process_it_is(study: optuna.Study) -> None:

@@ -281,5 +281,6 @@ def test_a_table_alone_can_be_built_for(tmp_path: Path) -> None:
     samples = SampleSet("table", tmp_path, rows, (Target("y", ("0", "1")),), numeric_names=("x",))
     plan, _ = plan_of(Given(samples=samples))
     known = {name: plan.runtime()[name] for name in ("image_size", "spatial_dims", "in_channels")}
+    assert known == {"image_size": (), "spatial_dims": 2, "in_channels": 0}
     for name in ("images", "images_none"):
-        build("augment", {"name": name}, **known)
+        assert build("augment", {"name": name}, **known).in_channels == 0
