@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,19 +112,13 @@ class SampleSet:
             for sample in self.samples
         ]
 
-    def class_counts(self, ids: Sequence[str] | None = None) -> list[list[int] | None]:
-        """How many samples each class of each target has, unlabelled ones left out; None for numbers.
-
-        Args:
-            ids: Only these samples.
-        """
-        chosen = None if ids is None else set(ids)
+    def class_counts(self) -> list[list[int] | None]:
+        """How many samples each class of each target has, unlabelled ones left out; None for numbers."""
         counts = [None if target.classes is None else [0] * len(target.classes) for target in self.targets]
         for sample in self.samples:
-            if chosen is None or sample.sample_id in chosen:
-                for count, value in zip(counts, sample.targets):
-                    if count is not None and value is not None:
-                        count[int(value)] += 1
+            for count, value in zip(counts, sample.targets):
+                if count is not None and value is not None:
+                    count[int(value)] += 1
         return counts
 
     def files(self) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medtrain.metrics.arrays import Values, count_undefined, defined_mean, label_values, sample_weights
-from medtrain.metrics.calibration import DEFAULT_BINS, brier_score, calibration_error, log_loss, probabilities
+from medtrain.metrics.calibration import brier_score, calibration_error, log_loss, probabilities
 from medtrain.metrics.confusion import class_confusion, confusion_metrics, confusion_specs
 from medtrain.metrics.ranking import auroc, average_precision, one_vs_rest
 from medtrain.metrics.spec import MetricSpec
@@ -30,7 +30,6 @@ def classification_metrics(
     ignore_index: int | None = None,
     threshold: float = 0.5,
     weights: Values | None = None,
-    bins: int = DEFAULT_BINS,
 ) -> dict[str, float]:
     """Judge the probabilities of a whole split; keys are those of `classification_specs`.
 
@@ -45,14 +44,13 @@ def classification_metrics(
         ignore_index: Samples with this label are left out.
         threshold: With two classes, the least probability of the second that is called positive.
         weights: Weights of the samples [N], or None.
-        bins: Number of bins of the calibration error.
     """
     values, true, counted = labelled_samples(probs, labels, weights, ignore_index=ignore_index)
     assert values.shape[1] == len(class_names), f"{values.shape[1]} columns for {len(class_names)} classes"
     predicted = predicted_classes(values, threshold=threshold)
     confusion = class_confusion(predicted, true, len(class_names), weights=counted)
     metrics = confusion_metrics(confusion, class_names)
-    metrics |= probability_metrics(values, true, class_names, weights=counted, bins=bins)
+    metrics |= probability_metrics(values, true, class_names, weights=counted)
     found = count_undefined(metrics)
     return {name: found[name] for name in classification_specs(class_names)}
 
@@ -123,7 +121,6 @@ def probability_metrics(
     class_names: Sequence[str],
     *,
     weights: np.ndarray | None = None,
-    bins: int = DEFAULT_BINS,
 ) -> dict[str, float]:
     """The metrics that need probabilities: `auroc`, `average_precision` (both also per class), `ece`, `brier`, `nll`.
 
@@ -132,7 +129,6 @@ def probability_metrics(
         labels: Class indices [N].
         class_names: K names.
         weights: [N] or None.
-        bins: Number of bins of the calibration error.
     """
     metrics: dict[str, float] = {}
     per_class: dict[str, float] = {}
@@ -140,7 +136,7 @@ def probability_metrics(
         values = one_vs_rest(function, probs, labels, weights=weights)
         metrics[name] = float(values[1]) if len(class_names) == 2 else defined_mean(values)
         per_class |= {f"{name}/{label}": float(value) for label, value in zip(class_names, values, strict=True)}
-    metrics["ece"] = calibration_error(probs, labels, weights=weights, bins=bins)
+    metrics["ece"] = calibration_error(probs, labels, weights=weights)
     metrics["brier"] = brier_score(probs, labels, weights=weights)
     metrics["nll"] = log_loss(probs, labels, weights=weights)
     return {**metrics, **per_class}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medtrain.metrics.arrays import Values, count_undefined, defined_mean, finite_values, label_values, ratio
-from medtrain.metrics.calibration import DEFAULT_BINS, brier_score, calibration_error, log_loss
+from medtrain.metrics.calibration import brier_score, calibration_error, log_loss
 from medtrain.metrics.confusion import class_confusion, class_scores
 from medtrain.metrics.ranking import auroc, average_precision
 from medtrain.metrics.spec import MetricSpec
@@ -34,7 +34,6 @@ def multilabel_metrics(
     *,
     ignore_index: int | None = None,
     thresholds: float | Sequence[float] = 0.5,
-    bins: int = DEFAULT_BINS,
 ) -> dict[str, float]:
     """Judge every label on the samples for which it is known; keys are those of `multilabel_specs`.
 
@@ -48,7 +47,6 @@ def multilabel_metrics(
         label_names: L names.
         ignore_index: Another value that stands for an unknown entry, e.g. -1.
         thresholds: The least probability that is called positive: one, or one per label; NaN means 0.5.
-        bins: Number of bins of the calibration error.
     """
     values, true, known = _entries(probs, labels, ignore_index)
     assert values.shape[1] == len(label_names), f"{values.shape[1]} columns for {len(label_names)} labels"
@@ -70,7 +68,7 @@ def multilabel_metrics(
                 "precision": scores["precision"],
                 "sensitivity": scores["recall"],
                 "specificity": scores["specificity"],
-                "ece": calibration_error(said, outcome, bins=bins),
+                "ece": calibration_error(said, outcome),
                 "brier": brier_score(said, outcome),
                 "nll": log_loss(said, outcome),
             }

@@ -8,7 +8,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 from medtrain.metrics.arrays import Values, count_undefined, defined_mean, label_values, pearson, ratio
-from medtrain.metrics.calibration import DEFAULT_BINS
 from medtrain.metrics.classification import labelled_samples, probability_metrics, probability_specs
 from medtrain.metrics.confusion import class_confusion, cohen_kappa, confusion_metrics, confusion_specs
 from medtrain.metrics.spec import MetricSpec
@@ -30,7 +29,6 @@ def ordinal_metrics(
     predicted: Values | None = None,
     ignore_index: int | None = None,
     weights: Values | None = None,
-    bins: int = DEFAULT_BINS,
 ) -> dict[str, float]:
     """Judge graded predictions of a whole split; keys are those of `ordinal_specs`.
 
@@ -46,7 +44,6 @@ def ordinal_metrics(
         predicted: Grades chosen by the model [N]; the most probable ones when None.
         ignore_index: Samples with this label are left out.
         weights: Weights of the samples [N], or None.
-        bins: Number of bins of the calibration error.
     """
     values, true, counted = labelled_samples(probs, labels, weights, ignore_index=ignore_index)
     assert values.shape[1] == len(class_names), f"{values.shape[1]} columns for {len(class_names)} classes"
@@ -58,7 +55,7 @@ def ordinal_metrics(
         chosen = label_values(predicted)[known]
     confusion = class_confusion(chosen, true, len(class_names), weights=counted)
     metrics = confusion_metrics(confusion, class_names)
-    metrics |= probability_metrics(values, true, class_names, weights=counted, bins=bins)
+    metrics |= probability_metrics(values, true, class_names, weights=counted)
     metrics |= grade_metrics(confusion)
     metrics["spearman"] = pearson(rankdata(expected_grade(values)), rankdata(true))
     metrics = count_undefined(metrics)

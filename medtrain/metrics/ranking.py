@@ -66,20 +66,17 @@ def threshold_counts(scores: Values, labels: Values, *, weights: Values | None =
     return ThresholdCounts(values[ends], accepted, alarms)
 
 
-def roc_curve(
-    scores: Values, labels: Values, *, weights: Values | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roc_curve(scores: Values, labels: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """False positive rates, true positive rates and thresholds of the ROC curve, from (0, 0) to (1, 1).
 
     Args:
         scores: [N].
         labels: [N], 0 or 1.
-        weights: [N] or None.
 
     Returns:
         Three arrays [T + 1], the first threshold is infinite; all empty where one class is missing.
     """
-    counts = threshold_counts(scores, labels, weights=weights)
+    counts = threshold_counts(scores, labels)
     if not counts.rankable:
         return np.empty(0), np.empty(0), np.empty(0)
     false_rate = np.concatenate([[0.0], counts.false_positives / counts.negatives])
@@ -157,7 +154,7 @@ def one_vs_rest(
     return np.array([function(values[:, k], true == k, weights=weights) for k in range(values.shape[1])])
 
 
-def youden_threshold(scores: Values, labels: Values, *, weights: Values | None = None) -> float:
+def youden_threshold(scores: Values, labels: Values) -> float:
     """Choose the threshold with the largest sensitivity + specificity - 1 (Youden, Cancer 3, 1950).
 
     Choose it on validation data and apply it, unchanged, to others: chosen where it is judged, it flatters. It lies
@@ -166,12 +163,11 @@ def youden_threshold(scores: Values, labels: Values, *, weights: Values | None =
     Args:
         scores: [N].
         labels: [N], 0 or 1.
-        weights: [N] or None.
 
     Returns:
         NaN where one class is missing or all scores are equal.
     """
-    counts = threshold_counts(scores, labels, weights=weights)
+    counts = threshold_counts(scores, labels)
     if not counts.rankable or counts.thresholds.size < 2:
         return float("nan")
     index = counts.true_positives / counts.positives - counts.false_positives / counts.negatives
@@ -179,22 +175,19 @@ def youden_threshold(scores: Values, labels: Values, *, weights: Values | None =
     return _between(counts.thresholds, int(np.flatnonzero(index >= index.max() - 1e-12)[0]))
 
 
-def sensitivity_threshold(
-    scores: Values, labels: Values, sensitivity: float, *, weights: Values | None = None
-) -> float:
+def sensitivity_threshold(scores: Values, labels: Values, sensitivity: float) -> float:
     """Choose the strictest threshold that reaches a sensitivity; on validation data, like `youden_threshold`.
 
     Args:
         scores: [N].
         labels: [N], 0 or 1.
         sensitivity: The least share of the positives to find, in (0, 1].
-        weights: [N] or None.
 
     Returns:
         NaN where one class is missing or all scores are equal.
     """
     assert 0 < sensitivity <= 1, f"a sensitivity is in (0, 1], not {sensitivity}"
-    counts = threshold_counts(scores, labels, weights=weights)
+    counts = threshold_counts(scores, labels)
     if not counts.rankable or counts.thresholds.size < 2:
         return float("nan")
     reached = counts.true_positives / counts.positives >= sensitivity - 1e-12

@@ -176,15 +176,12 @@ def draw_precision_recall(scores: Sequence[Scores], *, title: str = "precision-r
     return render(figure)
 
 
-def draw_calibration(
-    curves: Mapping[str, Reliability], *, title: str = "calibration", said: str = "predicted probability"
-) -> np.ndarray:
+def draw_calibration(curves: Mapping[str, Reliability], *, title: str = "calibration") -> np.ndarray:
     """Draw what was said against what came true, over a histogram of what was said.
 
     Args:
         curves: By name, such as before and after temperature scaling; with the same bins.
         title: Heading.
-        said: What the probability is of.
 
     Returns:
         uint8 [H, W, 3].
@@ -219,7 +216,7 @@ def draw_calibration(
     top.tick_params(labelbottom=False)
     top.set_ylabel("share that came true")
     bottom.set_ylabel("samples")
-    bottom.set_xlabel(said)
+    bottom.set_xlabel("predicted probability")
     bottom.locator_params(axis="y", nbins=3, integer=True)
     figure.align_ylabels((top, bottom))
     if not single:

@@ -91,7 +91,7 @@ def draw_sentence(title: str, sentence: str, *, size: tuple[int, int] = (560, 13
     return render(figure)
 
 
-def write_sentence(figure: Figure, sentence: str, top: int, height: int, left: int = 12) -> None:
+def write_sentence(figure: Figure, sentence: str, top: int, height: int) -> None:
     """Write a sentence, in lines, in the middle of a strip of the figure.
 
     Args:
@@ -99,19 +99,18 @@ def write_sentence(figure: Figure, sentence: str, top: int, height: int, left: i
         sentence: Any length.
         top: Of the strip, in pixels.
         height: Of the strip, in pixels.
-        left: Left end of the lines, in pixels.
     """
     whole_width, whole_height = (figure.get_size_inches() * DPI).tolist()
     lines: list[str] = [""]
     for word in plain(sentence).split(" "):
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_width(longer, 10) > whole_width - left - 12:
+        if lines[-1] and text_width(longer, 10) > whole_width - 24:
             lines.append(word)
         else:
             lines[-1] = longer
     y = 1 - (top + height / 2) / whole_height
-    text = "\n".join(fit(line, whole_width - left - 12, 10) for line in lines)
-    figure.text(left / whole_width, y, text, size=10, color=FAINT, va="center", ha="left", linespacing=1.5)
+    text = "\n".join(fit(line, whole_width - 24, 10) for line in lines)
+    figure.text(12 / whole_width, y, text, size=10, color=FAINT, va="center", ha="left", linespacing=1.5)
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -152,18 +151,17 @@ def cut(text: str, width: float, size: float = SIZE) -> str:
     return shorten(plain(text), width, size * DPI / 72)
 
 
-def distinct(names: Sequence[str], width: float, size: float = SIZE) -> list[str]:
+def distinct(names: Sequence[str], width: float) -> list[str]:
     """Shorten names to a width; those that would become equal are numbered, from 0 like their class.
 
     Args:
         names: From the user's data.
         width: Pixels there are.
-        size: Font size in points.
     """
-    shorter = [cut(name, width, size) for name in names]
+    shorter = [cut(name, width) for name in names]
     again = {name for name in shorter if shorter.count(name) > 1}
     return [
-        cut(f"{index}: {name}", width, size) if short in again else short
+        cut(f"{index}: {name}", width) if short in again else short
         for index, (name, short) in enumerate(zip(names, shorter, strict=True))
     ]
 
@@ -199,15 +197,14 @@ def shorten(text: str, width: float, pixels: float, *, bold: bool = False) -> st
     return _ELLIPSIS
 
 
-def text_width(text: str, size: float = SIZE, *, bold: bool = False) -> float:
+def text_width(text: str, size: float = SIZE) -> float:
     """Pixels that a text takes in a figure.
 
     Args:
         text: One line.
         size: Font size in points.
-        bold: Whether it is drawn in bold.
     """
-    return font(size * DPI / 72, bold=bold).getlength(text)
+    return font(size * DPI / 72).getlength(text)
 
 
 def widest(texts: Sequence[str]) -> int:

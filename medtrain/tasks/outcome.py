@@ -311,7 +311,7 @@ def one_target(targets: Sequence[Any], task: str) -> Any:
     return targets[0]
 
 
-def classes_of(target: Any, task: str, *, at_least: int = 2) -> tuple[str, ...]:
+def classes_of(target: Any, task: str) -> tuple[str, ...]:
     """The class names of a target.
 
     Raises:
@@ -322,6 +322,6 @@ def classes_of(target: Any, task: str, *, at_least: int = 2) -> tuple[str, ...]:
             f"task={task} needs classes, but {target.target_name} is a number",
             hint="choose task=regression, or name its classes in data",
         )
-    if len(target.classes) < at_least:
-        raise UsageError(f"{target.target_name} has {len(target.classes)} class(es); task={task} needs {at_least}")
+    if len(target.classes) < 2:
+        raise UsageError(f"{target.target_name} has {len(target.classes)} class(es); task={task} needs 2")
     return tuple(target.classes)

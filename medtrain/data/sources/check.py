@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medtrain.data.digests import DigestCache
 from medtrain.data.image_check import check_leaks, find_duplicates, inspect_images
 from medtrain.data.images.found import FoundImages
 from medtrain.data.images.incoming import told_file
@@ -35,8 +34,6 @@ def check_source(
     data: ImageData,
     *,
     decode: bool = True,
-    cache: DigestCache | None = None,
-    workers: int | None = None,
     progress: Progress | None = None,
 ) -> SourceReport:
     """Read the table, every image and the division into parts, and report everything that is wrong at once.
@@ -44,8 +41,6 @@ def check_source(
     Args:
         data: The settings.
         decode: Decode every image rather than look at its beginning and end; see `inspect_images`.
-        cache: Digests known from before.
-        workers: Threads.
         progress: Called with images done, images in all and the image's name.
 
     Raises:
@@ -55,13 +50,13 @@ def check_source(
     try:
         sample_set = data.read()
     except TableError as error:  # the check goes on to the files that are there
-        report = inspect_images(error.sample_set, decode=decode, cache=cache, workers=workers, progress=progress)
+        report = inspect_images(error.sample_set, decode=decode, progress=progress)
         missing = {told_file(path, error.sample_set.root) for path in error.missing}
         damaged = [problem for problem in report.problems if problem.where not in missing]
         return SourceReport((*error.problems, *damaged), tuple(find_duplicates(error.sample_set, report.digests)))
     except DataError as error:
         return SourceReport(tuple(error.problems))
-    report = inspect_images(sample_set, decode=decode, cache=cache, workers=workers, progress=progress)
+    report = inspect_images(sample_set, decode=decode, progress=progress)
     problems, warnings = list(report.problems), []
     try:
         found = data.find()

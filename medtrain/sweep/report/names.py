@@ -66,15 +66,14 @@ def format_value(value: Any, digits: int = 4) -> str:
     return " ".join(str(value).split())
 
 
-def format_params(params: Mapping[str, Any], short: Mapping[str, str], digits: int = 3) -> str:
+def format_params(params: Mapping[str, Any], short: Mapping[str, str]) -> str:
     """A point of the space on one line: `lr 3.2e-4, loss focal`.
 
     Args:
         params: The point.
         short: Names of the keys, from `short_names`.
-        digits: Significant digits of numbers.
     """
-    return ", ".join(f"{short.get(key, key)} {format_value(value, digits)}" for key, value in params.items())
+    return ", ".join(f"{short.get(key, key)} {format_value(value, 3)}" for key, value in params.items())
 
 
 def format_duration(seconds: float) -> str:

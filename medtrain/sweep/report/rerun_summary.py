@@ -66,14 +66,13 @@ class RerunRow:
         """Standard deviation between the runs (that of a sample); NaN with fewer than two."""
         return statistics.stdev(self.values(objective)) if len(self.runs) > 1 else math.nan
 
-    def is_far(self, searched: float, objective: int = 0) -> bool:
+    def is_far(self, searched: float) -> bool:
         """Whether the search's own value is more than two standard deviations away from the mean of the runs.
 
         Args:
-            searched: That value; NaN is not far.
-            objective: Its index.
+            searched: That value of the first objective; NaN is not far.
         """
-        return abs(searched - self.mean(objective)) > 2 * self.std(objective)
+        return abs(searched - self.mean()) > 2 * self.std()
 
 
 @dataclass(frozen=True)
