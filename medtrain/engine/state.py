@@ -11,8 +11,6 @@ from medtrain.run.seed import rng_state, set_rng_state
 if TYPE_CHECKING:
     from medtrain.engine.loop import Engine
 
-_CADENCES = ("log", "evaluate", "checkpoint", "keep")
-
 
 def state_dict(engine: Engine) -> dict[str, Any]:
     """Everything but the weights that makes the continuation identical: tensors and primitives."""
@@ -24,7 +22,7 @@ def state_dict(engine: Engine) -> dict[str, Any]:
         "ema_updates": engine.ema.updates if engine.ema is not None else 0,
         "meter": engine.meter.state_dict(),
         "clock": engine.clock.state_dict(),
-        "cadences": {name: getattr(engine.cadences, name).state_dict() for name in _CADENCES},
+        "cadences": {name: cadence.state_dict() for name, cadence in vars(engine.cadences).items()},
         "best": engine.best,
         "pending_evaluation": engine.pending_evaluation,
         "history": json.dumps(engine.history),
@@ -46,7 +44,7 @@ def load_state(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.meter.load_state_dict(state["meter"])
     engine.clock.load_state_dict(state["clock"])
     for name, value in state["cadences"].items():
-        getattr(engine.cadences, name).load_state_dict(value)
+        vars(engine.cadences)[name].load_state_dict(value)
     engine.best = state["best"]
     engine.pending_evaluation = state["pending_evaluation"]
     engine.history = json.loads(state["history"])
