@@ -525,7 +525,7 @@ def test_a_killed_process_is_continued(server: Server, tmp_path: Path) -> None:
         "download(find_task('msd_hippocampus'), pathlib.Path(sys.argv[1]), url=sys.argv[2], md5=sys.argv[3],\n"
         "         report=report, say=print)"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), server.url, MD5], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), server.url, MD5], check=False)
     assert done.returncode == -9
     assert visible(tmp_path) == []
     assert any(name.endswith(".tmp") for name in os.listdir(tmp_path))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medtrain.engine import clock, launch, loop
 from tests.e2e.conftest import read_rows
 
 Command = Callable[..., int]
@@ -276,8 +280,15 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_75(
     assert (straight / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
-def test_a_time_limit_ends_the_schedule(common: list[str], tmp_path: Path, medtrain: Command) -> None:
+def test_a_time_limit_ends_the_schedule(
+    common: list[str], tmp_path: Path, medtrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is one whose every reading is 20 ms after the last, so that no machine is too slow."""
     run = tmp_path / "timed"
+    readings = itertools.count(start=time.monotonic(), step=0.02)  # the command has read the real one before
+    ticking = SimpleNamespace(**dict.fromkeys(("monotonic", "perf_counter"), lambda: next(readings)))
+    for module in (clock, loop, launch):
+        monkeypatch.setattr(module, "time", ticking)
     words = ["trainer.max_time=3s", "trainer.log_every=1step", "trainer.eval_every=100%", "trainer.sanity_check=false"]
     assert medtrain("train", *common, *words, f"run.dir={run}") == 0
     rows = read_rows(run)
