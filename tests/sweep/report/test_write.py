@@ -43,6 +43,12 @@ def _rerun(folder: Path, trial: int, seed: int, dice: float) -> None:
     (place / "result.json").write_text(json.dumps(result))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures, for tests that read."""
+    monkeypatch.setattr("medtrain.sweep.report.write.draw_pictures", lambda sweep, found, reruns: [])
+
+
 def test_one_file_holds_everything(in_tmp: Path) -> None:
     folder = in_tmp / "outputs" / "liver" / "20261120-09-a1b2"
     folder.mkdir(parents=True)
@@ -71,6 +77,7 @@ def test_one_file_holds_everything(in_tmp: Path) -> None:
     assert "0.0001 .. 0.1, logarithmic" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_repeats_the_best_trial(tmp_path: Path) -> None:
     study = FakeStudy(define(tmp_path, FIVE))
     point = {
@@ -89,6 +96,7 @@ def test_the_command_repeats_the_best_trial(tmp_path: Path) -> None:
     assert expected in _text(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_gives_the_same_as_the_file(tmp_path: Path) -> None:
     full = ("model=unet", "data.root=/a", "+data.x=1", "callbacks=none", "data.root=/b", "loss=focal", "data.x=2")
     study = FakeStudy(replace(define(tmp_path, (LOSS, LR)), full_overrides=full))
@@ -103,6 +111,7 @@ def test_the_command_gives_the_same_as_the_file(tmp_path: Path) -> None:
     assert "trainer.max_steps=NUMBER" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_class_that_the_winner_does_not_find_is_told(tmp_path: Path) -> None:
     study = FakeStudy(define(tmp_path, (LR,)))
     for dice, front, back in ((0.4, 0.8, 0.0), (0.3, 0.3, 0.3)):
@@ -128,6 +137,7 @@ def test_an_error_of_zero_is_no_warning(tmp_path: Path) -> None:
     assert "Warning" not in _text(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_gain_is_claimed_against_what_was_not_tried(tmp_path: Path) -> None:
     study = search(tmp_path, 4, failures=False)
     write_report(tmp_path, study)
@@ -143,6 +153,7 @@ def test_no_gain_is_claimed_against_what_was_not_tried(tmp_path: Path) -> None:
     assert [row["default"] for row in _rows(tmp_path)] == ["nearest", "0", "0", "0"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_value_is_and_how_many_trials_importances_need(tmp_path: Path) -> None:
     study = search(tmp_path, 19, failures=False)
     write_report(tmp_path, study)
@@ -168,6 +179,7 @@ def test_what_auto_has_chosen_is_named(
     assert f"Sampler {sampler}, chosen by auto Pruner {pruner}, chosen by auto" in _text(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_runs_cannot_tell_luck(tmp_path: Path) -> None:
     study = search(tmp_path, 8, failures=False)
     first, second = (trial.number for trial in study.best(2))
@@ -210,6 +222,7 @@ def test_several_objectives_show_the_front(tmp_path: Path) -> None:
     assert "Objectives val/dice (higher is better), latency_ms (lower is better)" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_how_importances_were_found_is_said(tmp_path: Path) -> None:
     write_report(tmp_path, search(tmp_path, 19))
     assert "Importances need 20 trials, 10 of them complete" in _text(tmp_path)
@@ -289,6 +302,7 @@ def test_how_to_open_the_dashboard(tmp_path: Path, storage: str, command: str) -
     assert command in _text(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_state_of_the_sweep_is_said(tmp_path: Path) -> None:
     folder = RunFolder.create(experiment="liver", path=tmp_path / "s")
     folder.start()
