@@ -39,7 +39,7 @@ def test_every_setting_of_the_data_is_classified() -> None:
     assert {name for name in parameters("data") if reason(f"data.{name}") is None} == {
         "spatial_dims", "patch_size", "spacing", "batch_size", "normalization", "oversample_foreground",
         "samples_per_case", "image_size", "channels", "window", "scaling", "balance", "max_instances",
-        "missing_numbers", "resolution", "cascade_augment", "zscore_nonzero",
+        "missing_numbers", "resolution", "cascade_augment", "zscore_nonzero", "memory_gib",
     }  # fmt: skip
 
 
