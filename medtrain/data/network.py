@@ -105,6 +105,7 @@ def machine_budget(
     *,
     footprint: Footprint = PLAIN_UNET,
     planned_gib: float | None = None,
+    half: bool = True,
 ) -> Budget:
     """The budget of a machine.
 
@@ -115,14 +116,16 @@ def machine_budget(
         dims: Spatial dimensions, 2 or 3.
         footprint: Of the network.
         planned_gib: Memory that the user plans for, if any; a device with less is taken as it is.
+        half: Whether a GPU computes in a 16-bit precision.
     """
     wanted = footprint.gib if planned_gib is None else planned_gib
     large_enough = memory_gib >= ALMOST * wanted
     elements = footprint.fitting(dims, wanted) * (1.0 if large_enough else memory_gib / wanted)
     gib = memory_gib if planned_gib is None else min(memory_gib, planned_gib)
-    kept = USABLE * gib * 2**30 / (2 if device == "cuda" else 4)  # bytes of an element
+    kept = USABLE * gib * 2**30 / (2 if device == "cuda" and half else 4)  # bytes of an element
     if device != "cpu":
-        memory = f"{wanted:g} GiB or more" if large_enough else f"{memory_gib:.3g} GiB"
+        all_counts = footprint.kept is not None or not large_enough  # of a counted network, all that there is
+        memory = f"{gib:.3g} GiB" if all_counts else f"{wanted:g} GiB or more"
         return Budget(
             base_features=BASE_FEATURES,
             max_features=MAX_FEATURES[dims],

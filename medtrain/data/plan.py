@@ -197,6 +197,7 @@ def make_plan(
     strides: Sequence[int | Sequence[int]] | None = None,
     kernel_sizes: Sequence[int | Sequence[int]] | None = None,
     footprint: Footprint = PLAIN_UNET,
+    half: bool = True,
 ) -> Plan:
     """Derive what the user left open; what the user set is taken and the rest made to fit.
 
@@ -211,6 +212,7 @@ def make_plan(
         strides: The user's stride per stage (one number or one per axis), if any.
         kernel_sizes: The user's kernel per stage, if any.
         footprint: What the network takes of the memory.
+        half: Whether a GPU computes in a 16-bit precision.
 
     Raises:
         ConfigError: The user's values contradict each other or the data.
@@ -234,7 +236,9 @@ def make_plan(
         in_channels=len(dataset.channel_names),
         footprint=footprint,
     )
-    budget = machine_budget(device, memory_gib, cores, dims, footprint=footprint, planned_gib=settings.memory_gib)
+    budget = machine_budget(
+        device, memory_gib, cores, dims, footprint=footprint, planned_gib=settings.memory_gib, half=half
+    )
     resolution = settings.resolution or "full"
     shaping = (settings.resolution, settings.spacing, settings.patch_size, settings.cascade_from)
     if all(value is None for value in shaping):

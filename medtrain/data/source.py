@@ -31,6 +31,7 @@ class Machine:
         cores: CPU cores for all processes of this machine.
         processes: Training processes on this machine, among which the cores are divided.
         thread_limit: Threads that each of them may compute with; None for its share of the cores.
+        half: Whether a GPU computes in a 16-bit precision.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -38,6 +39,7 @@ class Machine:
     cores: int
     processes: int = 1
     thread_limit: int | None = None
+    half: bool = True
 
     @property
     def threads(self) -> int:

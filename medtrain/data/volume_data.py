@@ -185,6 +185,7 @@ class VolumeData:
             strides=model.get("strides"),
             kernel_sizes=model.get("kernel_sizes"),
             footprint=footprint_of(model),
+            half=machine.half,
         )
         if self.cascade_from is not None:
             plan = self._put_behind(plan, Path(self.cascade_from).expanduser())

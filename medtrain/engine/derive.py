@@ -70,7 +70,9 @@ def derive(
     completed = absolute_paths(config)
     device = choose_device(config["trainer"]["device"], local_rank=local_rank)
     kind: Any = device.type
-    machine = Machine(kind, memory_gib(device), available_cores(), local_world_size, thread_limit())
+    precision = choose_precision(config["trainer"]["precision"], device, nonfinite=config["trainer"]["nonfinite"])
+    half = precision[0] in ("bf16", "fp16")
+    machine = Machine(kind, memory_gib(device), available_cores(), local_world_size, thread_limit(), half)
     values: list[DerivedValue] = []
     if completed["augment"]["name"] == "auto":
         name, reason = build("augment", completed["augment"]).choose(device.type)
@@ -82,9 +84,8 @@ def derive(
         found, machine, model=_model_to_plan(completed["model"]), augment=completed["augment"], progress=progress
     )
     values = [value for value in derived if _fill(completed, value)] + values
-    values += [
-        value for value in _trainer_values(completed, device, machine, plan, found.split) if _fill(completed, value)
-    ]
+    of_trainer = _trainer_values(completed, device, precision, machine, plan, found.split)
+    values += [value for value in of_trainer if _fill(completed, value)]
     settings = build("data", completed["data"])
     return Derivation(completed, tuple(values), plan, settings, found, device)
 
@@ -147,17 +148,21 @@ def _fill(completed: dict[str, Any], value: DerivedValue) -> bool:
 
 
 def _trainer_values(
-    completed: dict[str, Any], device: torch.device, machine: Machine, plan: DataPlan, split: Fold
+    completed: dict[str, Any],
+    device: torch.device,
+    precision: tuple[str, str],
+    machine: Machine,
+    plan: DataPlan,
+    split: Fold,
 ) -> list[DerivedValue]:
     trainer = completed["trainer"]
     values: list[DerivedValue] = []
     if trainer["device"] == "auto":
         reason = "the fastest device that is available"
         values.append(DerivedValue("trainer.device", device.type, reason, fills=False))
-    name, reason = choose_precision(trainer["precision"], device, nonfinite=trainer["nonfinite"])
     if trainer["precision"] == "auto":
-        trainer["precision"] = name
-        values.append(DerivedValue("trainer.precision", name, reason, fills=False))
+        trainer["precision"] = precision[0]
+        values.append(DerivedValue("trainer.precision", *precision, fills=False))
     if all(trainer[key] is None for key in ("max_steps", "max_epochs", "max_time")):
         reason = f"no limit was given; the default on {device.type}"
         if device.type == "cpu" and plan.family in DEFAULT_TIME:

@@ -21,6 +21,7 @@ from medtrain.crossval.folder import is_crossval
 from medtrain.data.geometry import CaseGeometry
 from medtrain.data.io.nifti import Volume, is_nifti
 from medtrain.data.preprocess import prepare_image
+from medtrain.engine.device import out_of_memory
 from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.inference.cascade import FirstStage
 from medtrain.inference.ensemble import check_together, share_normalization
@@ -31,8 +32,7 @@ from medtrain.tasks.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from medtrain.data.plan import Plan
-    from medtrain.engine.device import out_of_memory
-from medtrain.engine.restore import LoadedRun
+    from medtrain.engine.restore import LoadedRun
 
 log = logging.getLogger(__name__)
 

@@ -101,6 +101,9 @@ def test_other_networks_have_the_plain_unets_patch_where_it_fits() -> None:
     larger_network = planned("mednext", changed={"variant": "l"}, memory_gib=12)
     assert larger_network.patch_size < smaller.patch_size
     assert (smaller.batch_size, larger_network.batch_size) == (2, 2)
+    in_full = planned("mednext", memory_gib=24, half=False)  # float32 takes twice as much
+    assert in_full.patch_size == smaller.patch_size
+    assert "a GPU with 24 GiB)" in in_full.reasons["data.patch_size"]
 
 
 def test_a_network_with_more_features_gets_a_smaller_batch() -> None:

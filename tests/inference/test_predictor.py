@@ -313,10 +313,10 @@ def test_too_little_memory_is_that_scans_problem(folder: Path, tmp_path: Path, m
     predictor = Predictor(run())
     whole = predictor._task.predict_label
 
-    def limited(models: Any, images: Any, geometry: Any, *, final: bool) -> np.ndarray:
+    def limited(models: Any, images: Any, geometry: Any, **how: Any) -> np.ndarray:
         if images[0].numel() > 1000:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(models, images, geometry, final=final)
+        return whole(models, images, geometry, **how)
 
     monkeypatch.setattr(predictor._task, "predict_label", limited)
     reports = predictor.predict_folder(folder, tmp_path / "out")
