@@ -130,7 +130,7 @@ def find_structures(
     """Look up structures by name.
 
     What is removed of a class becomes background. What is removed of a region becomes a class of the smallest region
-    around it, which stays as it was, and background where there is none.
+    around it, which stays as it was, that is in no region but those around; background where there is none.
 
     Args:
         names: Of regions or foreground classes; of what is called alike the region. `foreground`, where nothing is
@@ -164,8 +164,10 @@ def find_structures(
 
 
 def _around(members: tuple[int, ...], regions: Sequence[tuple[int, ...]]) -> int:
-    """A class of the smallest region that holds all of a region and more, or the background."""
+    """A class that only regions hold which hold all of a region and more, of the smallest of them; or the background.
+
+    Left and right kidney cover both kidneys: what is removed of one would become the other.
+    """
     larger = [region for region in regions if set(region) > set(members)]
-    if not larger:
-        return 0
-    return next(index for index in min(larger, key=len) if index not in members)
+    others = {index for region in regions if region not in larger for index in region}
+    return next((index for region in sorted(larger, key=len) for index in region if index not in others), 0)

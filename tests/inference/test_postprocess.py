@@ -118,6 +118,19 @@ def test_regions_are_named_and_those_around_them_stay() -> None:
     assert whole.tolist() == [[1, 1, 2, 3, 3, 2, 1, 1, 1, 0, 0, 0, 0, 0]]
 
 
+def test_what_is_removed_of_a_region_becomes_none_of_its_siblings() -> None:
+    names = ("background", "left", "right", "liver")
+    kidneys = {"kidneys": (1, 2), "left": (1,), "right": (2,)}
+    label = np.array([[1, 1, 0, 2, 2, 0, 1, 0, 2]], dtype=np.uint8)
+    sides = find_structures(["left", "right"], names, kidneys)
+    assert sides == [Structure((1,)), Structure((2,))]  # no kidney is neither
+    assert keep_largest_components(label, sides).tolist() == [[1, 1, 0, 2, 2, 0, 0, 0, 0]]
+    organs = {"organs": (3, 1, 2), **kidneys}
+    assert find_structures(["left", "kidneys"], names, organs) == [Structure((1,), 3), Structure((1, 2), 3)]
+    # a class of the region around it that another region, which crosses that, would gain
+    assert find_structures(["core"], NAMES, {**REGIONS, "odd": (1, 4)}) == [Structure((2, 3))]
+
+
 def test_a_region_is_meant_where_a_class_is_called_alike() -> None:
     label = np.array([[3, 3, 2, 1, 3]], dtype=np.uint8)
     assert SlidingWindow(keep_largest=("enhancing",)).postprocess(label, NAMES).tolist() == [[3, 3, 2, 1, 0]]
