@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,25 +33,31 @@ def seen_cases(config: Mapping[str, Any], described: Mapping[str, Any]) -> dict[
     seen: dict[str, Path] = {}
     for run, earlier in _ancestors(config):
         theirs = _read(run / "data.json")
-        for case_id in _training_part(run, earlier, theirs.get("cases", {})):
-            for known in _same_scan(case_id, theirs, described):
-                seen.setdefault(known, run)
+        trained = _training_part(run, earlier, theirs.get("cases", {}))
+        seen |= dict.fromkeys(set(_same_scans(trained, theirs, described)) - seen.keys(), run)
     return seen
 
 
-def _same_scan(case_id: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterable[str]:
-    """The cases of mine that are a case of theirs: those of the same content, whatever they are called.
+def _same_scans(trained: Iterable[str], theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[str]:
+    """The cases of mine that are among some of theirs: those of the same content, whatever they are called.
 
-    Where the content of either is not known, the case of the same id, if it was prepared to the same thing or the data
-    sets have the same name or folder.
+    And those of the same id, if the data sets have the same name or folder: files that were saved again have another
+    content. Not if the other set has the content of either: then it is known who that is. Where the content of either
+    is not known, those of the same id that were prepared to the same thing, too.
     """
-    contents: Mapping[str, str] = mine.get("contents", {})
-    content = theirs.get("contents", {}).get(case_id)
-    if content is not None:
-        yield from (known for known, other in contents.items() if other == content)
-    if case_id in mine["cases"] and (content is None or case_id not in contents):
-        same = any(theirs.get(key) == mine.get(key) for key in ("dataset", "root"))
-        if same or theirs.get("cases", {}).get(case_id) == mine["cases"][case_id]:
+    contents, known = mine.get("contents", {}), theirs.get("contents", {})
+    called = defaultdict(list)
+    for case_id, content in contents.items():
+        called[content].append(case_id)
+    elsewhere = set(known.values())
+    same_set = any(theirs.get(key) == mine.get(key) for key in ("dataset", "root"))
+    for case_id in trained:
+        alike = called.get(known.get(case_id), [])
+        yield from alike
+        if case_id not in mine["cases"] or alike or contents.get(case_id) in elsewhere:
+            continue
+        unknown = case_id not in known or case_id not in contents
+        if same_set or (unknown and theirs.get("cases", {}).get(case_id) == mine["cases"][case_id]):
             yield case_id
 
 

@@ -70,19 +70,30 @@ def test_weights_of_other_data_have_seen_nothing(tmp_path: Path) -> None:
 
 def test_content_decides_where_it_is_known(tmp_path: Path) -> None:
     mine = {**MINE, "contents": {"a": "A", "b": "B", "c": "C"}}
-    # another data set, of the same ids and even the same name: nothing of it is known here
-    other = _run(tmp_path / "other", root="/other", contents={"a": "X", "b": "Y", "c": "Z"})
+    # another data set, of the same ids: nothing of it is known here
+    other = _run(tmp_path / "other", dataset="Spleen", root="/other", contents={"a": "X", "b": "Y", "c": "Z"})
     assert seen_cases(_begins(other), mine) == {}
     # the same scans under other ids, prepared in another way, the labels changed
     facts = {"dataset": "Renamed", "root": "/other", "cases": {"p": "7", "q": "8"}, "contents": {"p": "C", "q": "N"}}
     renamed = _run(tmp_path / "renamed", splits=[{"train": ["p", "q"], "val": []}], **facts)
     assert seen_cases(_begins(renamed), mine) == {"c": renamed}
     # a case whose content only one of them knows is told by its id
-    partly = _run(tmp_path / "partly", contents={"b": "N"})
+    partly = _run(tmp_path / "partly", dataset="Spleen", root="/other", contents={"b": "N"})
     assert seen_cases(_begins(partly), mine) == {"a": partly}
     assert seen_cases(_begins(partly), {**MINE, "contents": {"b": "N"}}) == {"a": partly, "b": partly}
     # of two copies here, both have been seen
     assert set(seen_cases(_begins(renamed), {**MINE, "contents": {"a": "C", "b": "C", "c": "Q"}})) == {"a", "b"}
+
+
+def test_files_that_were_saved_again_are_the_same_cases(tmp_path: Path) -> None:
+    mine = {**MINE, "cases": {"a": "7", "b": "8", "c": "9"}, "contents": {"a": "A", "b": "B", "c": "C"}}
+    contents = {"a": "X", "b": "Y", "c": "Z"}
+    for name, facts in {"same": {}, "moved": {"root": "/other"}, "renamed": {"dataset": "Liver 2"}}.items():
+        run = _run(tmp_path / name, contents=contents, **facts)
+        assert seen_cases(_begins(run), mine) == {"a": run, "b": run}
+    # what was trained on as `a` is called `c` now, and what is called `b` was validated on as `c`
+    swapped = _run(tmp_path / "swapped", contents={"a": "C", "b": "X", "c": "B"})
+    assert seen_cases(_begins(swapped), mine) == {"c": swapped}
 
 
 def test_a_circle_ends(tmp_path: Path) -> None:
