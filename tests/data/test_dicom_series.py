@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medtrain.data.io.dicom_series import find_series, ordered_slices, read_series, series_grid
-from medtrain.data.io.images import read_image_file
+from medtrain.data.io.images import read_image_file, to_float
 from medtrain.errors import DataError
 from tests.data.dicom_files import write_enhanced, write_series
 
@@ -241,3 +241,45 @@ def test_an_enhanced_file_is_a_volume_where_an_image_is_expected(tmp_path: Path)
     image = read_image_file(file, channels=1)
     np.testing.assert_array_equal(image.array[0], VOXELS[:, ::-1, ::-1] - 24)
     assert image.spacing == pytest.approx((2.5, 0.8, 0.7))
+
+
+@pytest.mark.parametrize("why", ["colour", "no direction", "no place", "two phases", "uneven", "frames too many"])
+def test_frames_that_are_no_volume_are_an_image_in_their_order(tmp_path: Path, why: str) -> None:
+    voxels = np.abs(VOXELS[[3, 1, 0, 2]]).astype(np.uint16)
+    file = write_enhanced(tmp_path / "mf.dcm", voxels)
+    changed = pydicom.dcmread(file)
+    shared, frames = changed.SharedFunctionalGroupsSequence[0], changed.PerFrameFunctionalGroupsSequence
+    expected = voxels[None]
+    if why == "colour":
+        expected = np.random.default_rng(0).integers(0, 256, (3, *voxels.shape)).astype(np.uint8)
+        changed.SamplesPerPixel, changed.PhotometricInterpretation, changed.PlanarConfiguration = 3, "RGB", 0
+        changed.BitsAllocated, changed.BitsStored, changed.HighBit = 8, 8, 7
+        changed.PixelData = np.ascontiguousarray(np.moveaxis(expected, 0, -1)).tobytes()
+    elif why == "no direction":
+        del shared.PlaneOrientationSequence
+    elif why == "no place":
+        del frames[2].PlanePositionSequence
+    elif why == "frames too many":
+        del frames[3]
+    else:
+        places = [0, 0, 2, 2] if why == "two phases" else [0, 1, 2, 5]
+        for place, groups in zip(places, frames):
+            groups.PlanePositionSequence[0].ImagePositionPatient = [0, 0, place]
+    changed.save_as(file)
+    image = read_image_file(file)
+    np.testing.assert_array_equal(image.array, expected)
+    assert image.max_value == (255 if why == "colour" else 65535)
+
+
+def test_values_as_they_are_stored_have_the_largest_of_their_bits(tmp_path: Path) -> None:
+    voxels = np.abs(VOXELS).astype(np.uint16)
+    bits = {"BitsStored": 12, "HighBit": 11}
+    for place in (write_enhanced(tmp_path / "mf.dcm", voxels, **bits), tmp_path / "slices"):
+        if place.name == "slices":
+            write_series(place, voxels, **bits)
+        image = read_image_file(place)
+        assert image.max_value == 4095
+        assert to_float(image, "full_range").max() == np.float32(voxels.max()) / np.float32(4095)
+    slopes = (1, 1, 2, 1, 1)  # one of them has been rescaled
+    assert read_image_file(write_enhanced(tmp_path / "r.dcm", voxels, slope=slopes, **bits)).max_value is None
+    assert read_image_file(write_enhanced(tmp_path / "s.dcm", VOXELS)).max_value is None  # signed

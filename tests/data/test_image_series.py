@@ -15,11 +15,12 @@ from medtrain.data.image_check import inspect_images
 from medtrain.data.images.copies import prepare_images
 from medtrain.data.images.incoming import read_new
 from medtrain.data.images.plan import ImageFormat
+from medtrain.data.images.reading import read_for
 from medtrain.data.io.image_series import state_of
 from medtrain.data.io.images import read_image_file
 from medtrain.data.table import read_table
 from medtrain.errors import DataError
-from tests.data.dicom_files import write_series
+from tests.data.dicom_files import write_enhanced, write_series
 from tests.tasks.stubs import plan, target
 
 
@@ -79,3 +80,16 @@ def test_new_series_are_found_for_models_of_volumes(tmp_path: Path) -> None:
     (one,) = read_new(tmp_path / "p1" / "ct", volumes, columns=None).samples
     assert (one.sample_id, one.images) == ("ct", (tmp_path / "p1" / "ct",))
     assert len(read_new(tmp_path, plan(target("a", "b")), columns=None).samples) == 15  # a model of pictures
+
+
+def test_copies_of_frames_in_the_order_of_the_file_are_not_read_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_enhanced(tmp_path / "mf.dcm", np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7))
+    form, place = ImageFormat(3, (5, 6, 7), 1), {"store": tmp_path / "store", "root": tmp_path, "copy": True}
+    now = read_for(form, file)
+    with monkeypatch.context() as before:  # the copies had this format as long as rows and columns stayed as stored
+        before.setattr("medtrain.data.images.copies.FORMAT", 1)
+        before.setattr("medtrain.data.images.copies.read_for", lambda *_: np.ascontiguousarray(now[:, ::-1, ::-1]))
+        prepare_images([file], form, **place)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(prepare_images([file], form, **place).read(file), now)  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ from medtrain.data.workers import Progress, usable_cores
 from medtrain.errors import DataError, Problem
 from medtrain.run.atomic import atomic_write, disk_errors
 
-FORMAT = 1
+FORMAT = 2  # 1 held frames of DICOM files in their order, not as the volume that they form
 """Part of every key: raise it when what is read from a file changes."""
 
 CONSTANT = "constant"

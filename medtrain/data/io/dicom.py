@@ -48,8 +48,10 @@ def read_dicom(path: Path, data: bytes | None = None) -> tuple[np.ndarray, float
     return _decode(path, data, _interpret)
 
 
-def read_frames(path: Path) -> list[np.ndarray]:
+def read_frames(path: Path) -> list[tuple[np.ndarray, float | None]]:
     """The frames [H, W] of an enhanced grey image in the file's order, each with its own slope and intercept.
+
+    With each comes the largest value of its stored bits, None for signed and rescaled frames.
 
     Args:
         path: The file; see `medtrain.data.io.dicom_frames`.
@@ -101,15 +103,14 @@ def _interpret(file: Any) -> tuple[np.ndarray, float | None, tuple[float, ...] |
     return np.ascontiguousarray(array), max_value, _spacing(file, int(file.get("NumberOfFrames", 1) or 1))
 
 
-def _interpret_frames(file: Any) -> list[np.ndarray]:
+def _interpret_frames(file: Any) -> list[tuple[np.ndarray, float | None]]:
     from pydicom.pixels import pixel_array
 
     stored = pixel_array(file)
     stored = stored[None] if stored.ndim == 2 else stored
     inverted = str(file.PhotometricInterpretation) == "MONOCHROME1"
     return [
-        _grey(file, plane, header, inverted=inverted)[0]
-        for plane, header in zip(stored, frame_headers(file), strict=True)
+        _grey(file, plane, header, inverted=inverted) for plane, header in zip(stored, frame_headers(file), strict=True)
     ]
 
 

@@ -118,6 +118,11 @@ def find_series(source: Path) -> list[Series]:
 
 
 def read_series(files: Sequence[Path]) -> Volume:
+    """Read the slices of a series into a volume; see `read_scan`."""
+    return read_scan(files)[0]
+
+
+def read_scan(files: Sequence[Path]) -> tuple[Volume, float | None]:
     """Read the slices of a series into a volume.
 
     Slope and intercept are applied slice by slice. Numbers stay int16 or uint8 where they are whole and fit.
@@ -126,7 +131,8 @@ def read_series(files: Sequence[Path]) -> Volume:
         files: All files of the series, in any order.
 
     Returns:
-        Volume whose array is [1, D, H, W] in the canonical frame, writable and contiguous.
+        Volume whose array is [1, D, H, W] in the canonical frame, writable and contiguous; and the largest value of
+        the stored bits, None where slices are signed or rescaled.
 
     Raises:
         DataError: Slices are missing, doubled, of different shape or direction, sheared by a tilted gantry, in colour,
@@ -136,14 +142,18 @@ def read_series(files: Sequence[Path]) -> Volume:
     ordered, grid = _arrange(files)
     frames = {path: read_frames(path) for path in dict.fromkeys(s.path for s in ordered if s.frame is not None)}
     slices: list[np.ndarray] = []
+    largest: list[float] = []
     for part in ordered:
         if part.frame is not None:
-            slices.append(frames[part.path][part.frame])
-            continue
-        array, _, _ = read_dicom(part.path)
-        if array.ndim != 3 or len(array) != 1:
-            raise _error(part.path, "is in colour or holds several frames; a scan's slices are grey")
-        slices.append(array[0])
+            plane, most = frames[part.path][part.frame]
+        else:
+            array, most, _ = read_dicom(part.path)
+            if array.ndim != 3 or len(array) != 1:
+                raise _error(part.path, "is in colour or holds several frames; a scan's slices are grey")
+            plane = array[0]
+        slices.append(plane)
+        if most is not None:
+            largest.append(most)
     frames.clear()
     dtype = np.result_type(*{voxels.dtype for voxels in slices})
     if dtype not in (np.uint8, np.int16):
@@ -153,7 +163,8 @@ def read_series(files: Sequence[Path]) -> Volume:
         stack[index] = slices[index]
         slices[index] = slices[index][:0]  # both at once would be twice the scan
     canonical = grid.to_canonical(stack.transpose(2, 1, 0))
-    return Volume(array=np.ascontiguousarray(canonical)[None], spacing=grid.spacing, grid=grid)
+    volume = Volume(array=np.ascontiguousarray(canonical)[None], spacing=grid.spacing, grid=grid)
+    return volume, max(largest) if len(largest) == len(slices) else None
 
 
 def series_grid(files: Sequence[Path]) -> SourceGrid:
@@ -284,10 +295,15 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
-def is_enhanced_file(path: Path) -> bool:
-    """Whether a DICOM file says of its frames one by one where they lie."""
+def is_stack(path: Path, count: int) -> bool:
+    """Whether a DICOM file says of so many grey frames, one by one, where they lie, and they lie in an even stack."""
     header = _header(path, _GROUPS)
-    return header is not None and is_enhanced(header)
+    if header is None or not is_enhanced(header):
+        return False
+    try:
+        return series_grid([path]).shape[2] == count
+    except DataError:  # phases at the same places, no places: an image all the same
+        return False
 
 
 def _header(path: Path, tags: Sequence[str] = _TAGS) -> Any:

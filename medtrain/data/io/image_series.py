@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medtrain.data.io.dicom_series import find_series, read_series
+from medtrain.data.io.dicom_series import find_series, read_scan
 from medtrain.errors import DataError, Problem
 
 
@@ -35,8 +35,8 @@ def read_image_series(source: Path) -> tuple[np.ndarray, float | None, tuple[flo
         DataError: See `series_files` and `read_series`.
         MissingExtraError: pydicom is not installed.
     """
-    volume = read_series(series_files(source) if source.is_dir() else [source])
-    return volume.array, 255.0 if volume.array.dtype == np.uint8 else None, volume.spacing
+    volume, largest = read_scan(series_files(source) if source.is_dir() else [source])
+    return volume.array, largest, volume.spacing
 
 
 def state_of(path: Path) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, ImageSequence
 
 from medtrain.data.io.dicom import is_dicom, read_dicom
-from medtrain.data.io.dicom_series import is_enhanced_file
+from medtrain.data.io.dicom_series import is_stack
 from medtrain.data.io.image_series import read_image_series
 from medtrain.data.io.nifti import is_nifti
 from medtrain.data.io.nifti import read_image as read_nifti
@@ -103,7 +103,7 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None, min_si
     CMYK too. Pages of a TIFF file and frames of a DICOM file are slices D. A NIfTI volume comes in the canonical frame
     (see `medtrain.data.io.nifti`); a flat one is a picture whose rows are the file's second axis, as it is stored:
     the affine of a flat image seldom tells which way is up. DICOM: see `read_dicom`. A folder of DICOM slices is the
-    volume of its series, in the canonical frame.
+    volume of its series, in the canonical frame; so are the frames of an enhanced file if they form a proper stack.
 
     Args:
         path: The file, or folder of slices.
@@ -129,7 +129,7 @@ def read_image_file(path: Path, *, channels: Literal[1, 3] | None = None, min_si
         return convert_channels(_decode_tiff(path, data), channels, path)
     if is_dicom(data, path):
         array, max_value, spacing = read_dicom(path, data)
-        if array.ndim == 4 and is_enhanced_file(path):
+        if array.ndim == 4 and is_stack(path, array.shape[1]):
             return convert_channels(Image(*read_image_series(path)), channels, path)
         return convert_channels(Image(array, max_value, spacing), channels, path)
     raise _wrong_kind(path, data)
