@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medtrain.cli._latest import lacks_weights, resolve
 from medtrain.cli._options import Debug, Imports
 from medtrain.cli._run import handle_errors
 
@@ -59,6 +60,7 @@ def compare(
         from medtrain.run.log import setup_logging
 
         setup_logging()
+        runs = [resolve(run, lacks_weights) for run in runs]
         if not 0 < confidence < 1:
             raise UsageError(f"--confidence {confidence}: choose a share between 0 and 1, e.g. 0.95")
         if out is not None:

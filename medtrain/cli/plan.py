@@ -22,6 +22,11 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Make real training steps on random data, however long they take.")
     ] = False,
+    gpu: Annotated[
+        float | None,
+        typer.Option("--gpu", metavar="GIB", help="Plan for a GPU with so much memory; none is needed here.", min=1.0),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the FILE of --out.")] = False,
     config_dirs: ConfigDirs = None,
     imports: Imports = None,
     debug: Debug = False,
@@ -38,6 +43,11 @@ def plan(
 
         medtrain plan data=msd data.root=DIR --out plan.yaml
         medtrain train experiment=plan.yaml
+
+    For a GPU that this machine does not have, say its memory; data.memory_gib says how much of it to use, which is
+    nnU-Net's 8 GiB unless the model is one of its larger presets.
+
+        medtrain plan data=msd data.root=DIR model=resenc_l --gpu 24 --out plan.yaml
     """
     with handle_errors(debug):
         from medtrain.config.compose import load_config
@@ -50,8 +60,12 @@ def plan(
 
         if out is not None and out.suffix not in (".yaml", ".yml"):
             raise UsageError(f"--out {out}: a plan is saved as YAML", hint=f"--out {out.with_suffix('.yaml')}")
+        if out is not None and out.exists() and not overwrite:
+            raise UsageError(f"--out {out}: it exists, and may have been edited", hint="--overwrite, or another name")
+        if gpu is not None and measure:
+            raise UsageError("--measure makes steps on this machine, not on the GPU of --gpu", hint="leave one out")
         composed = load_config(overrides or (), config_dirs=config_dirs or (), imports=imports or ())
-        derivation = derive(composed.tree, progress=_report if sys.stderr.isatty() else None)
+        derivation = derive(composed.tree, progress=_report if sys.stderr.isatty() else None, gpu_gib=gpu)
         text = plan_text(plan_sections(derivation, step_cost(derivation, measure=measure)))
         typer.echo(text, nl=False)
         if out is not None:

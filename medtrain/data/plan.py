@@ -6,6 +6,7 @@ the same plan. On a CPU the same rules run with a smaller budget.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from medtrain.data.case import Dataset
     from medtrain.data.fingerprint import Fingerprint
     from medtrain.data.volume_data import VolumeData
+
+log = logging.getLogger(__name__)
 
 ANISOTROPY = 3.0
 """An axis more than this much coarser than the others, and as much shorter, is resampled more finely (nnU-Net)."""
@@ -314,6 +317,8 @@ def _spatial_dims(fingerprint: Fingerprint, settings: VolumeData, reasons: dict[
         given = getattr(settings, name)
         if given is not None and len(given) in (2, 3):
             reasons["data.spatial_dims"] = f"data.{name} has {len(given)} values"
+            if len(given) == 2 and max(shape[0] for shape in fingerprint.shapes) > 1:
+                log.warning("data.%s has 2 values, so slices are trained; give 3 to train on volumes", name)
             return len(given)
     slices = float(np.median([shape[0] for shape in fingerprint.shapes]))
     if slices == 1:

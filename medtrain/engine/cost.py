@@ -68,7 +68,7 @@ def step_cost(derivation: Derivation, *, measure: bool) -> StepCost:
     """
     config, device = derivation.config, derivation.device
     plan: Any = derivation.plan
-    task = build_task(config, plan, device, None)
+    task = build_task(config, plan, device if derivation.gpu_gib is None else torch.device("cpu"), None)
     model = build_model(config, plan, task, read_weights=False)
     batch_size = config["data"]["batch_size"]
     memory = try_estimate(model, task, config, batch_size=batch_size, precision=config["trainer"]["precision"])
@@ -76,6 +76,8 @@ def step_cost(derivation: Derivation, *, measure: bool) -> StepCost:
     cost = StepCost(parameters, _count_macs(model, task, batch_size), memory, None, "not measured")
     if derivation.plan.family != "segmentation":
         return replace(cost, how="only steps of segmentations are measured on random data; see debug=speed")
+    if derivation.gpu_gib is not None:
+        return replace(cost, how="not measured: the GPU that is planned for is not used")
     if memory is not None and memory.gib > available_gib(device):
         return replace(cost, how=f"not measured: {available_gib(device):.1f} GiB of memory are free")
     torch.set_num_threads(config["trainer"]["num_threads"] or available_threads())

@@ -43,6 +43,7 @@ class Derivation:
         settings: The data settings, completed.
         found: The cases and their division into parts.
         device: Where to train.
+        gpu_gib: Memory of the GPU that was planned for without being used; None where the device is this machine's.
     """
 
     config: dict[str, Any]
@@ -51,10 +52,16 @@ class Derivation:
     settings: DataSource
     found: FoundData
     device: torch.device
+    gpu_gib: float | None = None
 
 
 def derive(
-    config: Mapping[str, Any], *, local_rank: int = 0, local_world_size: int = 1, progress: Progress | None = None
+    config: Mapping[str, Any],
+    *,
+    local_rank: int = 0,
+    local_world_size: int = 1,
+    progress: Progress | None = None,
+    gpu_gib: float | None = None,
 ) -> Derivation:
     """Fill in what the user left to be derived.
 
@@ -63,16 +70,22 @@ def derive(
         local_rank: Index of this process on the machine.
         local_world_size: Processes on this machine, among which its cores are divided.
         progress: Called with (done, total, case id) while cases are read.
+        gpu_gib: Plan for a GPU with so much memory, whether or not this machine has one.
 
     Raises:
         MedtrainError: The data is missing or contradicts the settings, or the device does not exist.
     """
     completed = absolute_paths(config)
-    device = choose_device(config["trainer"]["device"], local_rank=local_rank)
+    wanted, nonfinite = config["trainer"]["precision"], config["trainer"]["nonfinite"]
+    if gpu_gib is None:
+        device = choose_device(config["trainer"]["device"], local_rank=local_rank)
+        precision = choose_precision(wanted, device, nonfinite=nonfinite)
+    else:
+        device = torch.device("cuda")
+        precision = ("bf16", "what GPUs of today compute fastest") if wanted == "auto" else (wanted, "given")
     kind: Any = device.type
-    precision = choose_precision(config["trainer"]["precision"], device, nonfinite=config["trainer"]["nonfinite"])
-    half = precision[0] in ("bf16", "fp16")
-    machine = Machine(kind, memory_gib(device), available_cores(), local_world_size, thread_limit(), half)
+    half, memory = precision[0] in ("bf16", "fp16"), memory_gib(device) if gpu_gib is None else gpu_gib
+    machine = Machine(kind, memory, available_cores(), local_world_size, thread_limit(), half)
     values: list[DerivedValue] = []
     if completed["augment"]["name"] == "auto":
         name, reason = build("augment", completed["augment"]).choose(device.type)
@@ -87,7 +100,7 @@ def derive(
     of_trainer = _trainer_values(completed, device, precision, machine, plan, found.split)
     values += [value for value in of_trainer if _fill(completed, value)]
     settings = build("data", completed["data"])
-    return Derivation(completed, tuple(values), plan, settings, found, device)
+    return Derivation(completed, tuple(values), plan, settings, found, device, gpu_gib)
 
 
 def _model_to_plan(settings: Mapping[str, Any]) -> Mapping[str, Any]:

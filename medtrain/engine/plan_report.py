@@ -165,10 +165,14 @@ def _network(derivation: Derivation) -> list[Row]:
 
 def _cost(derivation: Derivation, cost: StepCost) -> list[Row]:
     device = derivation.device
-    total, free = memory_gib(device), available_gib(device)
-    what = f"{available_threads()} threads" if device.type == "cpu" else device.type
+    if derivation.gpu_gib is not None:
+        free, what = derivation.gpu_gib, f"a GPU with {derivation.gpu_gib:g} GiB, as --gpu says"
+    else:
+        free = available_gib(device)
+        what = f"{available_threads()} threads" if device.type == "cpu" else device.type
+        what = f"{what}, {memory_gib(device):.1f} GiB of memory, {free:.1f} free"
     rows = [
-        ("device", device.type, f"{what}, {total:.1f} GiB of memory, {free:.1f} free"),
+        ("device", device.type, what),
         ("parameters", f"{cost.parameters / 1e6:.2f} M", "trainable"),
     ]
     if cost.macs is not None:

@@ -93,3 +93,23 @@ def test_images_have_a_plan_too(tmp_path: Path, medtrain: Command, capsys: pytes
 def test_a_plan_is_saved_as_yaml(words: list[str], medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert medtrain("plan", *words, "--out", "plan.json") == 2
     assert "hint: --out plan.yaml" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(
+    words: list[str], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.yaml"
+    words = [
+        *[word for word in words if not word.startswith(("model.", "trainer.p", "data.spacing"))],
+        "data.patch_size=null",
+    ]
+    assert medtrain("plan", *words, "--gpu", 24, "--out", file) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert "a GPU with 24 GiB, as --gpu says" in lines["device"]
+    assert "not measured" in lines["step"]
+    assert float(lines["memory"].split()[1]) > 0
+    assert "channels: [32, 64" in file.read_text()  # a CPU gets 16
+
+    assert medtrain("plan", *words, "--gpu", 24, "--out", file) == 2
+    assert "it exists, and may have been edited" in capsys.readouterr().err
+    assert medtrain("plan", *words, "--gpu", 24, "--measure") == 2

@@ -113,11 +113,13 @@ def test_two_dimensional_plans_are_nnunets() -> None:
     assert plan_of(HIPPOCAMPUS, settings=VolumeData(spatial_dims=2)).batch_size == 366
 
 
-def test_single_slices_are_two_dimensional() -> None:
+def test_single_slices_are_two_dimensional(caplog: pytest.LogCaptureFixture) -> None:
     plan = plan_of(fingerprint((1, 256, 256), (1, 0.5, 0.5), 50))
     assert (plan.spatial_dims, len(plan.patch_size)) == (2, 2)
     assert plan.reasons["data.spatial_dims"] == "cases are single slices"
-    by_patch = plan_of(HIPPOCAMPUS, settings=VolumeData(patch_size=(48, 32)))
+    with caplog.at_level("WARNING", "medtrain"):
+        by_patch = plan_of(HIPPOCAMPUS, settings=VolumeData(patch_size=(48, 32)))
+    assert "data.patch_size has 2 values, so slices are trained; give 3 to train on volumes" in caplog.text
     assert by_patch.spatial_dims == 2
     assert by_patch.reasons["data.spatial_dims"] == "data.patch_size has 2 values"
 

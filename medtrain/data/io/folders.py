@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from medtrain.errors import DataError, Problem, UsageError
 from medtrain.registry import closest
 
 DESCRIPTION = "dataset.json"
+
+log = logging.getLogger(__name__)
 
 
 def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
@@ -32,6 +36,7 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
     if expected is not None:
         below = [folder for folder in below if folder.name == expected]
     if len(below) == 1:
+        _tell(below[0])
         return below[0]
     if below:
         names = ", ".join(folder.name for folder in below)
@@ -43,6 +48,12 @@ def find_root(root: str | None, *, expected: str | None, source: str) -> Path:
         raise UsageError(f"data.root is an empty folder: {path}", hint=f"put the data there ({source})")
     wanted = f" and no {expected}/{DESCRIPTION}" if expected else ""
     raise UsageError(f"{path} holds no {DESCRIPTION}{wanted}", hint=f"{example} ({source})")
+
+
+@functools.cache
+def _tell(folder: Path) -> None:
+    """Say once which data set was found below the folder that was given."""
+    log.info("data.root: the data set is %s", folder)
 
 
 def require_folder(root: str | None, *, example: str, source: str, what: str) -> Path:
