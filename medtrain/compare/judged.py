@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections import Counter
@@ -21,6 +20,7 @@ from medtrain.errors import DataError, MedtrainError, Problem, UsageError
 from medtrain.metrics.cases import metric_specs, tolerance_of
 from medtrain.metrics.lesions import COUNTS, LESION_METRICS
 from medtrain.metrics.spec import MetricSpec
+from medtrain.metrics.tables import read_cases
 from medtrain.registry import plain
 from medtrain.run.folder import RunFolder
 from medtrain.tasks.base import Record, Task
@@ -296,8 +296,7 @@ def _read_records(path: Path) -> dict[str, Record]:
     Raises:
         DataError: A case was judged twice: there is no saying which result is compared.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_cases(path)
     counts = Counter(row["case_id"] for row in rows)
     if twice := [case for case, count in counts.items() if count > 1]:
         folds = sorted({row["fold"] for row in rows if counts[row["case_id"]] > 1 and row.get("fold")})

@@ -18,6 +18,7 @@ from medtrain.data.io.nifti import read_header
 from medtrain.errors import DataError, MedtrainError, UsageError
 from medtrain.inference.scans import Scan, read_grid
 from medtrain.run.atomic import atomic_write, atomic_write_json, disk_errors, remove_leftovers
+from medtrain.run.csvfile import read_table
 from medtrain.run.lock import RunLock
 
 MARKER = "predictions.json"
@@ -32,6 +33,9 @@ _LONGEST_WAIT_S = 60.0
 """For a table that another process writes, which takes seconds at most."""
 
 _ASK_AGAIN_S = 0.02
+
+_MOST_SCORES = 1000
+"""Lesions of a scan whose scores are written, the highest; `lesions/` counts all of them."""
 
 Row = dict[str, Any]
 
@@ -236,13 +240,10 @@ class PredictionTable:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a table as text; none where there is no table. Cells of columns that a row never had are left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        rows = read_table(path)
     except FileNotFoundError:
         return []
-    return [
-        {key: value for key, value in row.items() if value != "" or key in ("message", "file")}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    return [{key: value for key, value in row.items() if value != "" or key in ("message", "file")} for row in rows]
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -323,5 +324,6 @@ class PredictionFolder:
         row |= {f"voxels/{name}": count for name, count in report.voxels.items()}
         row |= {f"volume_ml/{name}": repr(round(volume, 6)) for name, volume in report.volume_ml.items()}
         for name, scores in report.lesions.items():
-            row |= {f"lesions/{name}": len(scores), f"lesion_scores/{name}": " ".join(f"{s:.4g}" for s in scores)}
+            highest = " ".join(f"{score:.4g}" for score in scores[:_MOST_SCORES])
+            row |= {f"lesions/{name}": len(scores), f"lesion_scores/{name}": highest}
         self._table.enter(scan.case_id, row, at_once=True)

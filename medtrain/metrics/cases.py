@@ -94,7 +94,7 @@ def evaluate_case(
     Keys are `dice/<class>`, `iou/`, `precision/`, `recall/`, `volume_error_ml/` (absolute difference of the volumes),
     `volume_bias_ml/` (predicted minus true volume), `volume_ml/` (true volume), with `surface` `hd95_mm/`, `nsd/`,
     `asd_mm/`, and for lesions `lesions_found/`, `lesions_missed/`, `lesions_false/` and, with probabilities,
-    `lesion_candidates/` (a text).
+    `lesion_peaks/` (a text).
     Empty structures: see the module.
 
     Args:
@@ -137,7 +137,8 @@ def evaluate_case(
             sure = None if probabilities is None else probabilities[name][box]
             if sure is not None and ignored is not None:
                 sure = np.where(ignored, np.uint8(0), sure)
-            row |= lesion_row(name, match_lesions(*masks, iou=lesions.iou, certainty=sure))
+            match = match_lesions(*masks, iou=lesions.iou, certainty=sure)
+            row |= lesion_row(name, match, scored=sure is not None)
     return row if annotated is None else _forget_unannotated(row, names, annotated)
 
 

@@ -17,7 +17,7 @@ TP / (TP + FP), `lesion_f1` = 2 TP / (2 TP + FP + FN), `lesion_fp` = FP per case
 were decided those that only a lower one shows: thresholds of 1/4, 1/8 and 1/16 are taken one after the other, and a
 component that touches nothing of those before is a candidate of its own, with the extent that it has there. A
 candidate's score is the highest probability within it. So candidates neither grow nor merge as the threshold falls, and
-the curve goes on below the prediction. A threshold that more than four million further voxels of a scan exceed (a
+the curve goes on below the prediction. A threshold that more than a million further voxels of a scan exceed (a
 network that has hardly been trained) is left out, and so are those below it.
 """
 
@@ -53,8 +53,8 @@ COUNTS = ("lesions_found", "lesions_missed", "lesions_false")
 _MOST_FALSE = 2000
 """False positives of a case whose scores are kept, the highest: an untrained network finds specks by the thousand."""
 
-CANDIDATES = "lesion_candidates"
-"""Column of a case: `score:lesions` of every candidate, e.g. `0.93:1 0.71: 0.64:2+3`."""
+CANDIDATES = "lesion_peaks"
+"""Column of a case: `score:lesions` of every candidate, e.g. `0.93:1 0.71: 0.64:2+3`; by highest probability."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _hits(candidate: np.ndarray, lesion: np.ndarray, sizes: np.ndarray, iou: flo
     return found
 
 
-def lesion_row(name: str, match: LesionMatch) -> dict[str, Any]:
+def lesion_row(name: str, match: LesionMatch, *, scored: bool = True) -> dict[str, Any]:
     """The columns of a case: counts of what is predicted, and all candidates with their scores where they have one.
 
     Of false positives the 2000 with the highest scores are kept, which is more than 8 per scan of a part of 250 scans.
@@ -196,14 +196,16 @@ def lesion_row(name: str, match: LesionMatch) -> dict[str, Any]:
     Args:
         name: Of the structure.
         match: Of `match_lesions`.
+        scored: Whether its candidates have scores.
     """
     counts = (match.found, match.num_lesions - match.found, match.false)
     row: dict[str, Any] = {f"{key}/{name}": float(count) for key, count in zip(COUNTS, counts, strict=True)}
-    if not any(math.isnan(candidate.score) for candidate in match.candidates):
+    if scored:
         candidates = (*match.candidates, *match.lower)
-        false = sorted((item.score for item in candidates if not item.hits), reverse=True)
-        least = false[_MOST_FALSE - 1] if len(false) > _MOST_FALSE else -math.inf
-        kept = [item for item in candidates if item.hits or item.score >= least]
+        false = [place for place, item in enumerate(candidates) if not item.hits]
+        # scores are bytes, so many are equal: the first of these stay
+        beyond = set(sorted(false, key=lambda place: -candidates[place].score)[_MOST_FALSE:])
+        kept = [item for place, item in enumerate(candidates) if place not in beyond]
         row[f"{CANDIDATES}/{name}"] = write_candidates(kept)
     return row
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medtrain.metrics.spec import MetricSpec
+from medtrain.run.csvfile import read_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,10 +101,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(path) if path.is_file() else []
 
 
 def _percent(rows: Sequence[Row]) -> str:

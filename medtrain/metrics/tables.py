@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,18 @@ from medtrain.metrics.cases import CASE_METRICS, EMPTY_RULE, VOLUMES
 from medtrain.metrics.lesions import LESION_METRICS
 from medtrain.metrics.spec import MetricSpec
 from medtrain.run.atomic import atomic_write, atomic_write_json
+from medtrain.run.csvfile import read_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+log = logging.getLogger(__name__)
+
 _SPECS = (*CASE_METRICS, *LESION_METRICS)
 _POOLED = {spec.name for spec in LESION_METRICS}
+
+_MEAN_SCORES = "lesion_candidates/"
+"""Columns of earlier versions, in the place of those of `CANDIDATES`."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,6 +47,22 @@ def cases_csv(records: Rows) -> str:
         values = [record.get(column, "") for column in columns]
         writer.writerow([repr(float(value)) if isinstance(value, float) else value for value in values])
     return text.getvalue()
+
+
+def read_cases(path: Path) -> list[dict[str, str]]:
+    """The rows of a `cases.csv` as text; says so where lesions are scored as earlier versions did.
+
+    Args:
+        path: Of the file, in the folder of an evaluation or of a cross-validation.
+    """
+    rows = read_table(path)
+    if rows and any(key.startswith(_MEAN_SCORES) for key in rows[0]):
+        log.warning(
+            "%s scores lesions by their mean probability, as earlier versions did, so it has no FROC: judge the run "
+            "again with `medtrain evaluate RUN`",
+            path,
+        )
+    return rows
 
 
 def summary_json(records: Rows, summary: Mapping[str, float]) -> dict[str, Any]:

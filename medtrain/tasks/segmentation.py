@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medtrain.errors import UsageError
-from medtrain.inference.postprocess import find_structures
+from medtrain.inference.postprocess import find_structures, keep_largest_components
 from medtrain.inference.probability import ProbabilityMaps
 from medtrain.losses.base import SegmentationLoss
 from medtrain.losses.deep_supervision import DeepSupervisionLoss
@@ -55,7 +55,8 @@ class Segmentation(PlainTask):
         nsd_tolerance_mm: Tolerance of the normalised surface distance in mm; by class or region, e.g.
             `{liver: 2, tumour: 1}`, for some, where the others have 1 mm.
         lesions: Classes or regions whose connected components are lesions: they are counted one by one, too, and
-            scored by their mean probability (FROC).
+            scored by their highest probability (FROC; final evaluations only, unless `monitor` is `froc`, because it
+            needs the probabilities of whole scans at thresholds below the prediction).
         lesion_iou: A predicted lesion finds a true one when their IoU is at least this; 0 when they overlap at all.
         report: Confidence intervals and subgroups of the final evaluation.
     """
@@ -127,10 +128,14 @@ class Segmentation(PlainTask):
 
     def metrics(self) -> Mapping[str, MetricSpec]:
         """The metrics of every evaluation, with their direction."""
-        specs = self._specs()
-        if self.surface_metrics == "always":
-            return specs
-        return {key: spec for key, spec in specs.items() if key.split("/")[0] not in SURFACE_METRICS}
+        final = set() if self.surface_metrics == "always" else set(SURFACE_METRICS)
+        if not self._monitors_froc:
+            final.add("froc")
+        return {key: spec for key, spec in self._specs().items() if key.split("/")[0] not in final}
+
+    @property
+    def _monitors_froc(self) -> bool:
+        return self.monitor.name.split("/")[1] == "froc"
 
     def runtime(self) -> dict[str, Any]:
         """Models have one output per class, or per region, and a cascade's see more than the image."""
@@ -166,7 +171,7 @@ class Segmentation(PlainTask):
         """Predict a case by sliding window, bring it to its source grid and compare it there."""
         if final:
             _ = self.columns  # a table that does not fit is said before anything is judged
-        maps = self.lesion_maps()
+        maps = self.lesion_maps() if final or self._monitors_froc else None
         prediction = self.predict_label([model], [item["image"]], item["geometry"], final=final, maps=maps)
         if final and self.on_prediction is not None:
             self.on_prediction(item, prediction)
@@ -237,25 +242,43 @@ class Segmentation(PlainTask):
         )
         final_label = self.inference.postprocess(label, self.plan.class_names, self.plan.named_regions)
         if maps is not None and final_label is not label:
-            self._end_at(final_label, label != final_label, maps)
+            self._end_at(label, final_label, maps)
         return final_label
 
     def score_lesions(self, label: np.ndarray, maps: ProbabilityMaps) -> dict[str, list[float]]:
         """How sure networks are of each lesion that they found in a scan, by name, the surest first."""
         found = {}
         for name, certainty in maps.maps.items():
-            at = self.plan.judged_names.index(name)
-            members = (at + 1,) if self.plan.regions is None else self.plan.regions[at]
-            found[name] = component_scores(np.isin(label, members), certainty)
+            found[name] = component_scores(np.isin(label, self._members(name)), certainty)
         return found
 
-    def _end_at(self, label: np.ndarray, removed: np.ndarray, maps: ProbabilityMaps) -> None:
-        """Show nothing beyond a label map from which components were removed: a lower threshold has them again."""
-        for name, certainty in maps.maps.items():
-            if certainty[removed].any():
-                at = self.plan.judged_names.index(name)
-                members = (at + 1,) if self.plan.regions is None else self.plan.regions[at]
-                certainty[~np.isin(label, members)] = 0
+    def _members(self, name: str) -> tuple[int, ...]:
+        """The classes of a class or region."""
+        at = self.plan.judged_names.index(name)
+        return (at + 1,) if self.plan.regions is None else tuple(self.plan.regions[at])
+
+    def _end_at(self, label: np.ndarray, final_label: np.ndarray, maps: ProbabilityMaps) -> None:
+        """Show no lesions beyond a label map from which components were removed: lower thresholds have them again.
+
+        That is where components of the lesions themselves were removed, or of a structure that they are part of and
+        where there may be some of them. What was removed of another structure makes no difference to them.
+
+        Args:
+            label: Class indices [*S] as decided.
+            final_label: As post-processed.
+            maps: Is changed.
+        """
+        names = self.inference.keep_largest
+        for structure in find_structures(names, self.plan.class_names, self.plan.named_regions):
+            kept = keep_largest_components(label, [structure])
+            removed = label != kept
+            for name, certainty in maps.maps.items():
+                members = self._members(name)
+                part_of_it = not structure.classes or set(members) <= set(structure.classes)
+                lost = removed if part_of_it else removed & np.isin(label, members) & ~np.isin(kept, members)
+                if certainty[lost].any():
+                    certainty[~np.isin(final_label, members)] = 0
+            label = kept
 
     def _windows_through(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         def forward(windows: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def test_judged_and_compared(
     assert all(row["group"] == row["case_id"] for row in cases)
     for row in cases:
         found, missed, false = (float(row[f"lesions_{key}/cancer"]) for key in ("found", "missed", "false"))
-        candidates = row["lesion_candidates/cancer"].split()
+        candidates = row["lesion_peaks/cancer"].split()
         hits = {lesion for item in candidates for lesion in item.partition(":")[2].split("+") if lesion}
         assert len(hits) >= found  # lower thresholds may find more
         assert sum(item.endswith(":") for item in candidates) >= min(false, 2000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -103,3 +104,20 @@ def test_a_lock_that_is_never_given_back_is_told(tmp_path: Path, monkeypatch: py
     lock.unlink()
     table.enter("b", {"case_id": "b"}, at_once=True)
     assert [row["case_id"] for row in read_rows(tmp_path / "t.csv")] == ["a", "b"]
+
+
+def test_a_scan_of_many_specks_is_read_again(tmp_path: Path) -> None:
+    """Their scores would be longer than the longest cell that csv reads by default; the highest are kept."""
+    csv.field_size_limit(131072)
+    scores = [0.9999 - 1e-5 * number for number in range(30_000)]
+    folder(tmp_path, "a").record(scan("a"), CaseReport("a", "done", lesions={"liver": scores}))
+    row = found(tmp_path)["a"]
+    assert row["lesions/liver"] == "30000"
+    kept = row["lesion_scores/liver"].split()
+    assert (len(kept), kept[0]) == (1000, "0.9999")
+    assert float(kept[-1]) == pytest.approx(scores[999], abs=1e-4)
+    folder(tmp_path, "a", overwrite=True)
+    path = tmp_path / "predictions.csv"  # of an earlier version
+    path.write_text(f"case_id,lesion_scores/liver\na,{'0.5178 ' * 30_000}\n")
+    csv.field_size_limit(131072)
+    assert len(found(tmp_path)["a"]["lesion_scores/liver"]) == 210_000

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from medtrain.metrics.cases import summarize
 from medtrain.metrics.certainty import PROBABILITIES, at_least, encode
+from medtrain.metrics.islands import find_islands
 from medtrain.metrics.lesions import (
     FROC_RATES,
     Candidate,
@@ -24,6 +28,7 @@ from medtrain.metrics.lesions import (
     scored_cases,
     write_candidates,
 )
+from medtrain.metrics.tables import cases_csv, read_cases
 
 
 def _line(*places: int) -> np.ndarray:
@@ -100,10 +105,10 @@ def test_scores_are_the_highest_probabilities() -> None:
     assert match.lower == ()
     row = lesion_row("tumour", match)
     counts = {"lesions_found/tumour": 1.0, "lesions_missed/tumour": 0.0, "lesions_false/tumour": 1.0}
-    text = row.pop("lesion_candidates/tumour")
+    text = row.pop("lesion_peaks/tumour")
     assert row == counts
     assert [item.hits for item in read_candidates(text)] == [(1,), ()]
-    assert "lesion_candidates/tumour" not in lesion_row("tumour", match_lesions(_line(0), _line(1)))
+    assert "lesion_peaks/tumour" not in lesion_row("tumour", match_lesions(_line(0), _line(1)), scored=False)
 
 
 def test_lower_thresholds_show_further_candidates() -> None:
@@ -245,7 +250,7 @@ def test_froc_equals_monai() -> None:
 
 def test_scored_cases_of_records() -> None:
     records = [
-        {"lesions_found/t": 1.0, "lesions_missed/t": 1.0, "lesion_candidates/t": "0.9:2"},
+        {"lesions_found/t": 1.0, "lesions_missed/t": 1.0, "lesion_peaks/t": "0.9:2"},
         {"lesions_found/t": math.nan, "lesions_missed/t": math.nan},  # not annotated
     ]
     (case,) = scored_cases(records, "t") or ()
@@ -258,4 +263,33 @@ def test_the_highest_false_positives_are_kept(monkeypatch: pytest.MonkeyPatch) -
     false = tuple(Candidate(score, ()) for score in (0.1, 0.4, 0.3, 0.2))
     row = lesion_row("t", LesionMatch(1, (Candidate(0.05, (1,)), *false)))
     assert row["lesions_false/t"] == 4.0
-    assert row["lesion_candidates/t"] == "0.05:1 0.4: 0.3:"
+    assert row["lesion_peaks/t"] == "0.05:1 0.4: 0.3:"
+
+
+def test_no_more_false_positives_are_kept_where_scores_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtrain.metrics.lesions._MOST_FALSE", 3)
+    items = tuple(Candidate(score, hits) for score, hits in ((0.3, ()), (0.2, (1,)), (0.3, ()), (0.4, ()), (0.3, ())))
+    assert lesion_row("t", LesionMatch(1, items))["lesion_peaks/t"] == "0.3: 0.2:1 0.3: 0.4:"
+
+
+def test_islands_cost_no_more_than_the_scan() -> None:
+    """Many voxels at a lower threshold take no memory of their own beyond coordinates."""
+    sure = np.zeros((60, 64, 64), dtype=np.uint8)
+    sure[10:50, 10:50, 10:50] = at_least(0.3)
+    tracemalloc.start()
+    (islands,) = find_islands(np.zeros(sure.shape, dtype=bool), sure)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(islands.number), len(islands.highest)) == (40**3, 1)
+    assert peak < 10 * sure.size + 80 * 40**3
+
+
+def test_columns_of_earlier_versions_have_no_froc(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their scores were mean probabilities; added to others they would give a curve of neither."""
+    old = {"case_id": "a", "lesions_found/t": 1.0, "lesions_missed/t": 0.0, "lesions_false/t": 0.0}
+    new = {**old, "case_id": "b", "lesion_peaks/t": "0.9:1"}
+    (tmp_path / "cases.csv").write_text(cases_csv([{**old, "lesion_candidates/t": "0.7:1"}, new]))
+    assert len(read_cases(tmp_path / "cases.csv")) == 2
+    assert "no FROC: judge the run again with `medtrain evaluate" in caplog.text
+    assert "froc" not in summarize([{**old, "lesion_candidates/t": "0.7:1"}, new], ("background", "t"))
+    assert "froc" in summarize([new], ("background", "t"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,10 +39,63 @@ def test_names_and_tolerances_are_checked(settings: dict[str, Any], words: str, 
 def test_lesions_bring_metrics_that_can_be_monitored() -> None:
     assert not any(key.startswith(("lesion", "froc")) for key in _task().metrics())
     task = _task(lesions=("cancer",), monitor="lesion_f1/cancer")
-    assert {"lesion_sensitivity", "lesion_fp/cancer", "froc"} <= task.metrics().keys()
+    assert {"lesion_sensitivity", "lesion_fp/cancer"} <= task.metrics().keys()
     assert "lesion_f1/liver" not in task.metrics()
     assert task.monitor.name == "val/lesion_f1/cancer"
     assert task.metrics()["lesion_fp"].mode == "min"
+
+
+@pytest.mark.parametrize("monitor", ["dice", "froc", "froc/cancer"])
+def test_froc_is_for_final_evaluations_unless_it_is_monitored(monitor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its candidates at lower thresholds take a pass over every scan for each."""
+    task = _task(lesions=("cancer",), monitor=monitor)
+    assert ({"froc", "froc/cancer"} <= task.metrics().keys()) == (monitor != "dice")
+    label = np.zeros((6, 6, 6), dtype=np.uint8)
+    label[2:4, 2:4, 2:4] = 2
+
+    def predicted(*_: Any, maps: Any, **__: Any) -> np.ndarray:
+        if maps is not None:
+            maps.maps = {"cancer": np.where(label == 2, 200, 0).astype(np.uint8)}
+        return label
+
+    monkeypatch.setattr(task, "predict_label", predicted)
+    monkeypatch.setattr(task, "_keep_if_worst", lambda *_: None)
+    geometry = SimpleNamespace(canonical_spacing=(1.0, 1.0, 1.0))
+    item = {"case_id": "a", "image": None, "geometry": geometry, "source_label": label}
+    for final in (False, True):
+        found = task.summarize(task.evaluation_step(torch.nn.Identity(), item, final=final))
+        assert ("froc" in found) == (final or monitor != "dice")
+        assert found["lesion_f1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "speck", "ends"),
+    [
+        ("liver", 1, False),  # another organ
+        ("cancer", 2, True),  # the lesions themselves
+        ("foreground", 1, True),  # what they lie in
+    ],
+)
+def test_the_curve_ends_where_lesions_were_removed(
+    keep: str, speck: int, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = np.zeros((10, 20, 20), dtype=np.uint8)  # [D, H, W]
+    label[2:8, 2:12, 2:12] = 1
+    label[4:6, 4:6, 4:6] = 2
+    label[0, 18, 18] = speck
+    certainty = np.where(label == 2, 200, 0).astype(np.uint8)
+    certainty[4:6, 9:11, 9:11] = 30  # of a lesion that is not predicted
+    certainty[0, 18, 18] = 1
+    task = _task(lesions=("cancer",))
+    task.inference = SlidingWindow(keep_largest=(keep,))
+    monkeypatch.setattr(SlidingWindow, "predict_label", lambda *_, **__: label)
+    maps = task.lesion_maps()
+    assert maps is not None
+    maps.maps = {"cancer": certainty.copy()}
+    final = task.predict_label([], [], None, final=True, maps=maps)  # type: ignore[arg-type]
+    assert final[0, 18, 18] == 0
+    assert (maps.maps["cancer"][4, 9, 9] == 0) == ends
+    assert maps.maps["cancer"][4, 4, 4] == 200
 
 
 def test_a_table_of_subgroups_is_read_for_final_evaluations(tmp_path: Path) -> None:
