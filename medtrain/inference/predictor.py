@@ -305,6 +305,8 @@ def _doubts(volume: Volume, plan: Plan) -> Iterator[str]:
     for name, channel in zip(plan.channel_names, volume.array, strict=True):
         if channel.min() == channel.max():
             yield f"no contrast: every voxel of {name} is {channel.flat[0]:g}"
+    if min(volume.array.shape[1:]) == 1 < min(*plan.patch_size, *plan.median_shape):
+        yield "a single slice, and the model was trained on volumes"
     sizes = (volume.spacing, *(plan.source_spacing or (plan.spacing, plan.spacing)))
     own, finest, coarsest = (size[-plan.spatial_dims :] for size in sizes)  # a 2-D plan keeps a scan's slices
     far = _FAR_SPACING * 1.001

@@ -249,10 +249,12 @@ def test_a_scan_is_compared_with_the_files_of_the_training_cases_not_with_the_gr
     low = run(resolution="low", spacing=(6.0, 6.0, 6.0), source_spacing=((1.0, 0.7, 0.7), (3.0, 1.6, 0.9)))
     for name, spacing in {"like": (0.8, 1.5, 2.5), "thick": (0.8, 1.5, 5.9), "grid": (6.0, 6.0, 6.0)}.items():
         write_scan(folder / f"{name}.nii.gz", voxels(), np.diag([*spacing, 1.0]))
+    write_scan(folder / "flat.nii.gz", voxels(0, (9, 9, 1)), np.diag([0.8, 1.5, 2.5, 1.0]))
     with caplog.at_level(logging.WARNING):
         reports = Predictor(low).predict_folder(folder, tmp_path / "out")
     seen = "is far from the training cases': 1 x 0.7 x 0.7 to 3 x 1.6 x 0.9 mm"
     assert {report.case_id: report.message for report in reports} == {
+        "flat": "a single slice, and the model was trained on volumes",
         "grid": f"spacing 6 x 6 x 6 mm {seen}",
         "like": "",
         "thick": "",
