@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -21,6 +20,7 @@ from typing import Any, ClassVar, Self
 
 from medtrain.errors import MedtrainError, UsageError
 from medtrain.run.atomic import atomic_write_json
+from medtrain.run.csvfile import read_table
 from medtrain.run.folder import RunFolder, read_status
 
 log = logging.getLogger(__name__)
@@ -144,10 +144,9 @@ def judged_by(path: Path, case_id: str | None) -> str:
     """
     table = path / "cases.csv"
     if case_id is not None and table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["case_id"] == case_id:
-                    return f"fold_{row['fold']}"
+        for row in read_table(table):
+            if row["case_id"] == case_id:
+                return f"fold_{row['fold']}"
     return "fold_0"
 
 

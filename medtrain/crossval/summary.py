@@ -27,6 +27,7 @@ from medtrain.engine.build import build_task
 from medtrain.engine.distributed import Dist
 from medtrain.engine.opening import open_data, read_plan
 from medtrain.engine.predictions import FOLDER, prediction_file
+from medtrain.metrics.tables import read_cases
 from medtrain.run.atomic import atomic_write, atomic_write_json
 from medtrain.run.folder import Best, RunFolder
 from medtrain.run.log import console
@@ -174,8 +175,7 @@ def read_member(
     config = load_saved(run.path, overrides, imports=imports)
     place = evaluation or run.evaluation
     summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-    with (place / "cases.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_cases(place / "cases.csv")
     printed = tuple(summary.get("printed") or ())
     return Member(name, run, config, read_plan(run, config), _flatten(summary), rows, printed)
 
