@@ -228,6 +228,7 @@ def test_a_run_that_logs_nothing_gives_signs_of_life(tmp_path: Path, monkeypatch
     run.start(step=4)
     (beating,) = set(threading.enumerate()) - others
     started = run.read_status()
+    beaten.clear()  # it may have beaten before that was read
     assert beaten.wait(60)
     run.close()
     beating.join()
