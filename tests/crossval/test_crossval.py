@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from medtrain.config.compose import load_config
 from medtrain.config.imports import import_modules
@@ -389,7 +391,7 @@ def test_weights_that_have_seen_held_out_cases_are_told(words: list[str], tmp_pa
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(earlier))
     used = {case_id: "" for fold in found.folds for case_id in fold["val"]}
     (tmp_path / "data.json").write_text(json.dumps({"dataset": found.dataset_name, "cases": used}))
-    (tmp_path / "w.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     trainer = {**config["trainer"], "init_from": str(tmp_path / "w.safetensors")}
     facts = probe({**config, "trainer": trainer}, ())
     assert list(facts.seen) == [1]  # it was trained on what fold 1 holds out
