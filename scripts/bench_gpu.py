@@ -215,7 +215,9 @@ def idle_share(step: Callable[[], object], device: torch.device) -> float | None
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
-        if event.device_type == DeviceType.CUDA and event.time_range.end > event.time_range.start
+        if event.device_type == DeviceType.CUDA
+        and event.time_range.end > event.time_range.start
+        and not event.is_user_annotation  # a named range, which covers what is idle within it
     )
     return gaps(spans)
 

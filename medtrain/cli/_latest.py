@@ -57,6 +57,17 @@ def lacks_weights(run: Path) -> str | None:
     return lacks_checkpoint(run)
 
 
+def lacks_judged(run: Path) -> str | None:
+    """What keeps a run or a cross-validation from being judged: unlike its ensemble, that needs no finished record."""
+    from medtrain.crossval.folder import CrossvalFolder, is_crossval
+
+    if is_crossval(run):
+        folder = CrossvalFolder.open(run)
+        done = any(folder.is_done(fold) for fold in range(folder.read_record().num_folds))
+        return None if done else "has no trained fold"
+    return lacks_checkpoint(run)
+
+
 def lacks_checkpoint(run: Path) -> str | None:
     """What keeps a single run from being exported."""
     from medtrain.crossval.folder import is_crossval

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from medtrain.cli._run import EXIT_STOPPED
@@ -27,15 +28,23 @@ _GRACE_S = 10.0
 _LAUNCHED = "MEDTRAIN_LAUNCHED"  # set where stdin is a pipe that the launcher holds open
 
 
-def relaunch(processes: int) -> int:
+def relaunch(processes: int, *, typed: Path | None = None, meant: Path | None = None) -> int:
     """Run this command line as several processes of this machine, without its `--nproc`, and return the exit code.
+
+    Args:
+        processes: How many.
+        typed: A path among its words that each process would look up for itself, such as `EXPERIMENT/latest`.
+        meant: What was found there.
 
     Raises:
         UsageError: A launcher has started several processes already.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError("--nproc is given, but a launcher has already started these processes", hint="drop --nproc")
-    return run_processes([sys.executable, "-m", "medtrain", *_without_nproc(sys.argv[1:])], processes)
+    words = _without_nproc(sys.argv[1:])
+    if typed != meant:
+        words = [str(meant) if Path(word) == typed else word for word in words]
+    return run_processes([sys.executable, "-m", "medtrain", *words], processes)
 
 
 def run_processes(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medtrain.cli._latest import lacks_weights, resolve
+from medtrain.cli._latest import lacks_judged, resolve
 from medtrain.cli._options import Debug, Imports, Overrides
 from medtrain.cli._run import handle_errors
 
@@ -58,7 +58,7 @@ def evaluate(
     with handle_errors(debug):
         from medtrain.crossval.folder import is_crossval
 
-        run = resolve(run, lacks_weights)
+        run = resolve(run, lacks_judged)
         if is_crossval(run):
             from medtrain.crossval.judge import judge_folds
             from medtrain.crossval.launch import evaluate_crossval

@@ -43,7 +43,7 @@ def resume(
     with handle_errors(debug):
         from medtrain.sweep.folder import SweepFolder
 
-        run = resolve(run, lacks_plan)
+        typed, run = run, resolve(run, lacks_plan)
         if SweepFolder.is_sweep(run):
             from medtrain.config.sweeps import load_saved_sweep
             from medtrain.sweep.launch import resume_sweep
@@ -71,5 +71,5 @@ def resume(
         if nproc > 1:
             from medtrain.cli._processes import relaunch
 
-            raise typer.Exit(relaunch(nproc))
+            raise typer.Exit(relaunch(nproc, typed=typed, meant=run))
         end(resume_run(run, config, before=before, started=started))

@@ -28,14 +28,16 @@ from medtrain.run.atomic import atomic_write_json, disk_errors
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0
+"""Wait for an answer, and for each part of it."""
+
 CONNECT_S = 10.0
-"""Timeout while the server has never answered."""
+"""Wait for a connection."""
 
 ATTEMPTS = 6
 """Attempts in a row that bring nothing new."""
 
 FIRST_ATTEMPTS = 2
-"""Attempts to reach a server that has never answered: without a network, waiting helps nobody."""
+"""Attempts to reach a server that was never reached: without a network, waiting helps nobody."""
 
 _LONGEST_WAIT_S = 60.0
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -77,7 +79,7 @@ class _DroppedError(Exception):
     """The connection failed in a way that another attempt may mend."""
 
 
-class _NoAnswerError(_DroppedError):
+class _UnreachedError(_DroppedError):
     """The server could not be reached."""
 
 
@@ -118,18 +120,17 @@ def fetch(
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.json")
     known = _read_note(note, url)
     failed, changes, farthest = 0, 0, _size(part) if known is not None else 0
-    answered = False
+    reached = False
     while True:
         try:
-            timeout_s = TIMEOUT_S if answered else CONNECT_S
-            _transfer(url, part, note, report=report, say=say, need=need, timeout_s=timeout_s)
+            _transfer(url, part, note, report=report, say=say, need=need)
             break
         except _ChangedError as change:
             say(f"{change}: starting anew")
             _forget(part, note)
-            reason, answered = str(change), True
+            reason, reached = str(change), True
         except _DroppedError as drop:
-            reason, answered = str(drop), answered or not isinstance(drop, _NoAnswerError)
+            reason, reached = str(drop), reached or not isinstance(drop, _UnreachedError)
         here, now = _size(part), _read_note(note, url)
         if known is not None and now is not None and not known.same_file(now):
             changes, farthest = changes + 1, 0  # what came of the other file is no measure for this one
@@ -138,7 +139,7 @@ def fetch(
             raise MedtrainError(f"{url} could not be downloaded: the file on the server has changed {changes} times")
         failed = 0 if here > farthest else failed + 1
         farthest = max(farthest, here)
-        if not answered and failed >= FIRST_ATTEMPTS:
+        if not reached and failed >= FIRST_ATTEMPTS:
             host = urllib.parse.urlsplit(url).hostname
             kept = f"; {format_bytes(here)} are here, and the same command continues there" if here else ""
             raise MedtrainError(
@@ -196,7 +197,6 @@ def _transfer(
     report: Report,
     say: Callable[[str], None],
     need: Callable[[int, int, int], None],
-    timeout_s: float,
 ) -> None:
     """One attempt: ask for what is missing and write it."""
     known = _read_note(note, url) if part.exists() else None
@@ -208,7 +208,7 @@ def _transfer(
         headers["Range"] = f"bytes={start}-"
         if known.validator is not None:
             headers["If-Range"] = known.validator
-    with _open(url, headers, start, timeout_s) as answer:
+    with _open(url, headers, start) as answer:
         offset, origin = _understand(url, answer, start, known)
         if start and not offset:
             say("the server sends the file from its beginning")
@@ -224,10 +224,34 @@ def _transfer(
         raise _DroppedError(f"the connection broke off at {done:,} of {origin.length:,} bytes")
 
 
+class _Connection(http.client.HTTPConnection):
+    """Waits less for a connection than for an answer: a server may need long to find a file."""
+
+    def connect(self) -> None:
+        usual, self.timeout = self.timeout, CONNECT_S
+        super().connect()
+        self.sock.settimeout(usual)
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    """The same, encrypted."""
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, request)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, request)
+
+
 @contextmanager
-def _open(url: str, headers: dict[str, str], start: int, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
+def _open(url: str, headers: dict[str, str], start: int) -> Iterator[http.client.HTTPResponse]:
+    opener = urllib.request.build_opener(_Handler, _SecureHandler)
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             _refuse(url, error, start)
@@ -238,9 +262,9 @@ def _open(url: str, headers: dict[str, str], start: int, timeout_s: float) -> It
                 f"{url}: the server's certificate is not valid: {error.reason.verify_message}",
                 hint="is a proxy in between? SSL_CERT_FILE names the certificates to trust",
             ) from None
-        raise _NoAnswerError(f"no connection: {_reason(error.reason)}") from None
+        raise _UnreachedError(f"no connection: {_reason(error.reason)}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _NoAnswerError(f"no connection: {_reason(error)}") from None
+        raise _DroppedError(f"no answer: {_reason(error)}") from None
     with answer:
         yield answer
 

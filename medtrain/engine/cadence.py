@@ -106,15 +106,12 @@ class Cadence:
             return False
         if self.duration.unit == "percent":
             if total_steps is not None:
-                # rounded multiples of the exact length: evenly spaced, and the last one is the last step
-                every = self.duration.value * total_steps / 100
-                return every <= 1 or math.floor(step / every + 1e-9) > math.floor((step - 1) / every + 1e-9)
+                return self._passed(step, total_steps) > self._passed(step - 1, total_steps)
             mark = math.floor(100 * progress / self.duration.value + 1e-9)
             crossed = mark > self._last_percent
             self._last_percent = max(mark, self._last_percent)
             return crossed
-        every_steps = self.duration.in_steps(steps_per_epoch=self.steps_per_epoch, total_steps=total_steps or 0)
-        return step % every_steps == 0
+        return self._passed(step, total_steps or 0) > self._passed(step - 1, total_steps or 0)
 
     def count_left(self, *, step: int, total_steps: int, seconds: float) -> int:
         """How often it will be due until the last step, which counts even where it is not due.
@@ -128,11 +125,18 @@ class Cadence:
             return int(step < total_steps)
         if self.duration.unit == "second":
             return math.ceil(seconds / self.duration.value)
+        passed = self._passed(total_steps, total_steps)
+        last_is_due = passed > self._passed(total_steps - 1, total_steps)
+        return passed - self._passed(step, total_steps) + (0 if last_is_due else 1)
+
+    def _passed(self, step: int, total_steps: int) -> int:
+        """How often it was due until a step; the duration is no time."""
+        assert self.duration is not None
         if self.duration.unit == "percent":
-            every = max(1.0, self.duration.value * total_steps / 100)
-        else:
-            every = self.duration.in_steps(steps_per_epoch=self.steps_per_epoch, total_steps=total_steps)
-        return math.ceil(total_steps / every - 1e-9) - math.floor(step / every + 1e-9)
+            # rounded multiples of the exact length: evenly spaced, and the last one is the last step
+            every = self.duration.value * total_steps / 100
+            return step if every <= 1 else math.floor(step / every + 1e-9)
+        return step // self.duration.in_steps(steps_per_epoch=self.steps_per_epoch, total_steps=total_steps)
 
     def restart(self, *, progress: float, elapsed: float) -> None:
         """Count from now: what was due while an evaluation took its time is not made up for.

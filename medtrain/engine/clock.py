@@ -159,17 +159,23 @@ class RunClock:
                 "and with trainer.sanity_check=false sooner still",
             )
 
-    def warn_of_use(self) -> None:
-        """Say what a time limit was used for, where less than a third of it went into training."""
-        limit = self.limit.max_seconds
-        if limit is not None and self._train_seconds < _LITTLE * min(limit, self.elapsed()):
+    def warn_of_use(self, step: int) -> None:
+        """Say what a time limit that ended a run was used for, where less than a third of it went into training.
+
+        Args:
+            step: Completed optimizer steps.
+        """
+        limit, elapsed = self.limit.max_seconds, self.measured()
+        if self.limit.max_steps is not None and step >= self.limit.max_steps:
+            return
+        if limit is not None and self._train_seconds < _LITTLE * min(limit, elapsed):
             log.warning(
                 "of %.0f s only %.0f s went into training: %.0f s into evaluations, %.0f s into reading and preparing "
                 "the data, starting and saving; a longer trainer.max_time helps, and fewer trainer.eval_cases",
-                self.elapsed(),
+                elapsed,
                 self._train_seconds,
                 self._evaluation_seconds,
-                max(0.0, self.elapsed() - self._train_seconds - self._evaluation_seconds),
+                max(0.0, elapsed - self._train_seconds - self._evaluation_seconds),
             )
 
     def total_steps(self, step: int) -> int:

@@ -22,6 +22,7 @@ from medtrain.engine.initial import check_initial
 from medtrain.engine.loop import Engine, EvaluationInterruptedError, FitResult
 from medtrain.engine.memory import memory_guard
 from medtrain.engine.opening import changed_data, log_progress, open_data, read_plan
+from medtrain.engine.precision import choose_precision
 from medtrain.engine.predictions import FOLDER, prediction_file
 from medtrain.engine.pretrained import check_weights, record_weights
 from medtrain.engine.protocol import TrainData
@@ -123,7 +124,11 @@ def resume_run(
     setup_logging(rank=dist.rank)
     folder = RunFolder.open(run_dir)
     setup_logging(run_dir=folder.path, rank=dist.rank)
-    dist.start(choose_device(config["trainer"]["device"], local_rank=dist.local_rank))
+    device = choose_device(config["trainer"]["device"], local_rank=dist.local_rank)
+    dist.start(device)
+    trainer = config["trainer"]
+    precision, _ = choose_precision(trainer["precision"], device, nonfinite=trainer["nonfinite"])
+    config = {**config, "trainer": {**trainer, "precision": precision}}  # what is kept is what was computed in
     return _run(folder, config, read_plan(folder, config), dist, before=before, started=started, callbacks=callbacks)
 
 
@@ -308,6 +313,7 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
     warn_of_ties(engine)
     final: Mapping[str, float] = {}
     if config["trainer"]["final_evaluation"] and engine.history:
+        began = time.monotonic()
         try:
             final = final_evaluation(
                 engine, folder, config["inference"], save_predictions=config["trainer"]["save_predictions"]
@@ -317,11 +323,12 @@ def _finish(engine: Engine, folder: RunFolder, config: Mapping[str, Any], result
                 folder.finish("stopped", step=result.step, message="stopped in the final evaluation")
             log.info("stopped in the final evaluation")
             return Outcome(folder.path, EXIT_STOPPED)
+        engine.clock.add_evaluation(time.monotonic() - began)
     if dist.is_main:
         save_adapter(engine, folder)
         folder.finish("done", step=result.step, message=result.reason)
         write_report(folder.path)
-    engine.clock.warn_of_use()
+    engine.clock.warn_of_use(result.step)
     best = f", best {engine.monitor.name} {engine.best:.4f}" if engine.best is not None else ""
     log.info("done at step %d (%s)%s: %s", result.step, result.reason, best, folder.path)
     return Outcome(folder.path, EXIT_DONE, final)

@@ -45,7 +45,7 @@ def choose_precision(requested: str, device: torch.device, *, nonfinite: str = "
         raise UsageError(
             f"trainer.nonfinite={nonfinite} does not go with fp16, whose loss scaling finds its scale by steps that "
             "overflow and are skipped",
-            hint="use trainer.nonfinite=skip",
+            hint="use trainer.precision=bf16 or fp32; a new run may have trainer.nonfinite=skip instead",
         )
     if requested == "tf32" and device.type != "cuda":
         raise UsageError("trainer.precision=tf32 needs CUDA", hint="use trainer.precision=fp32 or auto")

@@ -19,8 +19,10 @@ def available_cores() -> int:
 
 
 def thread_limit() -> int | None:
-    """What OMP_NUM_THREADS allows one process; None where it is not set, or says nothing that can be read."""
+    """What OMP_NUM_THREADS allows one process; None where nobody set it, or it says nothing that can be read."""
     first = os.environ.get(LIMIT, "").partition(",")[0].strip()  # one number for each level of nesting
+    if first == "1" and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets it where the user does not
+        return None
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from medtrain.cli._latest import lacks_checkpoint, lacks_plan, lacks_weights, resolve
+from medtrain.cli._latest import lacks_checkpoint, lacks_judged, lacks_plan, lacks_weights, resolve
 from medtrain.cli._options import Overrides
 from medtrain.cli.app import app
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord
@@ -64,6 +65,39 @@ def test_a_cross_validation_predicts_and_is_not_exported(root: Path, lacks: Lack
     assert resolve(root / "liver" / "latest", lacks) == run  # no fold is trained yet
     folder.write_record(CrossvalRecord(num_folds=2, split_hashes=("a", "b"), members=("fold_0",)))
     assert resolve(root / "liver" / "latest", lacks) == (crossval if taken else run)
+
+
+def test_a_cross_validation_that_was_killed_is_judged_by_its_finished_folds(root: Path) -> None:
+    run = _trained(_make(root, "08:00"))
+    crossval = _make(root, "09:00", kind=CrossvalFolder)
+    folder = CrossvalFolder(crossval)
+    folder.write_record(CrossvalRecord(num_folds=2, split_hashes=("a", "b")))
+    fold = RunFolder.create(experiment="liver", path=folder.fold(1))
+    assert resolve(root / "liver" / "latest", lacks_judged) == run
+    fold.finish("done", step=1, message="")
+    (fold.evaluation / "summary.json").write_text("{}")
+    assert resolve(root / "liver" / "latest", lacks_judged) == crossval
+    assert resolve(root / "liver" / "latest", lacks_weights) == run
+
+
+def test_all_processes_continue_the_run_that_the_first_one_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, latest = _make(root, "08:00"), root / "liver" / "latest"
+    started: list[str] = []
+
+    def run_processes(command: list[str], processes: int) -> int:
+        started.extend(command)
+        return 75
+
+    def load(*args: object, **settings: object) -> dict[str, object]:
+        return {}
+
+    monkeypatch.setattr("medtrain.cli._processes.run_processes", run_processes)
+    monkeypatch.setattr("medtrain.config.saved.load_saved", load)
+    monkeypatch.setattr("medtrain.engine.build.continuation", load)
+    words = ["resume", f"{latest}/", "--nproc", "2", "trainer.max_steps=5"]
+    monkeypatch.setattr(sys, "argv", ["medtrain", *words])
+    assert CliRunner().invoke(app, words).exit_code == 75
+    assert started[3:] == ["resume", str(run), "trainer.max_steps=5"]
 
 
 def test_the_word_alone_looks_below_outputs(in_tmp: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -28,7 +29,7 @@ from typer.testing import CliRunner, Result
 from medtrain.cli.app import app
 from medtrain.data.decathlon import TASKS, Task, find_task
 from medtrain.data.download import download, unpack
-from medtrain.data.fetch import ATTEMPTS, Origin, fetch, format_bytes
+from medtrain.data.fetch import ATTEMPTS, CONNECT_S, TIMEOUT_S, Origin, fetch, format_bytes
 from medtrain.data.msd import MsdData
 from medtrain.errors import MedtrainError, UsageError
 
@@ -369,10 +370,11 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     assert told.waited == [2, 4, 8]
 
 
-def test_no_server_at_all(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_server_at_all(tmp_path: Path, server: Server, scheme: str) -> None:
     told = Told()
     with pytest.raises(MedtrainError, match="could not be downloaded: no connection: ") as caught:
-        bring(server, tmp_path, told, url="http://127.0.0.1:9/x.tar")
+        bring(server, tmp_path, told, url=f"{scheme}://127.0.0.1:9/x.tar")
     assert "is this machine online, and can it reach 127.0.0.1?" in str(caught.value.hint)
     assert told.waited == [2]  # nothing has ever answered: more waiting would not help
 
@@ -381,17 +383,43 @@ def test_a_network_that_goes_away_is_waited_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.break_after = [2000]
-    opened, told = urllib.request.urlopen, Told()
+    opened, told = urllib.request.OpenerDirector.open, Told()
 
-    def gone(request: Any, timeout: float) -> Any:
+    def gone(opener: Any, request: Any, *, timeout: float) -> Any:
         if server.asked and len(told.waited) < 4:
             raise urllib.error.URLError(OSError(101, "Network is unreachable"))
-        return opened(request, timeout=timeout)
+        return opened(opener, request, timeout=timeout)
 
-    monkeypatch.setattr(urllib.request, "urlopen", gone)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", gone)
     assert everything(bring(server, tmp_path, told)) == set(task_files())
     assert told.waited == [1, 2, 4, 8]
     assert "no connection: network is unreachable; next attempt in 2 s" in told.said
+
+
+def test_the_wait_for_a_connection_is_no_wait_for_an_answer(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, connected = socket.create_connection, []
+
+    def note(address: Any, timeout: float, *rest: Any) -> socket.socket:
+        connection = connect(address, timeout, *rest)
+        connected.append((timeout, connection))
+        return connection
+
+    monkeypatch.setattr(socket, "create_connection", note)
+    bring(server, tmp_path)
+    assert [(timeout, connection.gettimeout()) for timeout, connection in connected] == [(CONNECT_S, TIMEOUT_S)]
+
+
+def test_a_server_that_is_reached_and_silent_is_asked_as_often_as_any(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*args: Any, **settings: Any) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", silent)
+    with pytest.raises(MedtrainError, match=rf"no answer: timed out \({ATTEMPTS} attempts"):
+        bring(server, tmp_path)
 
 
 def test_an_encoded_answer_is_refused(server: Server, tmp_path: Path) -> None:

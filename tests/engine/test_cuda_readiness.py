@@ -84,8 +84,9 @@ class TestPrecision:
         assert choose_precision("auto", DEVICE)[0] == "fp16"
         for policy in ("ignore", "raise"):  # loss scaling finds its scale by steps that it skips
             assert choose_precision("auto", DEVICE, nonfinite=policy)[0] == "fp32"
-            with pytest.raises(UsageError, match=policy):
+            with pytest.raises(UsageError, match=policy) as caught:
                 choose_precision("fp16", DEVICE, nonfinite=policy)
+            assert "trainer.precision=bf16 or fp32" in str(caught.value.hint)  # a resume cannot change the policy
 
     def test_of_a_new_gpu_is_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pretend_gpu(monkeypatch)

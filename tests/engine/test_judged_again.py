@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medtrain.config.compose import load_config
 from medtrain.config.saved import load_saved
 from medtrain.engine.build import continuation
 from medtrain.engine.launch import EXIT_DONE, EXIT_STOPPED, Outcome, resume_run, start_run
 from medtrain.engine.loop import Engine, EvaluationInterruptedError
+from medtrain.engine.precision import choose_precision
 from medtrain.errors import UsageError
 from medtrain.registry import build
 
@@ -70,6 +72,8 @@ def test_only_the_final_evaluation_is_made_again(
     assert load_saved(run)["task"]["report"]["subgroups"] == ()
     (tmp_path / "table.csv").write_text("case_id,site\n" + "".join(f"{case},north\n" for case in held_out))
     monkeypatch.chdir(tmp_path)
-    _resume(run, "task.report.metadata=table.csv", "task.report.subgroups=[site]")
+    _resume(run, "task.report.metadata=table.csv", "task.report.subgroups=[site]", "trainer.precision=auto")
+    # what is kept is what was computed in
+    assert load_saved(run)["trainer"]["precision"] == choose_precision("auto", torch.device("cpu"))[0]
     with (run / "evaluation" / "subgroups.csv").open(newline="") as file:
         assert {row["subgroup"] for row in csv.DictReader(file)} == {"all", "north"}

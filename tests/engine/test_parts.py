@@ -373,6 +373,7 @@ def test_the_first_evaluation_waits_until_it_is_worth_its_time() -> None:
     [
         ("10%", 0, 10), ("10%", 99, 10), ("10%", 100, 9), ("10%", 999, 1), ("10%", 1000, 0),
         ("300step", 0, 4), ("300step", 300, 3), ("300step", 901, 1), ("2ep", 0, 50), ("60s", 0, 9), (None, 5, 1),
+        ("33.3333%", 0, 3), ("33.3333%", 334, 2), ("33.3%", 0, 4), ("0.01%", 990, 10),
     ],
 )  # fmt: skip
 def test_how_often_something_is_still_due(text: str | None, step: int, expected: int) -> None:
@@ -399,18 +400,24 @@ def test_the_time_left_counts_evaluations_from_the_first_step_on() -> None:
     assert timed.seconds_left(0, every) == 35.0  # what start-up took is gone
 
 
-def test_a_time_limit_that_went_elsewhere_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_time_limit_that_went_elsewhere_is_told_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = RunClock(Limit(None, 60.0))
-    clock.now = 60.0
+    monkeypatch.setattr("time.monotonic", lambda: clock._started + 60.0)
+    clock.now = 40.0  # before the final evaluation
     clock.add_evaluation(20.0)
     clock.add_step(19.0)
-    clock.warn_of_use()
+    clock.warn_of_use(1)
     assert "of 60 s only 19 s went into training: 20 s into evaluations, 21 s into reading" in caplog.text
     assert "trainer.max_time" in caplog.text
     caplog.clear()
     clock.add_step(1.0)
-    clock.warn_of_use()
-    RunClock(Limit(10, None)).warn_of_use()
+    clock.warn_of_use(2)
+    RunClock(Limit(10, None)).warn_of_use(1)
+    ended_by_steps = RunClock(Limit(2, 60.0))
+    monkeypatch.setattr("time.monotonic", lambda: ended_by_steps._started + 60.0)
+    ended_by_steps.warn_of_use(2)
     assert not caplog.text
 
 

@@ -37,6 +37,13 @@ def test_the_cores_and_omp_num_threads_decide(
     assert available_threads(processes) == expected
 
 
+@pytest.mark.parametrize(("limit", "expected"), [("1", 3), ("2", 2)])
+def test_what_torchrun_sets_is_no_wish_of_the_user(monkeypatch: pytest.MonkeyPatch, limit: str, expected: int) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert available_threads(2) == expected
+
+
 @pytest.mark.parametrize("limit", ["1", "3"])
 def test_a_run_and_what_reads_cases_heed_omp_num_threads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str

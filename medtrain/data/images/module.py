@@ -22,7 +22,7 @@ from medtrain.data.sampler import EpochSampler
 from medtrain.data.stream import TrainingStream, evenly
 from medtrain.data.transforms.images.base import ImageAugmentation
 from medtrain.errors import UsageError
-from medtrain.run.threads import available_threads
+from medtrain.run.threads import available_cores
 
 Part = Literal["train", "val", "test"]
 
@@ -146,7 +146,7 @@ class ImageModule:
             for item in items:
                 yield self.judging.collate([self.judging.read(sample) for sample in item])
             return
-        with ThreadPoolExecutor(min(self.num_workers, available_threads()), thread_name_prefix="evaluation") as pool:
+        with ThreadPoolExecutor(min(self.num_workers, available_cores()), thread_name_prefix="evaluation") as pool:
             waiting: deque[list[Future[ReadSample]]] = deque()
             try:
                 for item in items:
