@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,8 @@ def claim_folder(out: Path | None, name: str, root: Path, table: Path | None = N
         table: Its table, where it has one.
 
     Raises:
-        UsageError: `out` holds the inspection of another data set.
+        UsageError: The folder holds the inspection of another data set, or files that would be written over and that
+            no inspection made.
         MedtrainError: The folder cannot be written to.
     """
     mark = {"dataset": name, "root": str(root.resolve())}
@@ -58,6 +59,7 @@ def claim_folder(out: Path | None, name: str, root: Path, table: Path | None = N
             f"{folder} holds the inspection of another data set: {_told(_owner(folder))}",
             hint="choose another folder with --out, or remove this one",
         )
+    _refuse_files_of_others(folder, table)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_json(folder / INSPECTED, mark, sync=False)
@@ -73,15 +75,32 @@ def _owner(folder: Path) -> dict[str, str] | None:
     return found if isinstance(found, dict) else None
 
 
+def _refuse_files_of_others(folder: Path, table: Path | None) -> None:
+    """Say which file would be written over that no inspection made."""
+    hint = "choose another folder with --out"
+    for file in _written(folder):
+        if table is not None and file.resolve() == table.expanduser().resolve():
+            raise UsageError(f"{file} is the table of the data set, and the inspection would replace it", hint=hint)
+        if _owner(folder) is None:
+            raise UsageError(f"{folder} holds {file.name}, which no inspection has marked as its own", hint=hint)
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """The files of a folder that have a name which inspections write."""
+    yield from sorted(folder.glob("sheet_*.png"))
+    yield from (folder / name for name in _WRITTEN if (folder / name).exists())
+
+
 def _told(owner: dict[str, str] | None) -> str:
     return "" if owner is None else ", ".join(f"{key} {value}" for key, value in owner.items())
 
 
 def clear_folder(out: Path) -> None:
-    """Make the folder, or remove what an earlier inspection wrote to it."""
+    """Make the folder, or remove what an earlier inspection wrote to it, where it is marked as an inspection's."""
     out.mkdir(parents=True, exist_ok=True)
-    for old in (*out.glob("sheet_*.png"), *(out / name for name in _WRITTEN)):
-        old.unlink(missing_ok=True)
+    if _owner(out) is not None:
+        for old in list(_written(out)):
+            old.unlink()
 
 
 def write_outliers(path: Path, cases: Sequence[Suspect]) -> Path:
