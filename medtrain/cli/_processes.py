@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from types import FrameType
 
 from medtrain.cli._run import EXIT_STOPPED
 from medtrain.errors import UsageError
+from medtrain.run.provenance import TYPED
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +137,7 @@ def _explain(rank: int, code: int, processes: int) -> int:
 def _start(command: Sequence[str], rank: int, processes: int, port: int, stdin: int) -> subprocess.Popen[bytes]:
     place = {
         _LAUNCHED: 1,
+        TYPED: json.dumps(sys.argv),
         "WORLD_SIZE": processes,
         "RANK": rank,
         "LOCAL_RANK": rank,

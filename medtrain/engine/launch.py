@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from medtrain.registry import plain
 from medtrain.run.atomic import atomic_write_json
 from medtrain.run.folder import RunFolder, Status
 from medtrain.run.log import setup_logging
+from medtrain.run.provenance import command_line
 from medtrain.run.report import write_report
 from medtrain.run.seed import seed_everything
 
@@ -141,7 +141,7 @@ def _make_folder(derivation: Derivation, overrides: Sequence[str]) -> Path:
     folder = RunFolder.create(experiment=experiment, root=run["root"], path=run["dir"])
     atomic_write_json(folder.plan, derivation.plan.to_json())
     derivation.found.save_splits(folder.splits)
-    folder.write_inputs(derivation.config, overrides, sys.argv)
+    folder.write_inputs(derivation.config, overrides, command_line())
     return folder.path
 
 
@@ -268,7 +268,7 @@ def _continue(
         log.warning("evaluations change from here on: the best value so far is forgotten")
         engine.best = None
     if engine.dist.is_main:
-        folder.add_command(sys.argv)
+        folder.add_command(command_line())
         folder.write_config(config)
         if not (folder.path / "data.json").exists():
             atomic_write_json(folder.path / "data.json", data.describe())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -17,6 +18,9 @@ import medtrain
 from medtrain.run.threads import available_cores
 
 MASK = "***"
+TYPED = "MEDTRAIN_TYPED"
+"""Environment variable of processes that another one started: the command line of that one, as JSON."""
+
 _ALWAYS_SECRET = re.compile(
     r"(?:^|_)(?:passwords?|passwd|secrets?|credentials?|(?:api|access|private|auth|ssh|hf|wandb)_?(?:keys?|tokens?))(?:_|$)"
     r"|^(?:keys?|tokens?)$",
@@ -41,10 +45,10 @@ def environment(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Describe the software, the machine and the command of this process, without secrets.
 
     Args:
-        argv: The command line; None takes this process's own.
+        argv: The command line; None takes the one that was typed.
     """
     return {
-        "command": typed_command(sys.argv if argv is None else argv),
+        "command": typed_command(command_line() if argv is None else argv),
         "directory": str(Path.cwd()),
         "medtrain": medtrain.__version__,
         "python": platform.python_version(),
@@ -52,6 +56,7 @@ def environment(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "packages": package_versions(),
         "git": git_state(Path.cwd()),
         "host": platform.node(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "cpu": {"model": _cpu_model(), "cores": available_cores(), "memory_gib": _memory_gib()},
         "gpu": _gpus(),
     }
@@ -110,6 +115,12 @@ def mask_secrets(value: Any, *, key: str = "") -> Any:
         return MASK
     masked = _SECRET_VALUE.sub(MASK, value)
     return masked if _HASH_KEY.search(key) else _WANDB_KEY.sub(MASK, masked)
+
+
+def command_line() -> list[str]:
+    """What was typed, as in `sys.argv`: of the launcher where `--nproc` has started this process."""
+    typed: list[str] = json.loads(os.environ.get(TYPED, "null")) or list(sys.argv)
+    return typed
 
 
 def typed_command(argv: Sequence[str]) -> list[str]:

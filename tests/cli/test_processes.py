@@ -58,6 +58,17 @@ print("remark of", rank, file=sys.stderr)
     assert sorted(err.splitlines()) == ["remark of 0", "remark of 1", "remark of 2"]
 
 
+def test_every_process_knows_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/medtrain", "train", "--nproc", "2", "note=two words"])
+    code = """
+from medtrain.run.provenance import command_line, typed_command
+(folder / f"rank{rank}").write_text("|".join(typed_command(command_line())))
+"""
+    assert _run(tmp_path, code) == 0
+    told = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert told == ["medtrain|train|--nproc|2|note=two words"] * 2
+
+
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((75, 75), 75), ((0, 75), 75), ((75, 3), 3), ((2, 0), 2)])
 def test_exit_code(tmp_path: Path, codes: tuple[int, int], expected: int) -> None:
     assert _run(tmp_path, f"sys.exit({codes}[rank])", settle_s=60.0) == expected

@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from medtrain.run.provenance import environment, git_state, mask_command, mask_secrets, package_versions
+from medtrain.run.provenance import (
+    TYPED,
+    command_line,
+    environment,
+    git_state,
+    mask_command,
+    mask_secrets,
+    package_versions,
+)
 
 _WANDB = "0123456789abcdef0123456789abcdef01234567"
 _HF = "hf_" + "aB3" * 12
@@ -55,6 +64,17 @@ def test_environment_is_json_and_holds_no_secret() -> None:
     assert env["cpu"]["cores"] >= 1
     assert env["cpu"]["memory_gib"] > 0.1
     assert env["command"][1] == "train"
+    assert env["processes"] == 1
+
+
+def test_what_was_typed_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/medtrain", "train", "a=1"])
+    assert command_line() == ["/bin/medtrain", "train", "a=1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(TYPED, json.dumps(["/bin/medtrain", "train", "--nproc", "2", "a=1"]))
+    env = environment(command_line())
+    assert env["command"] == ["medtrain", "train", "--nproc", "2", "a=1"]
+    assert env["processes"] == 2
 
 
 def test_package_versions_are_of_the_dependencies() -> None:
