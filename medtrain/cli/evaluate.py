@@ -53,7 +53,7 @@ def evaluate(
         medtrain evaluate RUN --case liver_017
 
     RUN may be the folder of a cross-validation: each fold judges the cases that it was not trained on, under the same
-    overrides, and their evaluations are put together. Without any the final evaluations are put together again.
+    overrides, and their evaluations are put together. Without any options the final evaluations are put together again.
     """
     with handle_errors(debug):
         from medtrain.crossval.folder import is_crossval
@@ -69,7 +69,7 @@ def evaluate(
                     f"{run} is a cross-validation: its folds are put together on the cases that each has not seen",
                     hint=f"judge one of its runs: medtrain evaluate {run / 'fold_0'} --part {part}",
                 )
-            if overrides or cases or checkpoint != "best":
+            if overrides or cases or checkpoint != "best" or device != "auto":
                 judge_folds(
                     run,
                     overrides or (),

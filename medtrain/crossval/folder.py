@@ -13,7 +13,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -135,19 +135,26 @@ class CrossvalFolder(RunFolder):
         return super().open(path)
 
 
-def judged_by(path: Path, case_id: str | None) -> str:
-    """Name of the fold that judged a case; of the first one where that is not known.
+def judged_by(path: Path, members: Sequence[str], case_id: str) -> str:
+    """Name of the fold that judged a case, and is not trained on it.
 
     Args:
         path: Of the cross-validation.
-        case_id: Of the case; None for any.
+        members: Names of the folds that are done.
+        case_id: Of the case.
+
+    Raises:
+        UsageError: None of them has held it out.
     """
-    table = path / "cases.csv"
-    if case_id is not None and table.is_file():
-        for row in read_table(table):
-            if row["case_id"] == case_id:
-                return f"fold_{row['fold']}"
-    return "fold_0"
+    for name in members:
+        rows = read_table(path / name / "evaluation" / "cases.csv")
+        if any(row["case_id"] == case_id for row in rows):
+            return name
+    raise UsageError(
+        f"--case {case_id}: no fold that is done has held it out ({', '.join(members)})",
+        hint=f"{path / 'fold_N' / 'evaluation' / 'cases.csv'} lists the cases of a fold; "
+        f"`medtrain resume {path}` finishes folds that are not done",
+    )
 
 
 def is_crossval(path: Path) -> bool:

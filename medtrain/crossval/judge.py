@@ -10,7 +10,6 @@ from medtrain.crossval.folder import CrossvalFolder, judged_by
 from medtrain.crossval.launch import evaluate_crossval
 from medtrain.crossval.summary import read_member, summarize_judged
 from medtrain.engine.build import check_evaluation
-from medtrain.errors import UsageError
 from medtrain.inference.evaluate import evaluate_run
 from medtrain.run.log import setup_logging
 
@@ -40,7 +39,7 @@ def judge_folds(
     Raises:
         MedtrainError: No fold is done.
         ConfigError: Overrides that have no effect on judging.
-        UsageError: A case that no fold has judged.
+        UsageError: A case that no fold which is done has held out.
     """
     setup_logging()
     folder = CrossvalFolder.open(path)
@@ -48,10 +47,7 @@ def judge_folds(
     members = folder.done_members(record)
     chosen: dict[str, list[str]] = {name: [] for name in members}
     for case in cases:
-        name = judged_by(folder.path, case)
-        if name not in chosen:
-            raise UsageError(f"--case {case}: {name}, which would judge it, is not done")
-        chosen[name].append(case)
+        chosen[judged_by(folder.path, members, case)].append(case)
     trained = {name: load_saved(folder.path / name, imports=imports) for name in members}
     configs = {name: load_saved(folder.path / name, overrides, imports=imports) for name in members}
     for name in members:  # all of it is told before the first is judged
@@ -65,7 +61,7 @@ def judge_folds(
     if cases:
         return
     if all(place == folder.path / name / "evaluation" for name, place in places.items()):
-        evaluate_crossval(path, imports=imports)  # judged as in training, with data elsewhere for instance
+        evaluate_crossval(path, overrides, imports=imports)  # judged as in training, with data elsewhere for instance
         return
     found = [
         read_member(folder, name, imports, evaluation=place, overrides=overrides) for name, place in places.items()

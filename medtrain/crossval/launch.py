@@ -276,11 +276,12 @@ def _end(folder: CrossvalFolder, event: Ended, stopping: str | None, failed: dic
         log.error("fold %d failed, the others go on: %s", fold, message)
 
 
-def evaluate_crossval(path: Path, *, imports: Sequence[str] = ()) -> None:
+def evaluate_crossval(path: Path, overrides: Sequence[str] = (), *, imports: Sequence[str] = ()) -> None:
     """Put the evaluations of the folds together again: after one was trained longer, or judged otherwise.
 
     Args:
         path: The folder.
+        overrides: What the folds were judged with, such as where the data lies now.
         imports: Modules that register the user's components.
 
     Raises:
@@ -291,7 +292,8 @@ def evaluate_crossval(path: Path, *, imports: Sequence[str] = ()) -> None:
     record = folder.read_record()
     members = folder.done_members(record)
     failed = {name: why for name, why in record.failed.items() if name not in members}
-    record = summarize_folds(folder, dataclasses.replace(record, members=members, failed=failed), imports=imports)
+    record = dataclasses.replace(record, members=members, failed=failed)
+    record = summarize_folds(folder, record, overrides=overrides, imports=imports)
     status = folder.read_status()
     if status.state in ("created", "running"):  # it goes on, and tells how it ends itself
         return

@@ -62,18 +62,21 @@ class Member:
     printed: tuple[str, ...] = ()
 
 
-def summarize_folds(folder: CrossvalFolder, record: CrossvalRecord, *, imports: Sequence[str] = ()) -> CrossvalRecord:
+def summarize_folds(
+    folder: CrossvalFolder, record: CrossvalRecord, *, overrides: Sequence[str] = (), imports: Sequence[str] = ()
+) -> CrossvalRecord:
     """Put the final evaluations of the members together, choose the post-processing, write and print what came out.
 
     Args:
         folder: Of the cross-validation.
         record: With its members.
+        overrides: Of the members' configurations.
         imports: Modules that register the user's components.
 
     Returns:
         The record with metrics and choice, which is also written.
     """
-    members = [read_member(folder, name, imports) for name in record.members]
+    members = [read_member(folder, name, imports, overrides=overrides) for name in record.members]
     record, monitor = _put_together(record, members, folder.cases, folder.evaluation)
     folds = record.metrics["folds"]
     choice = _choose(members, earlier=bool(record.chosen)) if members[0].plan.family == "segmentation" else None
@@ -169,7 +172,7 @@ def read_member(
         name: The fold's folder below it.
         imports: Modules that register the user's components.
         evaluation: Folder of another evaluation than its final one.
-        overrides: What that was made with.
+        overrides: What it was made with.
     """
     run = RunFolder.open(folder.path / name)
     config = load_saved(run.path, overrides, imports=imports)

@@ -25,7 +25,7 @@ from medtrain.config.imports import import_modules
 from medtrain.config.saved import load_saved
 from medtrain.crossval import launch
 from medtrain.crossval.folder import CrossvalFolder, CrossvalRecord, is_crossval, judged_by
-from medtrain.crossval.launch import check_request, outcome, start_crossval
+from medtrain.crossval.launch import check_request, start_crossval
 from medtrain.crossval.probe import probe
 from medtrain.crossval.report import write_crossval_report
 from medtrain.crossval.summary import held_out_cases, read_member
@@ -130,7 +130,7 @@ def test_every_case_is_judged_by_the_fold_that_has_not_seen_it(trained: Path) ->
     assert sorted(rows) == sorted(case for fold in folds for case in fold["val"])
     assert len(rows) == 4
     for case_id, row in rows.items():
-        assert judged_by(trained, case_id) == f"fold_{row['fold']}"
+        assert judged_by(trained, ("fold_0", "fold_1"), case_id) == f"fold_{row['fold']}"
         assert case_id in folds[int(row["fold"])]["val"]
         assert case_id not in folds[int(row["fold"])]["train"]
 
@@ -214,6 +214,17 @@ def test_a_fold_is_done_again_where_it_is_lost_and_the_others_stay(
     assert (trained / "crossval.json").read_text() == before
 
 
+def test_folds_are_judged_where_the_data_lies_now(trained: Path, words: list[str], medtrain: Command) -> None:
+    root = Path(next(word for word in words if word.startswith("data.root=")).partition("=")[2])
+    record, moved = json.loads((trained / "crossval.json").read_text()), root.with_name("moved")
+    root.rename(moved)
+    try:
+        assert medtrain("evaluate", trained, f"data.root={moved}", "--device", "cpu") == 0
+    finally:
+        moved.rename(root)
+    assert json.loads((trained / "crossval.json").read_text())["chosen"] == record["chosen"]
+
+
 def test_put_together_again_it_tells_how_things_are_now(
     trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +277,8 @@ def test_folds_are_judged_under_other_settings(
     assert found["metrics"]["folds"]["dice"]["values"] == alone
     with (trained / "evaluation" / "val_best" / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["fold"] for row in rows] == [judged_by(trained, row["case_id"])[-1] for row in rows]
+    folds = [judged_by(trained, found["members"], row["case_id"]) for row in rows]
+    assert [f"fold_{row['fold']}" for row in rows] == folds
     livers = [float(row["dice/liver"]) for row in rows]
     assert found["metrics"]["cases"]["dice/liver"] == pytest.approx(np.mean(livers), abs=1e-12)
     assert {name: (trained / name).read_bytes() for name in kept} == before  # what it came to stays
@@ -274,7 +286,7 @@ def test_folds_are_judged_under_other_settings(
     case = rows[-1]["case_id"]
     assert medtrain("evaluate", trained, "--case", case, "--device", "cpu") == 0
     (fold,) = (path.parent.parent.name for path in trained.glob(f"fold_*/evaluation/case_{case}_step_*"))
-    assert fold == judged_by(trained, case)
+    assert fold == folds[-1]
 
 
 def test_commands_for_one_run_say_which(trained: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,17 +371,6 @@ def test_what_was_annotated_comes_with_the_case(trained: Path, tmp_path: Path) -
     data = {**member.config["data"], "annotated": str(tmp_path / "annotated.json")}
     partly = dataclasses.replace(member, config={**member.config, "data": data})
     assert [case.annotated for case in held_out_cases([partly])] == [(True, False), None]
-
-
-def test_a_metric_that_is_undefined_in_every_fold_ends_nothing() -> None:
-    undefined = {"mean": None, "std": None, "values": [None, None]}
-    record = CrossvalRecord(num_folds=2, split_hashes=("a", "b"), members=("fold_0", "fold_1"))
-    assert outcome(record, "done") == "2 of 2 folds"
-    told = outcome(dataclasses.replace(record, metrics={"folds": {"hd95_mm": undefined}}), "done")
-    assert told == "2 of 2 folds: hd95_mm -"
-    defined = {"hd95_mm": {"mean": 2.5, "std": 0.5, "values": [2.0, 3.0]}}
-    assert outcome(dataclasses.replace(record, metrics={"folds": defined}), "done").endswith("hd95_mm 2.5000 +- 0.5000")
-    assert outcome(record, "SIGTERM") == "2 of 2 folds, SIGTERM"
 
 
 def test_a_case_is_held_out_once(words: list[str], tmp_path: Path) -> None:
