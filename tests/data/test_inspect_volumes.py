@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from medtrain.cli.app import app
+from medtrain.data.inspect_files import INSPECTED
 from medtrain.data.inspect_measure import GRID, CaseMeasure, ClassMeasure, measure_case
 from medtrain.data.inspect_outliers import THRESHOLD, Findings, Flag, compare, find_outliers, robust
 from medtrain.data.inspect_outliers import Numbers as OutlierNumbers
@@ -285,9 +286,10 @@ def test_what_is_wrong_comes_first(spoiled: tuple[Path, dict[str, str]], tmp_pat
 
 def test_what_is_written(spoiled: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     root, wrong = spoiled
+    (tmp_path / INSPECTED).write_text("{}")
     (tmp_path / "sheet_09.png").write_bytes(b"of an earlier call")
     report = inspect(root, tmp_path)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in tmp_path.iterdir() if path.name != INSPECTED)
     assert names == ["cases.csv", "fingerprint.json", "outliers.csv", "sheet_01.png", "sheet_02.png"]
     assert sorted(path.name for path in report.files) == names
     with (tmp_path / "cases.csv").open(encoding="utf-8", newline="") as file:
