@@ -83,7 +83,7 @@ def open_medtrain(job: Job, folder: Path, root: Path) -> Any:
         oversample_foreground=FOREGROUND,
     )
     found = settings.find()
-    plan, _ = settings.derive(found, Machine("cpu", 16.0, 1), model={}, augment={})
+    plan, _ = settings.derive(found, Machine("cpu", 16.0, 1), model={"name": "unet"}, augment={})
     augment = NnunetAugmentation(in_channels=plan.in_channels)
     return settings.open(plan, found, settings.prepare(plan, found), augment=augment, seed=0)
 
