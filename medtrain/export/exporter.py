@@ -35,8 +35,8 @@ from medtrain.run.atomic import atomic_dir, atomic_write, atomic_write_json, dis
 
 DEFAULT_TOLERANCE = 1e-3
 """Of the largest logit. Other kernels sum in another order. ONNX Runtime adds up the voxels of an instance norm one
-after the other in float32, which costs more digits the larger the patch is: torch's result for 80^3 voxels differs by
-2e-4 after 14 such norms. A wrong graph is off by the size of the logits."""
+after the other in float32, which costs more digits the larger the patch is. A wrong graph is off by the size of the
+logits."""
 
 
 def export_model(
