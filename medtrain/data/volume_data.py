@@ -200,6 +200,8 @@ class VolumeData:
             values = [value for value in values if value.key != "data.normalization"]
             values.append(DerivedValue("data.normalization", schemes, why, fills=False))
         if machine.device == "cpu":
+            if self.memory_gib is not None:
+                log.warning("data.memory_gib is of a GPU, and a CPU trains: computing time bounds the sizes, too")
             why = "a decoder of one convolution per stage trains a quarter faster on a CPU, as accurate per minute"
             values.append(DerivedValue("model.decoder_convs_per_stage", 1, why))
         axes = _mirrored_axes(augment, plan.spatial_dims)

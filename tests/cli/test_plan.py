@@ -96,7 +96,11 @@ def test_a_plan_is_saved_as_yaml(words: list[str], medtrain: Command, capsys: py
 
 
 def test_a_gpu_that_is_not_here_can_be_planned_for(
-    words: list[str], tmp_path: Path, medtrain: Command, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    tmp_path: Path,
+    medtrain: Command,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     file = tmp_path / "plan.yaml"
     words = [
@@ -113,3 +117,6 @@ def test_a_gpu_that_is_not_here_can_be_planned_for(
     assert medtrain("plan", *words, "--gpu", 24, "--out", file) == 2
     assert "it exists, and may have been edited" in capsys.readouterr().err
     assert medtrain("plan", *words, "--gpu", 24, "--measure") == 2
+
+    assert medtrain("plan", *words, "data.memory_gib=24") == 0
+    assert "data.memory_gib is of a GPU, and a CPU trains" in caplog.text
